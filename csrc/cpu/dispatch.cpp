@@ -1,0 +1,68 @@
+#include <cstdlib>
+#include <stdexcept>
+
+#include "cpu/kernels.h"
+
+namespace fastbptt {
+namespace {
+
+struct Candidate {
+  const KernelTable* table;
+  bool runs_here;
+};
+
+std::vector<Candidate> candidates() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl");
+  return {{&kAvx512Kernels, avx512}, {&kAvx2Kernels, avx2}, {&kBaselineKernels, true}};
+#else
+  return {{&kBaselineKernels, true}};
+#endif
+}
+
+const KernelTable* best() {
+  for (const Candidate& c : candidates()) {
+    if (c.runs_here) return c.table;
+  }
+  return &kBaselineKernels;
+}
+
+std::atomic<const KernelTable*> in_use{best()};
+
+}  // namespace
+
+std::vector<std::string> runnable_isas() {
+  std::vector<std::string> names;
+  for (const Candidate& c : candidates()) {
+    if (c.runs_here) names.emplace_back(c.table->isa);
+  }
+  return names;
+}
+
+const KernelTable& kernels() { return *in_use.load(std::memory_order_relaxed); }
+
+void select_isa(const std::string& isa, const std::string& source) {
+  std::string known;
+  for (const Candidate& c : candidates()) {
+    if (isa == c.table->isa) {
+      if (!c.runs_here) {
+        throw std::runtime_error(source + " asks for \"" + isa +
+                                 "\", which this processor does not support");
+      }
+      in_use = c.table;
+      return;
+    }
+    known += std::string(known.empty() ? "" : ", ") + c.table->isa;
+  }
+  throw std::runtime_error(source + " must be one of " + known + ", got \"" + isa + "\"");
+}
+
+void select_isa_from_environment() {
+  if (const char* isa = std::getenv("FASTBPTT_CPU_ISA")) select_isa(isa, "FASTBPTT_CPU_ISA");
+}
+
+}  // namespace fastbptt

@@ -1,0 +1,251 @@
+// Matrix products on packed panels: the micro-kernel that the time loops and the products around
+// them share.
+//
+// The right operand is packed into panels of a few vectors of columns, [panel][k][vectors], so that
+// a tile reads it in one contiguous stream. A tile is `rows` x `vecs` accumulators in registers.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace fastbptt {
+namespace {
+
+// 32 registers with AVX-512, else 16: what accumulators leave must hold the operands.
+constexpr int kAccumulators = kVecBytes == 64 ? 24 : 12;
+constexpr int kMaxVecs = kVecBytes == 64 ? 4 : 2;  // vectors in a panel
+constexpr int kMaxRows = 8;
+constexpr int kMaxTile = kAccumulators * kVecBytes;  // bytes of a tile's results
+// Multiply-adds that must be under way at once to hide their latency (4 cycles, 2 a cycle).
+constexpr int kInFlight = 8;
+
+constexpr int tile_rows(int vecs) {
+  return kAccumulators / vecs < kMaxRows ? kAccumulators / vecs : kMaxRows;
+}
+
+// How a tile reads its left operand: a(i, k) = a[i * lda + k], or a[k * lda + i].
+enum class Left { kByRow, kByColumn };
+
+// acc[i][v] = sum over k of a(i, k) * panel[k][v]. A small tile sums interleaved parts of the k
+// range in accumulators of their own.
+template <typename scalar_t, Left left, int rows, int vecs>
+void tile(const scalar_t* a, int64_t lda, const scalar_t* panel, int64_t K, scalar_t* acc_out) {
+  using V = Vec<scalar_t>;
+  constexpr int W = kLanes<scalar_t>;
+  constexpr int parts = rows * vecs >= kInFlight ? 1 : (kInFlight + rows * vecs - 1) / (rows * vecs);
+  V acc[parts][rows][vecs] = {};
+  const auto multiply_add = [&](V(&sum)[rows][vecs], int64_t k) __attribute__((always_inline)) {
+    V b[vecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < vecs; ++v) b[v] = load(panel + (k * vecs + v) * W);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+      const V x = V{} + (left == Left::kByRow ? a[i * lda + k] : a[k * lda + i]);
+#pragma GCC unroll 8
+      for (int v = 0; v < vecs; ++v) sum[i][v] += x * b[v];
+    }
+  };
+  int64_t k = 0;
+  for (; k + parts <= K; k += parts) {
+#pragma GCC unroll 8
+    for (int part = 0; part < parts; ++part) multiply_add(acc[part], k + part);
+  }
+  if constexpr (parts > 1) {
+    for (; k < K; ++k) multiply_add(acc[0], k);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+    for (int v = 0; v < vecs; ++v) {
+      V sum = acc[0][i][v];
+#pragma GCC unroll 8
+      for (int part = 1; part < parts; ++part) sum += acc[part][i][v];
+      store(acc_out + (i * vecs + v) * W, sum);
+    }
+  }
+}
+
+template <typename scalar_t, Left left, int vecs>
+void tile_of(int64_t rows, const scalar_t* a, int64_t lda, const scalar_t* panel, int64_t K,
+             scalar_t* acc) {
+#define FASTBPTT_ROWS(n)                                                       \
+  case n:                                                                      \
+    if constexpr (n <= tile_rows(vecs)) tile<scalar_t, left, n, vecs>(a, lda, panel, K, acc); \
+    break;
+  switch (rows) {
+    FASTBPTT_ROWS(1)
+    FASTBPTT_ROWS(2)
+    FASTBPTT_ROWS(3)
+    FASTBPTT_ROWS(4)
+    FASTBPTT_ROWS(5)
+    FASTBPTT_ROWS(6)
+    FASTBPTT_ROWS(7)
+    FASTBPTT_ROWS(8)
+  }
+#undef FASTBPTT_ROWS
+}
+
+// rows <= tile_rows(vecs), vecs <= kMaxVecs; acc: [rows][vecs] vectors, aligned.
+template <typename scalar_t, Left left>
+inline void run_tile(int64_t rows, int64_t vecs, const scalar_t* a, int64_t lda,
+                     const scalar_t* panel, int64_t K, scalar_t* acc) {
+  switch (vecs) {
+    case 1:
+      return tile_of<scalar_t, left, 1>(rows, a, lda, panel, K, acc);
+    case 2:
+      return tile_of<scalar_t, left, 2>(rows, a, lda, panel, K, acc);
+    case 3:
+      if constexpr (kMaxVecs >= 3) tile_of<scalar_t, left, 3>(rows, a, lda, panel, K, acc);
+      return;
+    case 4:
+      if constexpr (kMaxVecs >= 4) tile_of<scalar_t, left, 4>(rows, a, lda, panel, K, acc);
+      return;
+  }
+}
+
+// Calls fn(first, count) for tiles of nearly equal height that cover [begin, end): 13 rows with a
+// limit of 6 are 5 + 4 + 4, since a tile of one row runs at a fraction of the speed.
+template <typename Fn>
+inline void for_each_tile(int64_t begin, int64_t end, int64_t limit, Fn&& fn) {
+  const int64_t tiles = ceil_div(end - begin, limit);
+  for (int64_t i = 0, first = begin; i < tiles; ++i) {
+    const int64_t count = (end - first) / (tiles - i);
+    fn(first, count);
+    first += count;
+  }
+}
+
+// A packed right operand of K x columns.
+template <typename scalar_t>
+struct Packed {
+  scalar_t* data;
+  int64_t K;
+  int64_t columns;
+  int64_t panel_vecs;  // vectors in every panel but a narrower last one
+
+  static constexpr int W = kLanes<scalar_t>;
+  int64_t vecs() const { return ceil_div(columns, W); }
+  int64_t panels() const { return ceil_div(vecs(), panel_vecs); }
+  int64_t first_column(int64_t panel) const { return panel * panel_vecs * W; }
+  int64_t vecs_in(int64_t panel) const { return min(panel_vecs, vecs() - panel * panel_vecs); }
+  scalar_t* panel(int64_t p) const { return data + p * panel_vecs * W * K; }
+  static int64_t size(int64_t K, int64_t columns) { return K * ceil_div(columns, W) * W; }
+};
+
+// Transposes a W x W block held in W vectors: log2(W) rounds that swap ever smaller blocks.
+template <typename scalar_t>
+inline void transpose_block(Vec<scalar_t> (&x)[kLanes<scalar_t>]) {
+  constexpr int W = kLanes<scalar_t>;
+  typename VecTypes<scalar_t>::bits low, high;
+#pragma GCC unroll 8
+  for (int half = W / 2; half > 0; half /= 2) {
+#pragma GCC unroll 16
+    for (int lane = 0; lane < W; ++lane) {
+      low[lane] = lane & half ? W + lane - half : lane;
+      high[lane] = lane & half ? W + lane : lane + half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) {
+      if (i & half) continue;
+      const auto a = x[i], b = x[i + half];
+      x[i] = __builtin_shuffle(a, b, low);
+      x[i + half] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+// dst[k][lane] = src[lane * ld + k] for lane < count, zero beyond; rows of dst are `stride` apart.
+template <typename scalar_t>
+void pack_strip_transposed(scalar_t* dst, int64_t stride, const scalar_t* src, int64_t ld,
+                           int64_t count, int64_t K) {
+  constexpr int W = kLanes<scalar_t>;
+  for (int64_t k = 0; k < K; k += W) {
+    const int64_t depth = min(W, K - k);
+    Vec<scalar_t> block[W];
+    for (int64_t lane = 0; lane < W; ++lane) {
+      if (lane >= count) {
+        block[lane] = Vec<scalar_t>{};
+      } else {
+        block[lane] = load_first(src + lane * ld + k, depth);
+      }
+    }
+    transpose_block<scalar_t>(block);
+    for (int64_t i = 0; i < depth; ++i) store(dst + (k + i) * stride, block[i]);
+  }
+}
+
+// dst[k][lane] = src[k * ld + lane] for lane < count, zero beyond.
+template <typename scalar_t>
+void pack_strip(scalar_t* dst, int64_t stride, const scalar_t* src, int64_t ld, int64_t count,
+                int64_t K) {
+  for (int64_t k = 0; k < K; ++k) {
+    const scalar_t* row = src + k * ld;
+    store(dst + k * stride, load_first(row, count));
+  }
+}
+
+// Packs the panels [begin, end) of w, [columns, K] row-major, as its transpose: B(k, n) = w[n][k].
+template <typename scalar_t>
+void pack_transposed(const Packed<scalar_t>& to, const scalar_t* w, int64_t begin, int64_t end) {
+  constexpr int W = kLanes<scalar_t>;
+  for (int64_t p = begin; p < end; ++p) {
+    for (int64_t v = 0; v < to.vecs_in(p); ++v) {
+      const int64_t column = to.first_column(p) + v * W;
+      pack_strip_transposed(to.panel(p) + v * W, to.vecs_in(p) * W, w + column * to.K, to.K,
+                            to.columns - column, to.K);
+    }
+  }
+}
+
+// Packs the panels [begin, end) of w, [K, columns] row-major, as it is: B(k, n) = w[k][n].
+template <typename scalar_t>
+void pack_direct(const Packed<scalar_t>& to, const scalar_t* w, int64_t begin, int64_t end) {
+  constexpr int W = kLanes<scalar_t>;
+  for (int64_t p = begin; p < end; ++p) {
+    for (int64_t v = 0; v < to.vecs_in(p); ++v) {
+      const int64_t column = to.first_column(p) + v * W;
+      pack_strip(to.panel(p) + v * W, to.vecs_in(p) * W, w + column, to.columns,
+                 to.columns - column, to.K);
+    }
+  }
+}
+
+// Calls fn(vector, first column, columns that exist) for the vectors of a panel.
+template <typename scalar_t, typename Fn>
+inline void for_each_vec(const Packed<scalar_t>& b, int64_t panel, Fn&& fn) {
+  constexpr int W = kLanes<scalar_t>;
+  const int64_t first = b.first_column(panel);
+  const int64_t vecs = b.vecs_in(panel);
+  for (int64_t v = 0; v < vecs; ++v) fn(v, first + v * W, min(W, b.columns - first - v * W));
+}
+
+// c[r] (+)= a[r] B + bias for the rows [begin, end). Rows are taken in blocks that stay in the
+// second-level cache while the panels pass over them.
+template <typename scalar_t>
+void gemm_rows(const scalar_t* a, int64_t lda, const Packed<scalar_t>& b, const scalar_t* bias,
+               bool accumulate, scalar_t* c, int64_t ldc, int64_t begin, int64_t end) {
+  constexpr int W = kLanes<scalar_t>;
+  const int64_t block = max(24, (256 << 10) / int64_t(sizeof(scalar_t)) / max(b.K, 1));
+  alignas(64) char storage[kMaxTile];
+  scalar_t* acc = reinterpret_cast<scalar_t*>(storage);
+  for (int64_t first = begin; first < end; first += block) {
+    const int64_t last = min(end, first + block);
+    for (int64_t p = 0; p < b.panels(); ++p) {
+      const int64_t vecs = b.vecs_in(p);
+      for_each_tile(first, last, tile_rows(vecs), [&](int64_t r, int64_t rows) {
+        run_tile<scalar_t, Left::kByRow>(rows, vecs, a + r * lda, lda, b.panel(p), b.K, acc);
+        for (int64_t i = 0; i < rows; ++i) {
+          scalar_t* row = c + (r + i) * ldc;
+          for_each_vec(b, p, [&](int64_t v, int64_t column, int64_t count) {
+            auto sum = load(acc + (i * vecs + v) * W);
+            if (bias) sum += load(bias + column);  // padded to whole vectors
+            if (accumulate) sum += load_first(row + column, count);
+            store_first(row + column, sum, count);
+          });
+        }
+      });
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fastbptt

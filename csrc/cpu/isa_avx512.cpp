@@ -1,0 +1,12 @@
+// System headers first: the target below must not reach the code in them.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "cpu/kernels.h"
+
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#define FASTBPTT_VEC_BYTES 64
+#define FASTBPTT_ISA "avx512"
+#define FASTBPTT_TABLE kAvx512Kernels
+#include "cpu/kernels.inc"
+#endif

@@ -1,0 +1,120 @@
+#include "cpu/team.h"
+
+#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <memory>
+
+namespace fastbptt {
+namespace {
+
+// A forked child inherits the thread pool's records but none of its threads: using it would hang.
+std::atomic<bool> in_forked_child{false};
+const int fork_handler_installed = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+
+int usable_cores() {
+  cpu_set_t set;
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Spinning only pays while every thread of the team has a core.
+int spin_limit(int team) {
+  static const int cores = usable_cores();
+  return team <= cores ? 20000 : 0;
+}
+
+}  // namespace
+
+void Barrier::wait() {
+  if (size_ == 1) return;
+  const int phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  int spins = spin_limit(size_);
+  while (phase_.load(std::memory_order_acquire) == phase) {
+    if (spins > 0) {
+      --spins;
+      relax();
+    } else {
+      sched_yield();
+    }
+  }
+}
+
+void run_team(int threads, void (*fn)(const void* context, const Worker& worker),
+              const void* context) {
+  if (threads <= 1 || omp_in_parallel() || in_forked_child) {
+    Barrier everyone, group;
+    fn(context, Worker{0, 1, &everyone, &group});
+    return;
+  }
+  Barrier everyone;
+  const auto groups = std::make_unique<Barrier[]>(threads);
+#pragma omp parallel num_threads(threads)
+  {
+    const int count = omp_get_num_threads();
+#pragma omp single
+    everyone.init(count);  // `single` ends in a barrier: all see it
+    fn(context, Worker{omp_get_thread_num(), count, &everyone, groups.get()});
+  }
+}
+
+namespace {
+
+// A rough machine, in cycles; only ratios matter. Vectors of weights that a core reads a cycle by
+// the size of its share: from the first, the second and the last cache.
+double vectors_per_cycle(double bytes, int vec_bytes) {
+  const double rate = bytes <= (32 << 10) ? 128 : bytes <= (768 << 10) ? 48 : 14;
+  return std::min(2.0, rate / vec_bytes);
+}
+
+constexpr double kBarrierCycles = 500;
+constexpr double kStepCycles = 60;  // activation latency and loop overhead
+
+// One step of one thread with `rows` lanes and `vecs` vectors of columns.
+double step_cycles(int64_t rows, int64_t K, int64_t vecs, int vec_bytes) {
+  const double products = double(K) * vecs;
+  return std::max(products * rows / 2,
+                  products / vectors_per_cycle(products * vec_bytes, vec_bytes)) +
+         kStepCycles;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+Split choose_split(int threads, int64_t rows, int64_t K, int64_t vecs,
+                   int vec_bytes) {
+  Split best{1, 1};
+  double least = step_cycles(rows, K, vecs, vec_bytes);
+  for (int unit_parts = 1; unit_parts <= std::min<int64_t>(threads, vecs); ++unit_parts) {
+    const int batch_parts = int(std::min<int64_t>(threads / unit_parts, rows));
+    const double cycles =
+        step_cycles(ceil_div(rows, batch_parts), K, ceil_div(vecs, unit_parts), vec_bytes) +
+        (unit_parts > 1 ? kBarrierCycles : 0);
+    if (cycles < least) {
+      least = cycles;
+      best = {batch_parts, unit_parts};
+    }
+  }
+  return best;
+}
+
+int useful_threads(int available, double multiply_adds) {
+  // Waking the pool costs about as much as this many multiply-adds on one core.
+  constexpr double kPerThread = 2.5e5;
+  return int(std::clamp(multiply_adds / kPerThread, 1.0, double(std::max(available, 1))));
+}
+
+}  // namespace fastbptt

@@ -1,0 +1,50 @@
+// The threads that run one kernel together.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace fastbptt {
+
+// A barrier that spins, and yields when it has spun too long.
+class Barrier {
+ public:
+  void init(int size) { size_ = size; }
+  void wait();
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> phase_{0};
+  int size_ = 1;
+};
+
+// One thread's place in its team.
+struct Worker {
+  int id;
+  int count;
+  Barrier* everyone;
+  Barrier* groups;  // [count], for the kernel to size
+};
+
+// Runs fn(context, worker) on up to `threads` threads. The team's real size is worker.count: OpenMP
+// may give fewer threads than asked for. Inside another parallel region, and in a forked child,
+// which has lost its parent's threads, the team is the calling thread alone.
+void run_team(int threads, void (*fn)(const void* context, const Worker& worker),
+              const void* context);
+
+// How the threads share a recurrence: over the batch (no synchronisation), over the hidden units
+// (a barrier a step), or both. batch_parts * unit_parts threads take part.
+struct Split {
+  int batch_parts;
+  int unit_parts;
+};
+
+// The split that takes the least time by count, for `rows` lanes whose step multiplies K values by
+// a matrix of `vecs` vectors of columns.
+Split choose_split(int threads, int64_t rows, int64_t K, int64_t vecs,
+                   int vec_bytes);
+
+// How many threads are worth waking for this many multiply-adds.
+int useful_threads(int available, double multiply_adds);
+
+}  // namespace fastbptt
