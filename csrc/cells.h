@@ -71,7 +71,7 @@ inline V tanh(V x) {
   return Bits<V>::copysign(e / (e + scalar_t(2)), x);
 }
 
-// The nonlinearities of the Elman cell: h = value(pre), and dh/dpre from h alone.
+// The nonlinearities phi of the Elman cell: h = phi(pre), and phi'(pre) from h alone.
 struct Tanh {
   template <typename V>
   static V value(V pre) {

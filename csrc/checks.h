@@ -32,12 +32,12 @@ inline void check_tensor(const at::Tensor& tensor, const std::string& name, at::
               input.device(), ", got ", tensor.device());
 }
 
-inline Nonlinearity parse_nonlinearity(c10::string_view name) {
-  if (name == "tanh") return Nonlinearity::kTanh;
-  if (name == "relu") return Nonlinearity::kRelu;
+inline Cell parse_nonlinearity(c10::string_view name) {
+  if (name == "tanh") return Cell::kTanh;
+  if (name == "relu") return Cell::kRelu;
   TORCH_CHECK(name == "identity", "nonlinearity must be \"tanh\", \"relu\" or \"identity\", got \"",
               name, "\"");
-  return Nonlinearity::kIdentity;
+  return Cell::kIdentity;
 }
 
 // Fills T, B, N from a uniform input [T, B, I] or [B, T, I], or a packed one [N, I] and its

@@ -54,14 +54,13 @@ const scalar_t* state_of(const OptionalTensor& tensor, const LayerShape& shape, 
 }
 
 template <typename scalar_t>
-void fill_base(RnnBase<scalar_t>* p, const LayerShape& shape, const Layout& layout,
-               Nonlinearity nonlinearity, const std::vector<Lane>& lanes, const Tensor& input,
-               const OptionalTensor& hx, at::TensorList weights, int64_t d, int threads) {
+void fill_common(LayerParams<scalar_t>* p, const LayerShape& shape, const Layout& layout,
+                 const std::vector<Lane>& lanes, const Tensor& input, const OptionalTensor& hx,
+                 at::TensorList weights, int64_t d, int threads) {
   p->layout = layout;
   p->I = shape.I;
   p->H = shape.H;
   p->direction = d == 0 ? 1 : -1;
-  p->nonlinearity = nonlinearity;
   p->lanes = lanes.data();
   p->num_lanes = int64_t(lanes.size());
   p->input = input.const_data_ptr<scalar_t>();
@@ -74,19 +73,18 @@ void fill_base(RnnBase<scalar_t>* p, const LayerShape& shape, const Layout& layo
 
 // Allocates the workspace where torch's profilers see it, and runs the kernel on its team.
 template <typename Params>
-void run_kernel(Params* p, int64_t (*workspace)(const Params&),
-                void (*kernel)(const Params&, const Worker&), const Tensor& input) {
-  const Tensor space = at::empty({workspace(*p)}, input.options().dtype(at::kByte));
+void run_kernel(const Kernel<Params>& kernel, Params* p, const Tensor& input) {
+  const Tensor space = at::empty({kernel.workspace(*p)}, input.options().dtype(at::kByte));
   p->workspace = space.mutable_data_ptr();
   struct Call {
-    const Params* p;
-    void (*kernel)(const Params&, const Worker&);
-  } call{p, kernel};
+    const Kernel<Params>& kernel;
+    const Params& p;
+  } const call{kernel, *p};
   run_team(
       p->threads,
       [](const void* context, const Worker& worker) {
-        const Call* call = static_cast<const Call*>(context);
-        call->kernel(*call->p, worker);
+        const Call& call = *static_cast<const Call*>(context);
+        call.kernel.run(call.p, worker);
       },
       &call);
 }
@@ -94,10 +92,10 @@ void run_kernel(Params* p, int64_t (*workspace)(const Params&),
 std::tuple<Tensor, Tensor> rnn_fwd_cpu(const Tensor& input_, const OptionalTensor& hx_,
                                        at::TensorList weights_, bool has_biases,
                                        const OptionalTensor& batch_sizes, bool batch_first,
-                                       c10::string_view nonlinearity_) {
+                                       c10::string_view nonlinearity) {
   const LayerShape shape =
       check_layer(input_, hx_, weights_, has_biases, batch_sizes, batch_first);
-  const Nonlinearity nonlinearity = parse_nonlinearity(nonlinearity_);
+  const Cell cell = parse_nonlinearity(nonlinearity);
   const Tensor input = input_.contiguous();
   const OptionalTensor hx = contiguous(hx_);
   const std::vector<Tensor> weights = contiguous(weights_);
@@ -110,15 +108,14 @@ std::tuple<Tensor, Tensor> rnn_fwd_cpu(const Tensor& input_, const OptionalTenso
       useful_threads(at::get_num_threads(), double(shape.N) * (shape.I + shape.H) * shape.H);
   AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "rnn_fwd", [&] {
     for (int64_t d = 0; d < shape.D; ++d) {
-      RnnFwd<scalar_t> p{};
+      FwdParams<scalar_t> p{};
       const std::vector<Lane> lanes = make_lanes(layout.layout, d == 0 ? 1 : -1, 0);
-      fill_base(&p, shape, layout.layout, nonlinearity, lanes, input, hx, weights, d, threads);
+      fill_common(&p, shape, layout.layout, lanes, input, hx, weights, d, threads);
       p.b_ih = has_biases ? shape.b_ih(weights, d).const_data_ptr<scalar_t>() : nullptr;
       p.b_hh = has_biases ? shape.b_hh(weights, d).const_data_ptr<scalar_t>() : nullptr;
       p.output = output.mutable_data_ptr<scalar_t>() + d * shape.H;
       p.h_n = h_n.mutable_data_ptr<scalar_t>() + d * shape.B * shape.H;
-      run_kernel(&p, kernels_for<scalar_t>().rnn_fwd_workspace, kernels_for<scalar_t>().rnn_fwd,
-                 input);
+      run_kernel(kernels_for<scalar_t>().forward[int(cell)], &p, input);
     }
   });
   return {output, h_n};
@@ -127,11 +124,11 @@ std::tuple<Tensor, Tensor> rnn_fwd_cpu(const Tensor& input_, const OptionalTenso
 std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_bwd_cpu(
     const OptionalTensor& grad_output_, const OptionalTensor& grad_h_n_, const Tensor& input_,
     const Tensor& output_, const OptionalTensor& hx_, at::TensorList weights_, bool has_biases,
-    const OptionalTensor& batch_sizes, bool batch_first, c10::string_view nonlinearity_,
+    const OptionalTensor& batch_sizes, bool batch_first, c10::string_view nonlinearity,
     int64_t chunk, c10::List<bool> needs) {
   const LayerShape shape =
       check_layer(input_, hx_, weights_, has_biases, batch_sizes, batch_first);
-  const Nonlinearity nonlinearity = parse_nonlinearity(nonlinearity_);
+  const Cell cell = parse_nonlinearity(nonlinearity);
   const std::vector<int64_t> out_sizes = output_sizes(input_, shape);
   check_tensor(output_, "output", out_sizes, input_);
   if (grad_output_.has_value()) check_tensor(*grad_output_, "grad_output", out_sizes, input_);
@@ -163,31 +160,29 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_bwd_cpu(
   const OwnedLayout layout(shape, batch_sizes, batch_first);
   const int threads =
       useful_threads(at::get_num_threads(), 2.0 * shape.N * (shape.I + shape.H) * shape.H);
-  const Tensor d_pre = at::empty({shape.N, shape.H}, options);
   AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "rnn_bwd", [&] {
     const auto offset_by_direction = [&](const OptionalTensor& tensor, int64_t d) {
       return tensor.has_value() ? tensor->const_data_ptr<scalar_t>() + d * shape.H : nullptr;
     };
     for (int64_t d = 0; d < shape.D; ++d) {
-      RnnBwd<scalar_t> p{};
+      BwdParams<scalar_t> p{};
       const std::vector<Lane> lanes = make_lanes(layout.layout, d == 0 ? 1 : -1, chunk);
-      fill_base(&p, shape, layout.layout, nonlinearity, lanes, input, hx, weights, d, threads);
+      fill_common(&p, shape, layout.layout, lanes, input, hx, weights, d, threads);
       p.output = output.const_data_ptr<scalar_t>() + d * shape.H;
       p.d_output = offset_by_direction(grad_output, d);
       p.d_h_n = state_of<scalar_t>(grad_h_n, shape, d);
-      p.d_pre = d_pre.mutable_data_ptr<scalar_t>();
       p.d_input = needs_input ? d_input.mutable_data_ptr<scalar_t>() : nullptr;
       p.accumulate_d_input = d > 0;
       p.d_hx = needs_hx ? d_hx.mutable_data_ptr<scalar_t>() + d * shape.B * shape.H : nullptr;
       if (needs_weights) {
         p.d_w_ih = shape.w_ih(d_weights, d).mutable_data_ptr<scalar_t>();
         p.d_w_hh = shape.w_hh(d_weights, d).mutable_data_ptr<scalar_t>();
-        if (has_biases) p.d_bias = shape.b_ih(d_weights, d).mutable_data_ptr<scalar_t>();
+        if (has_biases) {
+          p.d_b_ih = shape.b_ih(d_weights, d).mutable_data_ptr<scalar_t>();
+          p.d_b_hh = shape.b_hh(d_weights, d).mutable_data_ptr<scalar_t>();
+        }
       }
-      run_kernel(&p, kernels_for<scalar_t>().rnn_bwd_workspace, kernels_for<scalar_t>().rnn_bwd,
-                 input);
-      // Both biases enter the same sum, so they share a gradient.
-      if (p.d_bias) shape.b_hh(d_weights, d).copy_(shape.b_ih(d_weights, d));
+      run_kernel(kernels_for<scalar_t>().backward[int(cell)], &p, input);
     }
   });
   return {d_input, d_hx, d_weights};

@@ -1,23 +1,24 @@
 // The arguments of one direction of one layer, as the kernels see them: plain pointers, no torch.
 //
-// Axes: T steps, B batch, I inputs, H hidden units, G gates a unit. N rows: every (step, sequence)
-// pair that exists, T*B for a uniform batch and fewer for a packed one. Gate g of unit u stands in
-// column g*H + u, as in torch's weights.
+// Axes: T steps, B batch, I inputs, H hidden units, G gates a unit (1 for the Elman cell). N rows:
+// every (step, sequence) pair that exists, T*B for a uniform batch and fewer for a packed one. Gate
+// g of unit u stands in column g*H + u, as in torch's weights.
 #pragma once
 
 #include <cstdint>
 
 namespace fastbptt {
 
-enum class Nonlinearity : int { kTanh, kRelu, kIdentity };
+enum class Cell : int { kTanh, kRelu, kIdentity };
+constexpr int kNumCells = 3;
 
 // Which row of an [N, ...] buffer holds step t of sequence b.
 struct Layout {
-  int64_t T;             // steps of the longest sequence
-  int64_t B;             // sequences
-  int64_t N;             // rows in all
-  int64_t time_stride;   // rows from t to t+1   (uniform: B, or 1 if batch_first)
-  int64_t batch_stride;  // rows from b to b+1   (uniform: 1, or T if batch_first)
+  int64_t T;                   // steps of the longest sequence
+  int64_t B;                   // sequences
+  int64_t N;                   // rows in all
+  int64_t time_stride;         // rows from t to t+1   (uniform: B, or 1 if batch_first)
+  int64_t batch_stride;        // rows from b to b+1   (uniform: 1, or T if batch_first)
   const int64_t* offsets;      // [T+1] first row of step t, or null if uniform
   const int64_t* batch_sizes;  // [T] sequences that reach step t, or null if uniform
 };
@@ -26,20 +27,19 @@ struct Layout {
 // a window of it in a truncated backward pass. Local step s stands at t = first + direction * s.
 // Lanes are sorted by descending length, so the lanes that have a step s are always a prefix.
 struct Lane {
-  int64_t first;     // t of local step 0
-  int64_t batch;     // b
-  int64_t steps;     // length
-  bool from_start;   // local step 0 is the sequence's own first step: its state comes from hx
-  bool to_end;       // the last local step is the sequence's own last step: its state is h_n
+  int64_t first;    // t of local step 0
+  int64_t batch;    // b
+  int64_t steps;    // length
+  bool from_start;  // local step 0 is the sequence's own first step: its state comes from hx
+  bool to_end;      // the last local step is the sequence's own last step: its state is h_n
 };
 
 // What both passes of one direction need.
 template <typename scalar_t>
-struct RnnBase {
+struct LayerParams {
   Layout layout;
   int64_t I, H;
-  int direction;  // +1, or -1 for the reverse direction
-  Nonlinearity nonlinearity;
+  int direction;      // +1, or -1 for the reverse direction
   const Lane* lanes;  // [num_lanes]
   int64_t num_lanes;
   const scalar_t* input;  // [N, I]
@@ -52,25 +52,25 @@ struct RnnBase {
 };
 
 template <typename scalar_t>
-struct RnnFwd : RnnBase<scalar_t> {
+struct FwdParams : LayerParams<scalar_t> {
   const scalar_t* b_ih;  // [G*H] or null
   const scalar_t* b_hh;  // [G*H] or null
-  scalar_t* output;      // [N, H], row stride ld_out; holds `pre` until a step overwrites it by h
+  scalar_t* output;      // [N, H], row stride ld_out
   scalar_t* h_n;         // [B, H]
 };
 
 template <typename scalar_t>
-struct RnnBwd : RnnBase<scalar_t> {
+struct BwdParams : LayerParams<scalar_t> {
   const scalar_t* output;    // [N, H], row stride ld_out
   const scalar_t* d_output;  // [N, H], row stride ld_out, or null: zeros
   const scalar_t* d_h_n;     // [B, H] or null: zeros
-  scalar_t* d_pre;           // [N, G*H], scratch that the weight gradients are summed from
   scalar_t* d_input;         // [N, I] or null: not wanted
   bool accumulate_d_input;   // add to d_input (second direction) rather than fill it
   scalar_t* d_hx;            // [B, H] or null
   scalar_t* d_w_ih;          // [G*H, I] or null: no weight gradient is wanted
   scalar_t* d_w_hh;          // [G*H, H]
-  scalar_t* d_bias;          // [G*H] or null
+  scalar_t* d_b_ih;          // [G*H] or null
+  scalar_t* d_b_hh;          // [G*H] or null
 };
 
 }  // namespace fastbptt

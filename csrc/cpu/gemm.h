@@ -12,7 +12,8 @@ namespace {
 
 // 32 registers with AVX-512, else 16: what accumulators leave must hold the operands.
 constexpr int kAccumulators = kVecBytes == 64 ? 24 : 12;
-constexpr int kMaxVecs = kVecBytes == 64 ? 4 : 2;  // vectors in a panel
+constexpr int kMaxVecs = 4;                               // vectors in a tile's row
+constexpr int kPanelVecs = kVecBytes == 64 ? 4 : 2;       // best where the choice is free
 constexpr int kMaxRows = 8;
 constexpr int kMaxTile = kAccumulators * kVecBytes;  // bytes of a tile's results
 // Multiply-adds that must be under way at once to hide their latency (4 cycles, 2 a cycle).
@@ -94,11 +95,9 @@ inline void run_tile(int64_t rows, int64_t vecs, const scalar_t* a, int64_t lda,
     case 2:
       return tile_of<scalar_t, left, 2>(rows, a, lda, panel, K, acc);
     case 3:
-      if constexpr (kMaxVecs >= 3) tile_of<scalar_t, left, 3>(rows, a, lda, panel, K, acc);
-      return;
+      return tile_of<scalar_t, left, 3>(rows, a, lda, panel, K, acc);
     case 4:
-      if constexpr (kMaxVecs >= 4) tile_of<scalar_t, left, 4>(rows, a, lda, panel, K, acc);
-      return;
+      return tile_of<scalar_t, left, 4>(rows, a, lda, panel, K, acc);
   }
 }
 
@@ -114,22 +113,37 @@ inline void for_each_tile(int64_t begin, int64_t end, int64_t limit, Fn&& fn) {
   }
 }
 
-// A packed right operand of K x columns.
+// A packed right operand with K rows. Its columns are the gates of `units`, those of a unit side by
+// side, so that one tile has all of them: [panel][k][unit vector][gate]. An ordinary matrix has one
+// gate.
 template <typename scalar_t>
 struct Packed {
   scalar_t* data;
   int64_t K;
-  int64_t columns;
-  int64_t panel_vecs;  // vectors in every panel but a narrower last one
+  int64_t units;
+  int64_t gates;
+  int64_t panel_vecs;  // unit vectors in every panel but a narrower last one
 
   static constexpr int W = kLanes<scalar_t>;
-  int64_t vecs() const { return ceil_div(columns, W); }
-  int64_t panels() const { return ceil_div(vecs(), panel_vecs); }
-  int64_t first_column(int64_t panel) const { return panel * panel_vecs * W; }
-  int64_t vecs_in(int64_t panel) const { return min(panel_vecs, vecs() - panel * panel_vecs); }
-  scalar_t* panel(int64_t p) const { return data + p * panel_vecs * W * K; }
-  static int64_t size(int64_t K, int64_t columns) { return K * ceil_div(columns, W) * W; }
+  int64_t unit_vecs() const { return ceil_div(units, W); }
+  int64_t panels() const { return ceil_div(unit_vecs(), panel_vecs); }
+  int64_t first_unit(int64_t panel) const { return panel * panel_vecs * W; }
+  int64_t unit_vecs_in(int64_t panel) const {
+    return min(panel_vecs, unit_vecs() - panel * panel_vecs);
+  }
+  int64_t vecs_in(int64_t panel) const { return unit_vecs_in(panel) * gates; }
+  scalar_t* panel(int64_t p) const { return data + p * panel_vecs * gates * W * K; }
+  int64_t size() const { return K * unit_vecs() * gates * W; }
 };
+
+// Calls fn(unit vector, first unit, units that exist) for the unit vectors of a panel.
+template <typename scalar_t, typename Fn>
+inline void for_each_unit_vec(const Packed<scalar_t>& b, int64_t panel, Fn&& fn) {
+  constexpr int W = kLanes<scalar_t>;
+  const int64_t first = b.first_unit(panel);
+  const int64_t vecs = b.unit_vecs_in(panel);
+  for (int64_t v = 0; v < vecs; ++v) fn(v, first + v * W, min(W, b.units - first - v * W));
+}
 
 // Transposes a W x W block held in W vectors: log2(W) rounds that swap ever smaller blocks.
 template <typename scalar_t>
@@ -183,48 +197,40 @@ void pack_strip(scalar_t* dst, int64_t stride, const scalar_t* src, int64_t ld, 
   }
 }
 
-// Packs the panels [begin, end) of w, [columns, K] row-major, as its transpose: B(k, n) = w[n][k].
+// Packs the panels [begin, end) of w, [gates * units, K] row-major, as its transpose:
+// B(k, n) = w[n][k].
 template <typename scalar_t>
 void pack_transposed(const Packed<scalar_t>& to, const scalar_t* w, int64_t begin, int64_t end) {
   constexpr int W = kLanes<scalar_t>;
   for (int64_t p = begin; p < end; ++p) {
-    for (int64_t v = 0; v < to.vecs_in(p); ++v) {
-      const int64_t column = to.first_column(p) + v * W;
-      pack_strip_transposed(to.panel(p) + v * W, to.vecs_in(p) * W, w + column * to.K, to.K,
-                            to.columns - column, to.K);
-    }
+    for_each_unit_vec(to, p, [&](int64_t v, int64_t unit, int64_t count) {
+      for (int64_t g = 0; g < to.gates; ++g) {
+        pack_strip_transposed(to.panel(p) + (v * to.gates + g) * W, to.vecs_in(p) * W,
+                              w + (g * to.units + unit) * to.K, to.K, count, to.K);
+      }
+    });
   }
 }
 
-// Packs the panels [begin, end) of w, [K, columns] row-major, as it is: B(k, n) = w[k][n].
+// Packs the panels [begin, end) of w, [K, units] row-major, as it is: B(k, n) = w[k][n].
 template <typename scalar_t>
 void pack_direct(const Packed<scalar_t>& to, const scalar_t* w, int64_t begin, int64_t end) {
   constexpr int W = kLanes<scalar_t>;
   for (int64_t p = begin; p < end; ++p) {
-    for (int64_t v = 0; v < to.vecs_in(p); ++v) {
-      const int64_t column = to.first_column(p) + v * W;
-      pack_strip(to.panel(p) + v * W, to.vecs_in(p) * W, w + column, to.columns,
-                 to.columns - column, to.K);
-    }
+    for_each_unit_vec(to, p, [&](int64_t v, int64_t unit, int64_t count) {
+      pack_strip(to.panel(p) + v * W, to.vecs_in(p) * W, w + unit, to.units, count, to.K);
+    });
   }
 }
 
-// Calls fn(vector, first column, columns that exist) for the vectors of a panel.
+// Computes a[r] B for the rows [begin, end) and hands each result to fn(r, unit, count, sum), a
+// vector at a time; B has one gate. Rows are taken in blocks that stay in the second-level cache
+// while the panels pass over them.
 template <typename scalar_t, typename Fn>
-inline void for_each_vec(const Packed<scalar_t>& b, int64_t panel, Fn&& fn) {
+void gemm_rows(const scalar_t* a, int64_t lda, const Packed<scalar_t>& b, int64_t begin,
+               int64_t end, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
-  const int64_t first = b.first_column(panel);
-  const int64_t vecs = b.vecs_in(panel);
-  for (int64_t v = 0; v < vecs; ++v) fn(v, first + v * W, min(W, b.columns - first - v * W));
-}
-
-// c[r] (+)= a[r] B + bias for the rows [begin, end). Rows are taken in blocks that stay in the
-// second-level cache while the panels pass over them.
-template <typename scalar_t>
-void gemm_rows(const scalar_t* a, int64_t lda, const Packed<scalar_t>& b, const scalar_t* bias,
-               bool accumulate, scalar_t* c, int64_t ldc, int64_t begin, int64_t end) {
-  constexpr int W = kLanes<scalar_t>;
-  const int64_t block = max(24, (256 << 10) / int64_t(sizeof(scalar_t)) / max(b.K, 1));
+  const int64_t block = max(24, (256 << 10) / int64_t(sizeof(scalar_t)) / b.K);
   alignas(64) char storage[kMaxTile];
   scalar_t* acc = reinterpret_cast<scalar_t*>(storage);
   for (int64_t first = begin; first < end; first += block) {
@@ -234,12 +240,8 @@ void gemm_rows(const scalar_t* a, int64_t lda, const Packed<scalar_t>& b, const 
       for_each_tile(first, last, tile_rows(vecs), [&](int64_t r, int64_t rows) {
         run_tile<scalar_t, Left::kByRow>(rows, vecs, a + r * lda, lda, b.panel(p), b.K, acc);
         for (int64_t i = 0; i < rows; ++i) {
-          scalar_t* row = c + (r + i) * ldc;
-          for_each_vec(b, p, [&](int64_t v, int64_t column, int64_t count) {
-            auto sum = load(acc + (i * vecs + v) * W);
-            if (bias) sum += load(bias + column);  // padded to whole vectors
-            if (accumulate) sum += load_first(row + column, count);
-            store_first(row + column, sum, count);
+          for_each_unit_vec(b, p, [&](int64_t v, int64_t unit, int64_t count) {
+            fn(r + i, unit, count, load(acc + (i * vecs + v) * W));
           });
         }
       });

@@ -9,12 +9,17 @@
 
 namespace fastbptt {
 
+// Each pass of each cell: the bytes of workspace it wants, and what every thread of a team runs.
+template <typename Params>
+struct Kernel {
+  int64_t (*workspace)(const Params& p);
+  void (*run)(const Params& p, const Worker& worker);
+};
+
 template <typename scalar_t>
 struct Kernels {
-  int64_t (*rnn_fwd_workspace)(const RnnFwd<scalar_t>& p);  // bytes
-  void (*rnn_fwd)(const RnnFwd<scalar_t>& p, const Worker& worker);
-  int64_t (*rnn_bwd_workspace)(const RnnBwd<scalar_t>& p);
-  void (*rnn_bwd)(const RnnBwd<scalar_t>& p, const Worker& worker);
+  Kernel<FwdParams<scalar_t>> forward[kNumCells];   // by Cell
+  Kernel<BwdParams<scalar_t>> backward[kNumCells];
 };
 
 struct KernelTable {

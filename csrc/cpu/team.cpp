@@ -94,15 +94,15 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-Split choose_split(int threads, int64_t rows, int64_t K, int64_t vecs,
+Split choose_split(int threads, int64_t rows, int64_t K, int64_t unit_vecs, int64_t gates,
                    int vec_bytes) {
   Split best{1, 1};
-  double least = step_cycles(rows, K, vecs, vec_bytes);
-  for (int unit_parts = 1; unit_parts <= std::min<int64_t>(threads, vecs); ++unit_parts) {
+  double least = step_cycles(rows, K, unit_vecs * gates, vec_bytes);
+  for (int unit_parts = 1; unit_parts <= std::min<int64_t>(threads, unit_vecs); ++unit_parts) {
     const int batch_parts = int(std::min<int64_t>(threads / unit_parts, rows));
-    const double cycles =
-        step_cycles(ceil_div(rows, batch_parts), K, ceil_div(vecs, unit_parts), vec_bytes) +
-        (unit_parts > 1 ? kBarrierCycles : 0);
+    const int64_t vecs = ceil_div(unit_vecs, unit_parts) * gates;
+    const double cycles = step_cycles(ceil_div(rows, batch_parts), K, vecs, vec_bytes) +
+                          (unit_parts > 1 ? kBarrierCycles : 0);
     if (cycles < least) {
       least = cycles;
       best = {batch_parts, unit_parts};

@@ -40,8 +40,8 @@ struct Split {
 };
 
 // The split that takes the least time by count, for `rows` lanes whose step multiplies K values by
-// a matrix of `vecs` vectors of columns.
-Split choose_split(int threads, int64_t rows, int64_t K, int64_t vecs,
+// `unit_vecs` vectors of units with `gates` gates.
+Split choose_split(int threads, int64_t rows, int64_t K, int64_t unit_vecs, int64_t gates,
                    int vec_bytes);
 
 // How many threads are worth waking for this many multiply-adds.

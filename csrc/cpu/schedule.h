@@ -1,0 +1,135 @@
+// Who computes what: the workspace, the threads' shares of a recurrence, and one step of it.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "cpu/team.h"
+#include "params.h"
+
+namespace fastbptt {
+namespace {
+
+// Deals out the workspace, or with a null base only counts its bytes.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+
+  template <typename T>
+  T* take(int64_t count) {
+    T* p = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += ceil_div(count * int64_t(sizeof(T)), 64) * 64;
+    return p;
+  }
+  template <typename T>
+  Packed<T> take_packed(int64_t K, int64_t units, int64_t gates, int64_t panel_vecs) {
+    Packed<T> packed{nullptr, K, units, gates, panel_vecs};
+    packed.data = take<T>(packed.size());
+    return packed;
+  }
+};
+
+inline int64_t row_of(const Layout& layout, int64_t t, int64_t b) {
+  return layout.offsets ? layout.offsets[t] + b : t * layout.time_stride + b * layout.batch_stride;
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+inline Range share(int64_t total, int64_t part, int64_t parts) {
+  return {total * part / parts, total * (part + 1) / parts};
+}
+
+// A power-of-two stride would put the rows of a tile into the same few sets of the cache.
+template <typename scalar_t>
+constexpr int64_t padded_stride(int64_t columns) {
+  return (ceil_div(columns, kLanes<scalar_t>) + 1) * kLanes<scalar_t>;
+}
+
+// One thread's part of a recurrence: lane i of its group is lane first_lane + i * lane_step of all.
+struct Share {
+  const Lane* lanes;
+  int64_t first_lane;
+  int64_t lane_step;
+  int64_t num_lanes;
+  Range panels;      // of the units that this thread computes
+  Barrier* barrier;  // of the group, or null if the thread is alone in it
+  bool idle;
+
+  int64_t index(int64_t i) const { return first_lane + i * lane_step; }
+  const Lane& lane(int64_t i) const { return lanes[index(i)]; }
+  // How many of the group's lanes have a step s, if the first `count` have.
+  int64_t extend_active(int64_t count, int64_t s) const {
+    while (count < num_lanes && lane(count).steps > s) ++count;
+    return count;
+  }
+  void wait() const {
+    if (barrier) barrier->wait();
+  }
+};
+
+// How the team shares a recurrence whose step multiplies K values by vectors of `gates` gates.
+// Every thread comes to the same split; its barriers are ready after everyone's next wait.
+template <typename scalar_t>
+Split split_for(const LayerParams<scalar_t>& p, int64_t K, int64_t gates, const Worker& worker) {
+  const int64_t unit_vecs = ceil_div(p.H, kLanes<scalar_t>);
+  const Split split =
+      choose_split(worker.count, p.num_lanes, K, unit_vecs, gates, kVecBytes);
+  if (worker.id == 0) {
+    for (int i = 0; i < split.batch_parts; ++i) worker.groups[i].init(split.unit_parts);
+  }
+  return split;
+}
+
+// Unit vectors in a panel: as many as a tile takes, fewer where the units are shared by threads.
+template <typename scalar_t>
+int64_t panel_vecs_for(int64_t units, int64_t gates, Split split) {
+  const int64_t unit_vecs = ceil_div(units, kLanes<scalar_t>);
+  return min(max(1, kPanelVecs / gates), ceil_div(unit_vecs, split.unit_parts));
+}
+
+template <typename scalar_t>
+Share share_of(const LayerParams<scalar_t>& p, const Packed<scalar_t>& packed, Split split,
+               const Worker& worker) {
+  Share mine{};
+  const int group = worker.id / split.unit_parts;
+  mine.idle = group >= split.batch_parts;
+  if (mine.idle) return mine;
+  mine.lanes = p.lanes;
+  // Lanes of one length are dealt out in blocks of neighbours; others in turn, so that each group
+  // gets long and short ones, and its own stay sorted.
+  if (p.lanes[0].steps == p.lanes[p.num_lanes - 1].steps) {
+    const Range block = share(p.num_lanes, group, split.batch_parts);
+    mine.first_lane = block.begin;
+    mine.lane_step = 1;
+    mine.num_lanes = block.end - block.begin;
+  } else {
+    mine.first_lane = group;
+    mine.lane_step = split.batch_parts;
+    mine.num_lanes = ceil_div(p.num_lanes - group, split.batch_parts);
+  }
+  mine.panels = share(packed.panels(), worker.id % split.unit_parts, split.unit_parts);
+  mine.barrier = split.unit_parts > 1 ? worker.groups + group : nullptr;
+  return mine;
+}
+
+// Multiplies the rows [begin, end) of `state`, `stride` apart, by the thread's panels and hands the
+// sums of each row and panel to fn(row, panel, acc). K = 0 leaves the product out.
+template <typename scalar_t, typename Fn>
+inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
+                       const scalar_t* state, int64_t stride, int64_t begin, int64_t end, Fn&& fn) {
+  alignas(64) char storage[kMaxTile];
+  scalar_t* acc = reinterpret_cast<scalar_t*>(storage);
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    const int64_t vecs = packed.vecs_in(panel);
+    for_each_tile(begin, end, tile_rows(vecs), [&](int64_t first, int64_t rows) {
+      run_tile<scalar_t, Left::kByRow>(rows, vecs, state + first * stride, stride,
+                                       packed.panel(panel), K, acc);
+      for (int64_t i = 0; i < rows; ++i) {
+        fn(first + i, panel, acc + i * vecs * kLanes<scalar_t>);
+      }
+    });
+  }
+}
+
+}  // namespace
+}  // namespace fastbptt
