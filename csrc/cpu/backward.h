@@ -66,7 +66,7 @@ void backward_steps(const BwdParams<scalar_t>& p, const BwdBuffers<scalar_t>& bu
   constexpr int W = kLanes<scalar_t>;
   const Packed<scalar_t>& w_hh = buffers.w_hh;
   const int64_t stride = buffers.stride * mine.lane_step;
-  const Share all{p.lanes, 0, 1, p.num_lanes, {}, nullptr, false};
+  const Share all{p.lanes, 0, 1, p.num_lanes, {}, {}, false};
   int64_t active_of_all = 0;
   for (int64_t s = end - 1; s >= begin; --s) {
     scalar_t* current = block + mine.first_lane * buffers.stride;
@@ -93,7 +93,7 @@ void backward_steps(const BwdParams<scalar_t>& p, const BwdBuffers<scalar_t>& bu
     *progress = {active, current};
     active_of_all = all.extend_active(active_of_all, s);
     block += active_of_all * buffers.stride;
-    mine.wait();
+    mine.group.wait();
   }
 }
 
@@ -194,7 +194,7 @@ void backward(const BwdParams<scalar_t>& p, const Worker& worker) {
   const Range hh = share(buffers.w_hh.panels(), worker.id, worker.count);
   pack_direct(buffers.w_ih, p.w_ih, ih.begin, ih.end);
   pack_direct(buffers.w_hh, p.w_hh, hh.begin, hh.end);
-  worker.everyone->wait();
+  worker.everyone.wait();
 
   const Share mine = share_of(p, buffers.w_hh, split, worker);
   const Range gates = share(p.H, worker.id, worker.count);
@@ -209,7 +209,7 @@ void backward(const BwdParams<scalar_t>& p, const Worker& worker) {
     const int64_t num_rows =
         fill_rows(p, begin, end, buffers.rows[turn], buffers.before[turn], worker);
     if (!mine.idle) backward_steps<Phi>(p, buffers, mine, begin, end, block, &progress);
-    worker.everyone->wait();
+    worker.everyone.wait();
 
     if (p.d_input) {
       const Range part = share(num_rows, worker.id, worker.count);

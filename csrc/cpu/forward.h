@@ -53,7 +53,7 @@ void forward_steps(const FwdParams<scalar_t>& p, const FwdBuffers<scalar_t>& buf
         });
       }
     }
-    mine.wait();
+    mine.group.wait();
   }
   int64_t active = mine.num_lanes;
   for (int64_t s = 0; s < mine.lane(0).steps; ++s) {
@@ -73,7 +73,7 @@ void forward_steps(const FwdParams<scalar_t>& p, const FwdBuffers<scalar_t>& buf
     };
     step_tiles(mine.panels, w_hh, s > 0 || p.hx ? p.H : 0, state[s % 2], stride, 0, active,
                finish_row);
-    mine.wait();
+    mine.group.wait();
   }
 }
 
@@ -88,14 +88,14 @@ void forward(const FwdParams<scalar_t>& p, const Worker& worker) {
   if (worker.id == 0) {
     for (int64_t n = 0; n < p.H; ++n) buffers.bias[n] = p.b_ih ? p.b_ih[n] + p.b_hh[n] : 0;
   }
-  worker.everyone->wait();
+  worker.everyone.wait();
 
   const Range rows = share(p.layout.N, worker.id, worker.count);
   gemm_rows(p.input, p.I, buffers.w_ih, rows.begin, rows.end,
             [&](int64_t row, int64_t unit, int64_t count, Vec<scalar_t> sum) {
               store_first(p.output + row * p.ld_out + unit, sum + load(buffers.bias + unit), count);
             });
-  worker.everyone->wait();
+  worker.everyone.wait();
 
   const Share mine = share_of(p, buffers.w_hh, split, worker);
   if (!mine.idle) forward_steps<Phi>(p, buffers, mine);

@@ -52,7 +52,7 @@ struct Share {
   int64_t lane_step;
   int64_t num_lanes;
   Range panels;      // of the units that this thread computes
-  Barrier* barrier;  // of the group, or null if the thread is alone in it
+  Barrier group;     // of the threads that share these lanes
   bool idle;
 
   int64_t index(int64_t i) const { return first_lane + i * lane_step; }
@@ -62,22 +62,14 @@ struct Share {
     while (count < num_lanes && lane(count).steps > s) ++count;
     return count;
   }
-  void wait() const {
-    if (barrier) barrier->wait();
-  }
 };
 
 // How the team shares a recurrence whose step multiplies K values by vectors of `gates` gates.
-// Every thread comes to the same split; its barriers are ready after everyone's next wait.
+// Every thread comes to the same split.
 template <typename scalar_t>
 Split split_for(const LayerParams<scalar_t>& p, int64_t K, int64_t gates, const Worker& worker) {
   const int64_t unit_vecs = ceil_div(p.H, kLanes<scalar_t>);
-  const Split split =
-      choose_split(worker.count, p.num_lanes, K, unit_vecs, gates, kVecBytes);
-  if (worker.id == 0) {
-    for (int i = 0; i < split.batch_parts; ++i) worker.groups[i].init(split.unit_parts);
-  }
-  return split;
+  return choose_split(worker.count, p.num_lanes, K, unit_vecs, gates, kVecBytes);
 }
 
 // Unit vectors in a panel: as many as a tile takes, fewer where the units are shared by threads.
@@ -108,7 +100,8 @@ Share share_of(const LayerParams<scalar_t>& p, const Packed<scalar_t>& packed, S
     mine.num_lanes = ceil_div(p.num_lanes - group, split.batch_parts);
   }
   mine.panels = share(packed.panels(), worker.id % split.unit_parts, split.unit_parts);
-  mine.barrier = split.unit_parts > 1 ? worker.groups + group : nullptr;
+  mine.group = {worker.group_arrivals + group * split.unit_parts, split.unit_parts,
+                worker.id % split.unit_parts};
   return mine;
 }
 

@@ -28,26 +28,24 @@ inline void relax() {
 // Spinning only pays while every thread of the team has a core.
 int spin_limit(int team) {
   static const int cores = usable_cores();
-  return team <= cores ? 20000 : 0;
+  return team <= cores ? 2000 : 0;
 }
 
 }  // namespace
 
-void Barrier::wait() {
-  if (size_ == 1) return;
-  const int phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-    return;
-  }
-  int spins = spin_limit(size_);
-  while (phase_.load(std::memory_order_acquire) == phase) {
-    if (spins > 0) {
-      --spins;
-      relax();
-    } else {
-      sched_yield();
+void Barrier::wait() const {
+  if (size == 1) return;
+  const uint32_t now = arrivals[id].count.load(std::memory_order_relaxed) + 1;
+  arrivals[id].count.store(now, std::memory_order_release);
+  int spins = spin_limit(size);
+  for (int other = 0; other < size; ++other) {
+    // Another thread may already have arrived at the next barrier, though at none beyond it.
+    while (int32_t(arrivals[other].count.load(std::memory_order_acquire) - now) < 0) {
+      if (--spins > 0) {
+        relax();
+      } else {
+        sched_yield();
+      }
     }
   }
 }
@@ -55,18 +53,15 @@ void Barrier::wait() {
 void run_team(int threads, void (*fn)(const void* context, const Worker& worker),
               const void* context) {
   if (threads <= 1 || omp_in_parallel() || in_forked_child) {
-    Barrier everyone, group;
-    fn(context, Worker{0, 1, &everyone, &group});
+    Arrivals everyone, group;
+    fn(context, Worker{0, 1, {&everyone, 1, 0}, &group});
     return;
   }
-  Barrier everyone;
-  const auto groups = std::make_unique<Barrier[]>(threads);
+  const auto arrivals = std::make_unique<Arrivals[]>(2 * threads);
 #pragma omp parallel num_threads(threads)
   {
-    const int count = omp_get_num_threads();
-#pragma omp single
-    everyone.init(count);  // `single` ends in a barrier: all see it
-    fn(context, Worker{omp_get_thread_num(), count, &everyone, groups.get()});
+    const int id = omp_get_thread_num(), count = omp_get_num_threads();
+    fn(context, Worker{id, count, {arrivals.get(), count, id}, arrivals.get() + threads});
   }
 }
 

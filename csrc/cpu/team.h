@@ -6,24 +6,28 @@
 
 namespace fastbptt {
 
-// A barrier that spins, and yields when it has spun too long.
-class Barrier {
- public:
-  void init(int size) { size_ = size; }
-  void wait();
+// How many barriers a thread has arrived at.
+struct alignas(64) Arrivals {
+  std::atomic<uint32_t> count{0};
+};
 
- private:
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<int> phase_{0};
-  int size_ = 1;
+// One thread's view of a barrier. Each thread announces its own arrival and watches for the others',
+// so that the last arrival costs the transfer of one cache line. It spins, and yields when it has
+// spun too long.
+struct Barrier {
+  Arrivals* arrivals;  // [size]
+  int size;
+  int id;  // of this thread among `size`
+
+  void wait() const;
 };
 
 // One thread's place in its team.
 struct Worker {
   int id;
   int count;
-  Barrier* everyone;
-  Barrier* groups;  // [count], for the kernel to size
+  Barrier everyone;
+  Arrivals* group_arrivals;  // [count], for barriers of parts of the team
 };
 
 // Runs fn(context, worker) on up to `threads` threads. The team's real size is worker.count: OpenMP
