@@ -1,0 +1,108 @@
+# `make help` lists the targets. Each does its own set-up, once, in .venv: the pinned torch, the
+# tools, and the package itself in place; the extension is rebuilt when its sources change. Needs
+# Python >= 3.10 with its headers and venv, g++ and make.
+#
+# pip takes torch from the index that it is set up for; on Linux the default is the CUDA build, of
+# several GB. For the CPU build, point PIP_EXTRA_INDEX_URL at PyTorch's index of CPU wheels, or
+# PIP_FIND_LINKS at a folder that has the wheel, before the first `make`.
+#
+#   make test ARGS="-k packed"         passes arguments to the program
+#   make test PYTHON=path/to/python    uses that environment and the torch it has, not .venv
+#   make test BASE_PYTHON=python3.12   makes .venv with that Python
+
+TORCH := torch==2.13.0
+BUILD_TOOLS := "setuptools>=77" ninja
+LINT_TOOLS := $(shell grep -oE '(clang-format|ruff)==[0-9.]+' pyproject.toml)
+
+BASE_PYTHON ?= python3
+PY := $(or $(PYTHON),.venv/bin/python)
+PIP_INSTALL := $(PY) -m pip -qq --disable-pip-version-check install
+export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
+
+die = { echo "error:" $(1) >&2; exit 1; }
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help run test bench lint format clean distclean python lint-tools FORCE
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+run: build/.installed ## train the example with torch.nn.RNN and with fastbptt and compare
+	@$(PY) examples/char_lm.py --backend both $(ARGS)
+
+test: build/.installed ## run the tests
+	@$(PY) -m pytest $(ARGS)
+
+bench: build/.installed ## measure the speed against torch and then the memory
+	@$(PY) -m benchmarks.compare $(ARGS)
+	@$(PY) -m benchmarks.memory
+
+CLANG_FORMAT = find csrc -type f | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
+
+lint: lint-tools ## check style and format
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(CLANG_FORMAT) --dry-run -Werror
+
+format: lint-tools ## format the sources
+	@$(PY) -m ruff check --fix-only --quiet .
+	@$(PY) -m ruff format .
+	@$(CLANG_FORMAT) -i
+
+clean: ## remove what was built
+	rm -rf build dist *.egg-info fastbptt/*.so .benchmarks .hypothesis .pytest_cache .ruff_cache
+	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf .venv
+
+# The environment. To a user's own only what is missing is added, and the formatters as pinned.
+ifdef PYTHON
+python:
+	@command -v $(PY) >/dev/null || $(call die,"PYTHON=$(PY) not found")
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		$(call die,"PYTHON=$(PY) is too old: it has to be Python >= 3.10")
+	@$(PY) -c 'import pip' 2>/dev/null || $(call die,"PYTHON=$(PY) has no pip")
+else
+python: | .venv/bin/python
+.venv/bin/python:
+	@command -v $(BASE_PYTHON) >/dev/null || \
+		$(call die,"$(BASE_PYTHON) not found: install Python >= 3.10 or name one with BASE_PYTHON=")
+	@$(BASE_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		$(call die,"$(BASE_PYTHON) is too old: name a Python >= 3.10 with BASE_PYTHON=")
+	@$(BASE_PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		$(call die,"$(BASE_PYTHON) has no venv module: install it (Debian: python3-venv)")
+	@echo "making .venv"
+	@$(BASE_PYTHON) -m venv --clear .venv
+endif
+
+lint-tools: python
+	@$(PY) -c 'import sys, importlib.metadata as m; \
+		assert all(m.version(n) == v for n, v in (tool.split("==") for tool in sys.argv[1:]))' \
+		$(LINT_TOOLS) 2>/dev/null || $(PIP_INSTALL) $(LINT_TOOLS)
+
+# The stamp says what the package was built and installed for: it is out of date too when the
+# environment, its torch or the built module is another one or gone.
+STATE = $(PY) -c 'import sys, importlib.metadata as m; del sys.path[0]; print(sys.prefix, \
+	m.version("torch"), m.distribution("fastbptt").read_text("direct_url.json"))' 2>/dev/null
+UNCHANGED = [ "$$($(STATE))" = "$$(cat build/.installed)" ] && ls fastbptt/_C.*.so
+
+build/.installed: pyproject.toml setup.py Makefile $(shell find csrc -type f) \
+		$(shell { $(UNCHANGED); } >/dev/null 2>&1 || echo FORCE) | python
+	@command -v $${CXX:-c++} >/dev/null || \
+		$(call die,"no C++ compiler: install g++ or name one with CXX=")
+	@$(PY) -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' \
+		2>/dev/null || $(call die,"$(PY) has no Python.h: install its headers (Debian: python3-dev)")
+ifdef PYTHON
+	@$(PY) -c 'import importlib.metadata as m; \
+		assert tuple(map(int, m.version("torch").split(".")[:2])) >= (2, 6)' 2>/dev/null || \
+		$(call die,"PYTHON=$(PY) has no torch >= 2.6: install it there or leave PYTHON out for .venv")
+	@$(PIP_INSTALL) $(BUILD_TOOLS)
+else
+	@$(PY) -c 'import torch' 2>/dev/null || echo "installing $(TORCH) into .venv (this takes a while)"
+	@$(PIP_INSTALL) $(TORCH) $(BUILD_TOOLS)
+endif
+	@echo "building fastbptt"
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
+	@mkdir -p build && $(STATE) >$@
