@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .truncation import Truncation, as_truncation
+from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["rnn", "rnn_cell", "run"]
 
@@ -92,7 +92,7 @@ def _stack(
             states, last = _unroll(cell, input, hx[i], weights[i], truncation, direction == 1)
             outputs.append(states)
             finals.append(last)
-        input = torch.cat(outputs, dim=-1)  # what the next layer sees: both directions, side by side
+        input = torch.cat(outputs, dim=-1)  # the next layer sees both directions, side by side
     return input, torch.stack(finals)
 
 

@@ -1,0 +1,54 @@
+"""Fixtures: each instruction set, thread counts, poisoned buffers; bounded property tests."""
+
+from __future__ import annotations
+
+import os
+
+# Read when libgomp is loaded, so before torch: OpenMP's threads sleep while they wait rather than
+# spin. On a busy machine they would hold the cores that the threads they wait for need.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import fastbptt  # noqa: E402
+
+# Derandomized: a run finds today what it found yesterday. FASTBPTT_TEST_EXPLORE=1 looks further.
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, max_examples=40, database=None
+)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile(
+    "explore" if os.environ.get("FASTBPTT_TEST_EXPLORE") == "1" else "repeatable"
+)
+
+
+@pytest.fixture(params=fastbptt._C.cpu_isas())
+def isa(request):
+    """Runs the test once in each instruction set that this machine has."""
+    before = fastbptt._C.cpu_isa()
+    fastbptt._C.set_cpu_isa(request.param)
+    yield request.param
+    fastbptt._C.set_cpu_isa(before)
+
+
+@pytest.fixture(params=[1, 2, 3], ids="threads={}".format)
+def threads(request):
+    """Runs the test with 1, 2 and 3 threads, however many cores there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def poisoned():
+    """Every new buffer, outputs and scratch alike, is full of NaN until something fills it."""
+    torch.use_deterministic_algorithms(True)
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(False)

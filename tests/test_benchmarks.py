@@ -1,0 +1,399 @@
+"""The benchmark's own logic, at sizes that take no time; no test here depends on a speed."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import fastbptt
+from benchmarks import compare, contenders, memory, plot, readme, results, rows, tables, timing
+from benchmarks.rows import BACKWARD, FORWARD, GRID, Row
+from fastbptt.truncation import Chunked
+
+TINY = Row("rnn", 12, 2, 8)
+TINY_CHUNKED = Row("rnn", 12, 2, 8, Chunked(5))
+FAST = ["--rounds", "2", "--budget", "0"]
+
+
+@dataclass
+class FakeClock:
+    """Time that passes only when a step says so."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class FakeStep:
+    """A step that takes the given seconds, and writes its name into a log."""
+
+    name: str
+    clock: FakeClock
+    seconds: float
+    log: list[str]
+    dirty: bool = False
+
+    def clear(self) -> None:
+        self.clock.now += 100.0  # off the clock: would show in every time
+        self.dirty = False
+
+    def run(self) -> None:
+        assert not self.dirty, "run twice without clear"
+        self.dirty = True
+        self.log.append(self.name)
+        self.clock.now += self.seconds
+
+
+def fake_steps(**seconds: float) -> tuple[dict[str, FakeStep], FakeClock, list[str]]:
+    clock, log = FakeClock(), []
+    return {name: FakeStep(name, clock, s, log) for name, s in seconds.items()}, clock, log
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """Ours has one element of one gradient wrong, by a thousandth of the largest."""
+    right = contenders.ModuleStep.results
+
+    def wrong(self):
+        found = right(self)
+        if isinstance(self.module, contenders.CELLS["rnn"].ours) and "dweight_hh_l0" in found:
+            gradient = found["dweight_hh_l0"]
+            gradient[3, 5] += 1e-3 * gradient.abs().max()
+        return found
+
+    monkeypatch.setattr(contenders.ModuleStep, "results", wrong)
+
+
+def test_quartiles_interpolate():
+    assert timing.Quartiles.of([4.0, 1.0, 3.0, 2.0]) == timing.Quartiles(1.75, 2.5, 3.25)
+    assert timing.Quartiles.of([7.0]) == timing.Quartiles(7.0, 7.0, 7.0)
+
+
+def test_ratios_are_paired_by_round():
+    # a machine that slows down threefold changes no paired ratio, though it triples every time
+    assert timing.paired_ratios([2.0, 6.0, 4.0], [1.0, 3.0, 2.0]) == timing.Quartiles(2, 2, 2)
+    assert timing.paired_ratios([1.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == timing.Quartiles(1.5, 2, 2.5)
+    with pytest.raises(ValueError):
+        timing.paired_ratios([1.0, 2.0], [1.0])
+
+
+def test_sample_is_seconds_a_call_without_clear():
+    steps, clock, log = fake_steps(ours=0.25)
+    assert timing.sample(steps["ours"], 4, clock) == pytest.approx(0.25)
+    assert log == ["ours"] * 4
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.5, 1), (0.003, 1), (0.0004, 3), (1e-5, 100)])
+def test_short_steps_are_repeated_to_fill_a_sample(seconds, calls):
+    steps, clock, _ = fake_steps(ours=seconds)
+    assert timing.calls_per_sample(steps["ours"], 1e-3, clock) in (calls, calls + 1)
+
+
+def test_rounds_interleave_and_change_their_order():
+    steps, clock, log = fake_steps(ours=1.0, peer=3.0, bound=0.5)
+    seconds = timing.interleave(steps, min_rounds=12, budget_s=0.0, clock=clock)
+    assert {name: len(times) for name, times in seconds.items()} == dict.fromkeys(steps, 12)
+    assert seconds["peer"] == pytest.approx([3.0] * 12)
+    timed = log[-36:]
+    rounds = [tuple(timed[i : i + 3]) for i in range(0, 36, 3)]
+    assert all(sorted(order) == sorted(steps) for order in rounds)
+    assert len(set(rounds)) > 2
+    assert all(a != b for a, b in zip(timed, timed[1:], strict=False)), "a step follows itself"
+
+
+def test_rounds_go_on_until_the_budget_is_spent():
+    steps, clock, _ = fake_steps(ours=1.0, peer=3.0)
+    few = timing.interleave(steps, min_rounds=3, budget_s=0.0, clock=clock)
+    many = timing.interleave(steps, min_rounds=3, budget_s=204.0 * 7, clock=clock)
+    assert (len(few["ours"]), len(many["ours"])) == (3, 7)
+
+
+def test_sizes_are_read_and_written():
+    assert rows.parse_size("128,16,256") == (128, 16, 256, None)
+    assert rows.parse_size("9,1,4,3") == (9, 1, 4, Chunked(3))
+    assert all(rows.parse_size(rows.format_size(size)) == size for size in GRID)
+    for text in ("", "1,2", "1,2,3,4,5", "0,1,1", "1,-1,1", "1,1.5,1", "a,b,c"):
+        with pytest.raises(ValueError, match="must be T,B,H or T,B,H,k"):
+            rows.parse_size(text)
+
+
+def test_filters_pick_rows_by_name():
+    picked = rows.select(["rnn"], GRID, ["CHUNKED", "35,32"])
+    assert [row.label for row in picked] == [
+        "35,32,256",
+        "1024,1,128 Chunked(k=32)",
+        "1024,16,128 Chunked(k=32)",
+    ]
+    assert len(rows.select(["rnn"], GRID)) == len(GRID)
+
+
+@pytest.mark.parametrize("mode", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("row", [TINY, TINY_CHUNKED], ids=lambda row: row.label)
+def test_contenders_agree(row, mode):
+    with torch.set_grad_enabled(mode == BACKWARD):
+        steps = contenders.build(row, mode)
+    peer = "torch.nn.RNN" if row.truncation is None else "detach() loop"
+    assert list(steps) == ["fastbptt", peer, "sgemm"]
+
+
+def test_full_gradients_differ_from_truncated_ones_by_more_than_the_tolerance():
+    full, cut = (
+        contenders.modules(contenders.Workload(row, BACKWARD))["fastbptt"].results()
+        for row in (TINY, TINY_CHUNKED)
+    )
+    with pytest.raises(contenders.Mismatch, match="^dinput is off by"):
+        contenders.check(full, cut, contenders.tolerance(TINY), "peer")
+
+
+def test_check_names_what_is_wrong():
+    right = {"output": torch.tensor([1.0, -2.0]), "dx": torch.tensor([3.0])}
+    contenders.check(right, right, 0.0, "peer")
+    for key, value, message in (
+        ("dx", torch.tensor([3.01]), "dx is off by 0.0033 from peer, allowed is 0.001"),
+        ("dx", torch.tensor([math.nan]), "dx is off by nan"),
+        ("dx", torch.tensor([3.0, 3.0]), r"dx is \[2\], that of peer \[1\]"),
+        ("dx", None, "dx is None"),
+        ("dw", torch.tensor([3.0]), "results are"),
+    ):
+        with pytest.raises(contenders.Mismatch, match=message):
+            contenders.check({**right, key: value}, right, 1e-3, "peer")
+
+
+def test_a_warning_of_ours_is_no_result(monkeypatch):
+    forward = contenders.CELLS["rnn"].ours.forward
+
+    def warns(self, *args, **kwargs):
+        warnings.warn("falls back to torch", stacklevel=2)
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(contenders.CELLS["rnn"].ours, "forward", warns)
+    with pytest.raises(contenders.Mismatch, match="fastbptt warned: falls back to torch"):
+        contenders.build(TINY, BACKWARD)
+
+
+@pytest.mark.parametrize(("mode", "count"), [(FORWARD, 2), (BACKWARD, 6)])
+def test_the_bound_does_the_same_flops(mode, count):
+    step = contenders.MatmulStep(contenders.Workload(TINY, mode))
+    with FlopCounterMode(display=False) as counter:
+        step.run()
+    assert counter.get_total_flops() == count * 2 * (12 * 2) * 8 * 8
+
+
+def test_compare_writes_everything(tmp_path, capsys):
+    sizes = ["--rows", "12,2,8", "12,2,8,5"]
+    assert compare.main([*sizes, *FAST, "--out", str(tmp_path)]) == 0
+    found = results.load(tmp_path / "compare.json")
+    assert found["complete"]
+    assert [(r["row"], r["mode"]) for r in found["records"]] == [
+        ("12,2,8", FORWARD),
+        ("12,2,8", BACKWARD),
+        ("12,2,8 Chunked(k=5)", BACKWARD),
+    ]
+    assert {r["rounds"] for r in found["records"]} == {2}
+    for record in found["records"]:
+        (speedup,) = record["speedup"].values()
+        assert 0 < speedup["q1"] <= speedup["median"] <= speedup["q3"]
+        assert set(record["ms"]) == {"fastbptt", "sgemm", *record["speedup"]}
+    facts = {"isa": fastbptt._C.cpu_isa(), "threads": torch.get_num_threads()}
+    assert facts.items() <= found["machine"].items()
+    again = "python -m benchmarks.compare --rows 12,2,8 12,2,8,5 --rounds 2 --budget 0"
+    assert found["settings"]["command"] == again
+    assert {(s["mode"], s["peer"], s["rows"]) for s in found["summary"]} == {
+        (FORWARD, "torch.nn.RNN", 1),
+        (BACKWARD, "torch.nn.RNN", 1),
+        (BACKWARD, "detach() loop", 1),
+    }
+    markdown = (tmp_path / "compare.md").read_text()
+    assert "| 12,2,8 Chunked(k=5) | `detach() loop` |" in markdown
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "geometric mean" in capsys.readouterr().out
+    assert not list(tmp_path.glob(".*")), "something partial was left behind"
+
+
+def test_a_wrong_result_is_refused(tmp_path, capsys, broken, monkeypatch):
+    timed = []
+    interleave = results.interleave
+    monkeypatch.setattr(
+        results, "interleave", lambda *args, **kw: timed.append(1) or interleave(*args, **kw)
+    )
+    assert compare.main(["--rows", "12,2,8", *FAST, "--out", str(tmp_path)]) == 1
+    forward, backward = results.load(tmp_path / "compare.json")["records"]
+    assert forward["error"] is None
+    assert backward["error"].startswith("dweight_hh_l0 is off by 0.001 from torch.nn.RNN")
+    assert "ms" not in backward
+    assert len(timed) == 1, "only the row that is right is timed"
+    assert "FAILED, not timed: dweight_hh_l0" in capsys.readouterr().out
+    assert "FAILED" in (tmp_path / "compare.md").read_text()
+
+
+def test_what_was_measured_survives_an_interruption(tmp_path, monkeypatch):
+    def interrupted(row, mode, **settings):
+        if mode == BACKWARD:
+            raise KeyboardInterrupt
+        return results.measure(row, mode, **settings)
+
+    monkeypatch.setattr(compare, "measure", interrupted)
+    assert compare.main(["--rows", "12,2,8", *FAST, "--out", str(tmp_path)]) == 130
+    found = results.load(tmp_path / "compare.json")
+    assert len(found["records"]) == 1
+    assert not found["complete"]
+    assert "cut off" in (tmp_path / "compare.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threads", "0"], "must be an integer above 0, got '0'"),
+        (["--threads", "two"], "must be an integer above 0, got 'two'"),
+        (["--rows", "1,2"], "must be T,B,H or T,B,H,k"),
+        (["--cells", "elman"], "invalid choice: 'elman'"),
+        (["--modes", "backward"], "invalid choice: 'backward'"),
+        (["--filter", "9999"], "none of the rows is left"),
+        (["--budget", "-1"], "must be seconds from 0"),
+        (["--budget", "nan"], "must be seconds from 0"),
+        (["--out", __file__], "argument --out: cannot write to"),
+        (["--update-readme", __file__ + ".md"], "No such file"),
+        (["--update-readme", __file__], "needs one <!-- benchmark:start"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_timing(
+    arguments, message, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(compare, "measure", lambda *_, **__: pytest.fail("timed"))
+    with pytest.raises(SystemExit) as exit:
+        compare.main(["--out", str(tmp_path), *arguments])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def record(row: str, median: float, mode: str = BACKWARD, peer: str = "p") -> results.Record:
+    speedup = {peer: {"median": median}}
+    return dict(cell="rnn", row=row, mode=mode, error=None, speedup=speedup)
+
+
+def test_summary_is_geometric_mean_and_least():
+    records = [
+        record("a", 2.0),
+        record("b", 8.0),
+        record("a", 5.0, FORWARD),
+        record("a", 3.0, peer="q"),
+    ]
+    records.append({"cell": "rnn", "row": "c", "mode": BACKWARD, "error": "wrong"})
+    found = {(s["mode"], s["peer"]): s for s in results.summarise(records)}
+    assert set(found) == {(FORWARD, "p"), (BACKWARD, "p"), (BACKWARD, "q")}
+    expected = {"rows": 2, "geometric_mean": 4.0, "least": 2.0, "least_row": "a"}
+    assert expected.items() <= found[BACKWARD, "p"].items()
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The results of a tiny comparison, and the folder that holds them."""
+    folder = tmp_path_factory.mktemp("results")
+    assert compare.main(["--rows", "12,2,8", *FAST, "--out", str(folder)]) == 0
+    return results.load(folder / "compare.json"), folder
+
+
+def test_readme_gets_the_table_between_its_markers(measured, tmp_path, capsys):
+    _, folder = measured
+    page = tmp_path / "README.md"
+    page.write_text(f"# Top\n{readme.START}\nold\n{readme.END}\nbottom\n")
+    arguments = ["--results", str(folder / "compare.json"), "--readme", str(page)]
+    assert readme.main([*arguments, "--check"]) == 1
+    assert "old" in page.read_text()
+    assert readme.main(arguments) == 0
+    text = page.read_text()
+    assert text.startswith(f"# Top\n{readme.START}\n| RNN (tanh): T,B,H |")
+    assert text.endswith(f"\n{readme.END}\nbottom\n")
+    assert "| 12,2,8 | `torch.nn.RNN` |" in text
+    assert "old" not in text
+    assert readme.main([*arguments, "--check"]) == 0
+    assert readme.main(arguments) == 0
+    assert page.read_text() == text
+    assert "was up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text", ["", readme.START, readme.END + readme.START, 2 * (readme.START + readme.END)]
+)
+def test_readme_without_its_markers_is_refused(measured, text):
+    with pytest.raises(ValueError, match="needs one"):
+        readme.rendered(measured[0], text)
+
+
+def test_readme_takes_no_failed_or_partial_results(measured):
+    text = readme.START + readme.END
+    for change in ({"complete": False}, {"records": [{"error": "wrong"}]}):
+        with pytest.raises(ValueError, match="cut off or has FAILED"):
+            readme.rendered(measured[0] | change, text)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"records": []}'])
+def test_foreign_results_are_refused(text, tmp_path, capsys):
+    path = tmp_path / "compare.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit):
+        readme.main(["--results", str(path), "--readme", __file__])
+    assert "error:" in capsys.readouterr().err
+
+
+def test_plot_and_tables_show_failures_and_several_peers(measured):
+    found = json.loads(json.dumps(measured[0]))
+    forward, backward = found["records"]
+    for key in ("ms", "speedup", "reach"):
+        backward[key]["other"] = backward[key]["torch.nn.RNN"]
+    found["records"][0] = {k: forward[k] for k in ("cell", "row", "size", "truncation", "mode")}
+    found["records"][0]["error"] = "output is off"
+    figure = plot.draw(found)
+    panels = figure.axes
+    assert [axes.get_title(loc="left") for axes in panels] == [FORWARD, BACKWARD]
+    assert [text.get_text() for text in panels[0].texts] == ["FAILED"]
+    assert len(panels[1].texts) == 2
+    table = tables.markdown_table(found).splitlines()
+    assert len({line.count("|") for line in table}) == 1
+    assert [line.split(" | ")[1:3] for line in table[2:]] == [
+        ["`torch.nn.RNN`", "FAILED"],
+        ["`other`", "FAILED"],
+    ]
+
+
+def test_peak_replays_allocations_without_the_results():
+    log = [(1, 100), (2, 50), (1, -100), (1, 30), (3, 70), (2, -50)]
+    assert memory.peak(log, {}) == 150
+    # the last allocation at 1 and the one at 3 are results: the first at 1 is not
+    assert memory.peak(log, {1: 30, 3: 70}) == 150
+    assert memory.peak(log, {1: 10, 3: 70}) == 150
+    assert memory.peak(log[3:5], {1: 10, 3: 70}) == 20
+    assert memory.peak([], {}) == 0
+
+
+def test_storages_count_views_once():
+    output = torch.zeros(6, 2)
+    found = memory.storages({"output": output, "h_n": output[-1:], "dhx": None})
+    assert found == {output.data_ptr(): output.nbytes}
+    one, other = torch.zeros(10).split([4, 6])
+    assert memory.storages({"one": one}) == {one.data_ptr(): 16}
+    assert memory.storages({"one": one, "other": other}) == {one.data_ptr(): 40}
+
+
+def test_memory_is_measured_in_a_process_of_its_own():
+    found = memory.measure(Row("rnn", 40, 4, 32), "fastbptt", threads=1)
+    assert 0 < found["allocated"] < 50 * (4 * 40 * 4 * 32)
+    assert found["resident"] is None or found["resident"] < 2**27
+
+
+def test_memory_prints_multiples_of_the_output(capsys, monkeypatch):
+    monkeypatch.setattr(memory, "measure", lambda *_: {"allocated": 3 * 2**19, "resident": None})
+    assert memory.main(["--row", "1024,2,128"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "in outputs of 1 MiB" in lines[0]
+    assert [line.split() for line in lines[2:]] == [
+        [name, "1.50x", "unknown"] for name in ("fastbptt", "torch.nn.RNN")
+    ]

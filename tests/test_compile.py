@@ -1,0 +1,116 @@
+"""torch.compile of a training step, without a graph break, equals eager."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import fastbptt
+from common import assert_matches
+
+# inductor may order the sums of the loss around our operators in its own way: to rounding.
+RTOL = 1e-12
+
+
+class Model(torch.nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn = fastbptt.RNN(3, 8, dtype=torch.float64, **options)
+        width = 16 if self.rnn.bidirectional else 8
+        self.head = torch.nn.Linear(width, 2, dtype=torch.float64)
+
+    def forward(self, x, h):
+        output, h_n = self.rnn(x.tanh(), h)
+        return self.head(output).square().mean() + h_n.sum(), h_n
+
+
+def train(model, forward, lengths=(5, 5, 5)):
+    """Three steps, the state carried and detached in between: parameters, losses, state."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    states = model.rnn.num_layers * (2 if model.rnn.bidirectional else 1)
+    h = torch.zeros(states, 4, 8, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    losses = []
+    for T in lengths:
+        shape = (4, T, 3) if model.rnn.batch_first else (T, 4, 3)
+        x = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        optimizer.zero_grad()
+        loss, h_n = forward(x, h.detach())
+        loss.backward()
+        optimizer.step()
+        h = h_n
+        losses += [loss.detach(), x.grad]
+    results = {n: p.detach() for n, p in model.named_parameters()} | {"h": h.detach()}
+    return results | {f"loss and dx {i}": value for i, value in enumerate(losses)}
+
+
+OPTIONS = [
+    {},
+    {"truncation": 2},
+    {"num_layers": 2, "bidirectional": True, "truncation": 3},
+    {"batch_first": True, "bias": False, "nonlinearity": "relu", "num_layers": 2},
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_aot_eager(options):
+    model = Model(**options)
+    other = copy.deepcopy(model)
+    expected = train(other, other)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_matches(train(model, compiled), expected, RTOL)
+
+
+@pytest.mark.parametrize("truncation", [None, 4], ids="truncation={}".format)
+def test_lengths_that_change(truncation):
+    model = Model(truncation=truncation)
+    other = copy.deepcopy(model)
+    lengths = (5, 9, 3, 12, 4)
+    expected = train(other, other, lengths)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_matches(train(model, compiled, lengths), expected, RTOL)
+
+
+def test_functional_with_the_truncation_in_the_call():
+    torch.manual_seed(0)
+    shapes = [(6, 2, 3), (2, 4), (4, 3), (4, 4), (4,), (4,)]
+    leaves = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+    def loss(*arguments):
+        output, h_n = fastbptt.rnn(*arguments, nonlinearity="relu", truncation=4)
+        return output.square().sum() + h_n.sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    pairs = zip(
+        torch.autograd.grad(compiled(*leaves), leaves),
+        torch.autograd.grad(loss(*leaves), leaves),
+        strict=True,
+    )
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=RTOL, atol=0)
+
+
+def test_without_gradients():
+    model = Model()
+    x, h = torch.randn(5, 4, 3, dtype=torch.float64), torch.zeros(1, 4, 8, dtype=torch.float64)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(x, h)[1], model(x, h)[1])
+
+
+def test_inductor():
+    model = Model(num_layers=2, truncation=2)
+    other = copy.deepcopy(model)
+    expected = train(other, other)
+    compiled = torch.compile(model, fullgraph=True)
+    assert_matches(train(model, compiled), expected, RTOL)

@@ -1,0 +1,247 @@
+"""What a process may do around the module: run long, fork, change threads, call from several.
+
+Each runs in an interpreter of its own, against a time limit: what goes wrong here hangs or dies.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+
+from common import python as interpreter
+
+# Threads spin for as long as they do by default; elsewhere conftest has them sleep.
+python = partial(interpreter, env={"GOMP_SPINCOUNT": "300000"})
+
+# A size at which the kernels wake their threads, and results to compare with later.
+SET_UP = """
+import os, sys, threading
+import torch, fastbptt
+
+torch.manual_seed(0)
+rnn = fastbptt.RNN(32, 128, 2, bidirectional=True, truncation=10, dtype=torch.float64)
+x = torch.randn(50, 16, 32, dtype=torch.float64)
+
+def step(module=rnn, x=x):
+    leaf = x.detach().requires_grad_()
+    output, h_n = module(leaf)
+    grads = torch.autograd.grad([output, h_n], [leaf, *module.parameters()],
+                                [output.detach(), h_n.detach()])
+    return [output.detach(), h_n.detach(), *grads]
+
+def same(a, b):
+    return all(torch.allclose(p, q, rtol=0, atol=1e-12 * float(q.abs().max()))
+               for p, q in zip(a, b, strict=True))
+
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("truncation", [None, 7])
+def test_a_thousand_passes_leak_nothing(truncation):
+    # The smallest tensor of a pass but for the biases is h_n with 4 KB; one of them a pass would
+    # be 4 MB. The collector is off, so that a reference cycle counts as a leak.
+    script = f"""
+import gc, resource, torch, fastbptt
+from torch.nn.utils.rnn import pack_padded_sequence
+
+rnn = fastbptt.RNN(16, 32, 2, bidirectional=True, truncation={truncation})
+functional = [p.detach().clone().requires_grad_() for p in list(rnn.parameters())[:4]]
+x = torch.randn(32, 8, 16)
+packed = pack_padded_sequence(x, [32, 30, 20, 20, 9, 3, 1, 1])
+leaf = x.clone().requires_grad_()
+
+def once():
+    output, h_n = rnn(leaf)
+    (output.sum() + h_n.sum()).backward()
+    output, h_n = rnn(packed, h_n)  # never differentiated: the graph dies by itself
+    output, h_n = fastbptt.rnn(leaf, h_n[0].detach(), *functional, truncation={truncation})
+    h_n.sum().backward()
+    leaf.grad = None
+
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * resource.getpagesize()
+
+gc.collect()
+gc.disable()
+for _ in range(200):
+    once()
+before = resident()
+for _ in range(1000):
+    once()
+print(resident() - before)
+"""
+    assert int(interpreter(script).stdout) < 2 << 20
+
+
+def test_forked_loader_worker():
+    python(
+        SET_UP
+        + """
+from torch.utils.data import DataLoader, Dataset
+
+class Steps(Dataset):
+    def __len__(self):
+        return 6
+    def __getitem__(self, i):
+        return step(x=x + i)
+
+torch.set_num_threads(2)
+expected = [step(x=x + i) for i in range(6)]  # the parent's threads are running when it forks
+loader = DataLoader(Steps(), batch_size=None, num_workers=1, multiprocessing_context="fork")
+count = 0
+for got, want in zip(loader, expected, strict=True):
+    assert same(got, want)
+    assert same(step(x=x + count), want)  # and the parent goes on
+    count += 1
+assert count == 6
+"""
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_fork(threads):
+    # The child has lost its parent's threads. torch's own parallel operators hang in it, so all
+    # that is not ours stays small and simple enough for torch to leave it to one thread.
+    python(
+        SET_UP
+        + f"""
+torch.set_num_threads({threads})
+x = x[:15, :8].contiguous()
+expected = [t.numpy() for t in step(x=x)]
+child = os.fork()
+if child == 0:
+    try:
+        got = [t.numpy() for t in step(x=x)]
+        ok = all(abs(g - e).max() <= 1e-12 * abs(e).max() for g, e in zip(got, expected))
+    except BaseException as error:
+        print(error, file=sys.stderr, flush=True)
+        ok = False
+    os._exit(0 if ok else 1)
+assert same(step(x=x), [torch.from_numpy(e) for e in expected])
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+""",
+        timeout=60,
+    )
+
+
+def test_threads_change_in_mid_run():
+    python(
+        SET_UP
+        + """
+expected = step()
+for i in range(40):
+    torch.set_num_threads(1 + i % 4)
+    leaf = x.detach().requires_grad_()
+    output, h_n = rnn(leaf)
+    torch.set_num_threads(1 + (i // 4) % 4)  # backward with another number than forward
+    grads = torch.autograd.grad([output, h_n], [leaf, *rnn.parameters()],
+                                [output.detach(), h_n.detach()])
+    assert same([output, h_n, *grads], expected), i
+"""
+    )
+
+
+def test_threads_change_while_running():
+    python(
+        SET_UP
+        + """
+expected, done = step(), threading.Event()
+
+def change():
+    i = 0
+    while not done.wait(1e-3):
+        torch.set_num_threads(1 + i % 4)
+        i += 1
+
+changer = threading.Thread(target=change)
+changer.start()
+try:
+    for _ in range(60):
+        assert same(step(), expected)
+finally:
+    done.set()
+    changer.join()
+"""
+    )
+
+
+def test_more_threads_than_cores():
+    python(
+        SET_UP
+        + """
+expected = step()
+lone = fastbptt.RNN(32, 512, dtype=torch.float64)  # one row: shared over units, barrier a step
+want = step(lone, x[:, :1])
+torch.set_num_threads(4 * os.cpu_count())
+for _ in range(5):
+    assert same(step(), expected)
+    assert same(step(lone, x[:, :1]), want)
+"""
+    )
+
+
+def test_python_threads():
+    python(
+        SET_UP
+        + """
+torch.set_num_threads(2)
+modules = [rnn, rnn, fastbptt.RNN(32, 96, 2, dtype=torch.float64)]  # two share one module
+inputs = [x, x[:33] + 1, x - 1]
+expected = [step(m, i) for m, i in zip(modules, inputs)]
+wrong = []
+
+def work(module, input, want):
+    try:
+        for _ in range(15):
+            if not same(step(module, input), want):
+                raise AssertionError("another result than alone")
+    except BaseException as error:
+        wrong.append(error)
+
+workers = [threading.Thread(target=work, args=a) for a in zip(modules, inputs, expected)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+assert not wrong, wrong
+"""
+    )
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_inside_another_parallel_region(tmp_path):
+    # A region that is not ours calls back into Python from each of its threads.
+    (tmp_path / "region.c").write_text(
+        "void run(void (*call)(void)) {\n#pragma omp parallel num_threads(2)\n  call();\n}\n"
+    )
+    library = str(tmp_path / "region.so")
+    subprocess.run(
+        ["cc", "-fopenmp", "-shared", "-fPIC", "-o", library, str(tmp_path / "region.c")],
+        check=True,
+    )
+    python(
+        SET_UP
+        + """
+import ctypes
+torch.set_num_threads(2)
+expected = step()
+idents, good = set(), []
+
+@ctypes.CFUNCTYPE(None)
+def call():
+    torch.set_num_threads(2)
+    idents.add(threading.get_ident())
+    good.append(same(step(), expected))
+
+ctypes.CDLL(sys.argv[1]).run(call)
+assert good == [True] * len(good) and len(good) == 2 and len(idents) == 2, (good, idents)
+assert same(step(), expected)
+""",
+        library,
+    )
