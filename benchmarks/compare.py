@@ -1,0 +1,182 @@
+"""Times ours, every peer and the sgemm bound, interleaved in one process.
+
+    python -m benchmarks.compare --threads 2
+
+Each row is checked before it is timed: one that computes something else than its peer is
+reported as FAILED, is not timed, and makes the exit status 1. Results are written after every
+row, so that a run that is cut off keeps what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import arguments, machine, tables
+from .contenders import CELLS
+from .plot import write_plot
+from .readme import split, update_readme
+from .results import Record, failures, measure, save, summarise, write_text
+from .rows import GRID, MODES, Row, format_size, select
+
+DEFAULT_OUT = machine.ROOT / "benchmarks" / "results"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare",
+        description="Times fastbptt, its peers and the sgemm bound, interleaved.",
+    )
+    add = parser.add_argument
+    add(
+        "--threads",
+        type=arguments.count,
+        metavar="N",
+        help="threads to use (default: torch's choice)",
+    )
+    add("--quick", action="store_true", help="fewer rounds: the whole grid in under two minutes")
+    add("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="default: all")
+    add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
+    add(
+        "--rows",
+        nargs="+",
+        type=arguments.size,
+        metavar="T,B,H[,k]",
+        default=list(GRID),
+        help="sizes to time instead of the grid; with k, truncated to chunks of k steps",
+    )
+    add(
+        "--filter",
+        nargs="+",
+        metavar="TEXT",
+        default=[],
+        help="only rows whose name contains one of these, such as 128,16 or chunked",
+    )
+    add("--rounds", type=arguments.count, metavar="N", help="rounds at least (default: 9, quick 5)")
+    add(
+        "--budget",
+        type=arguments.seconds,
+        metavar="SECONDS",
+        help="time for a row's rounds in a mode, if the fewest take less (default: 6, quick 0.8)",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=DEFAULT_OUT,
+        help="folder for compare.json, compare.md and compare.png (default: benchmarks/results)",
+    )
+    add(
+        "--update-readme",
+        type=Path,
+        nargs="?",
+        const=machine.ROOT / "README.md",
+        metavar="FILE",
+        help="also put the table between the markers of this file (default: README.md)",
+    )
+    return parser
+
+
+def _command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """The command that takes this measurement again, without where it wrote."""
+    words = ["python", "-m", "benchmarks.compare"]
+    if args.threads:
+        words += ["--threads", str(args.threads)]
+    if args.quick:
+        words.append("--quick")
+    for name in ("cells", "modes", "filter"):
+        if getattr(args, name) != parser.get_default(name):
+            words += [f"--{name}", *getattr(args, name)]
+    if args.rows != parser.get_default("rows"):
+        words += ["--rows", *map(format_size, args.rows)]
+    for name in ("rounds", "budget"):
+        if getattr(args, name) is not None:
+            words += [f"--{name}", f"{getattr(args, name):g}"]
+    return shlex.join(words)
+
+
+def _check_writable(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """Finds out before the measurement, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        parser.error(f"argument --out: cannot write to {folder}: {error.strerror}")
+
+
+def _write(results: Record, folder: Path) -> None:
+    results["summary"] = summarise(results["records"])
+    save(results, folder / "compare.json")
+    write_text(folder / "compare.md", tables.markdown_report(results))
+    write_plot(results, folder / "compare.png")
+
+
+def run(rows: Sequence[Row], modes: Sequence[str], results: Record, folder: Path) -> None:
+    """Measures every row in every mode into ``results``, and writes the folder as it goes."""
+    print(tables.machine_line(results), tables.TERMINAL_HEAD, sep="\n", flush=True)
+    settings = results["settings"]
+    for row in rows:
+        for mode in row.modes(modes):
+            record = measure(
+                row, mode, min_rounds=settings["min_rounds"], budget_s=settings["budget_s"]
+            )
+            results["records"].append(record)
+            print(*tables.terminal_lines(record), sep="\n", flush=True)
+            _write(results, folder)
+    results["complete"] = True
+    _write(results, folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the comparison; returns the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    rows = [row for row in select(args.cells, args.rows, args.filter) if row.modes(args.modes)]
+    if not rows:
+        parser.error("argument --filter: none of the rows is left; see --rows and --modes")
+    _check_writable(parser, args.out)
+    if args.update_readme:
+        try:
+            split(args.update_readme.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            parser.error(f"argument --update-readme: {args.update_readme}: {error}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    results: Record = {
+        "machine": machine.facts(),
+        "settings": {
+            "command": _command(args, parser),
+            "min_rounds": args.rounds or (5 if args.quick else 9),
+            "budget_s": (0.8 if args.quick else 6.0) if args.budget is None else args.budget,
+        },
+        "complete": False,
+        "summary": [],
+        "records": [],
+    }
+    load = results["machine"]["load"]
+    if load is not None and load > machine.cores() / 2:
+        print(f"warning: the machine is busy (load {load}): times mislead", file=sys.stderr)
+    try:
+        run(rows, args.modes, results, args.out)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: what was measured is in {args.out}", file=sys.stderr)
+        return 130
+    print(*tables.terminal_summary(results["summary"]), f"written to {args.out}", sep="\n")
+    if failed := failures(results):
+        print(f"FAILED: {len(failed)} of {len(results['records'])}", file=sys.stderr)
+        return 1
+    if args.update_readme:
+        update_readme(results, args.update_readme)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,219 @@
+"""Who is measured: ours, the peers and the bound, each as a step that can be run and checked."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import fastbptt
+from fastbptt.truncation import Chunked
+
+from .rows import BACKWARD, FORWARD, Row
+from .timing import Step
+
+OURS = "fastbptt"
+BOUND = "sgemm"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrent cell: its module here and in torch, and how many gates its weights hold."""
+
+    label: str
+    gates: int
+    ours: Callable[..., nn.Module]
+    torch: Callable[..., nn.Module]
+
+
+CELLS = {"rnn": Cell("RNN (tanh)", 1, fastbptt.RNN, nn.RNN)}
+
+
+class Workload:
+    """A row's tensors, the same for every contender: float32, fixed seed, torch's own weights."""
+
+    def __init__(self, row: Row, mode: str, seed: int = 0) -> None:
+        self.row, self.mode, self.cell = row, mode, CELLS[row.cell]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.weights = self.cell.torch(row.H, row.H).state_dict()
+            self.input = torch.randn(row.T, row.B, row.H)
+            self.grad_output = torch.randn(row.T, row.B, row.H)
+
+    def load(self, make: Callable[..., nn.Module], **kwargs: object) -> nn.Module:
+        """A module with this workload's weights."""
+        module = make(self.row.H, self.row.H, **kwargs)
+        module.load_state_dict(self.weights)
+        return module
+
+
+Results = dict[str, Tensor | None]
+
+
+class ModuleStep:
+    """A recurrent module, or a loop around one, in training or inference.
+
+    As in a training step, the outputs and their graph die within the timed call.
+    """
+
+    def __init__(
+        self,
+        work: Workload,
+        module: nn.Module,
+        forward: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
+        self.module, self.forward = module, forward or module
+        self.backward = work.mode == BACKWARD
+        self.input = work.input.clone().requires_grad_(self.backward)
+        self.grad_output = work.grad_output
+
+    def clear(self) -> None:
+        self.input.grad = None
+        self.module.zero_grad(set_to_none=True)
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        output, h_n = self.forward(self.input)
+        if self.backward:
+            output.backward(self.grad_output)
+        return output, h_n
+
+    def results(self) -> Results:
+        """Everything one run computes, by name: outputs and, in training, every gradient."""
+        self.clear()
+        output, h_n = self.run()
+        found: Results = {"output": output.detach(), "h_n": h_n.detach()}
+        if self.backward:
+            leaves = {"input": self.input, **dict(self.module.named_parameters())}
+            found |= {f"d{name}": leaf.grad for name, leaf in leaves.items()}
+        return found
+
+
+class MatmulStep:
+    """The same multiplications as plain sgemm: two of T*B rows forward, six with the backward.
+
+    Into buffers that are there already, so that it is arithmetic and nothing else.
+    """
+
+    def __init__(self, work: Workload) -> None:
+        row, outputs = work.row, work.cell.gates * work.row.H
+        self.count = 2 if work.mode == FORWARD else 6
+        self.rows = work.input.reshape(row.T * row.B, row.H)
+        self.weight = torch.randn(row.H, outputs, generator=torch.Generator().manual_seed(0))
+        self.product = torch.empty(row.T * row.B, outputs)
+
+    def clear(self) -> None:
+        pass
+
+    def run(self) -> None:
+        for _ in range(self.count):
+            torch.mm(self.rows, self.weight, out=self.product)
+
+
+def _ours(work: Workload) -> ModuleStep:
+    return ModuleStep(work, work.load(work.cell.ours, truncation=work.row.truncation))
+
+
+def _torch_module(work: Workload) -> ModuleStep:
+    return ModuleStep(work, work.load(work.cell.torch))
+
+
+def _detach_loop(work: Workload) -> ModuleStep:
+    """Truncated BPTT as it is written by hand: a call a chunk, ``detach()`` in between."""
+    module, chunk = work.load(work.cell.torch), work.row.truncation.k
+
+    def forward(input: Tensor) -> tuple[Tensor, Tensor]:
+        h, outputs = None, []
+        for part in input.split(chunk):
+            output, h = module(part, h)
+            h = h.detach()
+            outputs.append(output)
+        return torch.cat(outputs), h
+
+    return ModuleStep(work, module, forward)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Something else that computes the same results, for the rows where it applies."""
+
+    applies: Callable[[Row], bool]
+    label: Callable[[Row], str]
+    build: Callable[[Workload], ModuleStep]
+
+
+PEERS = (
+    Peer(
+        applies=lambda row: row.truncation is None,
+        label=lambda row: f"torch.nn.{row.cell.upper()}",
+        build=_torch_module,
+    ),
+    Peer(
+        applies=lambda row: isinstance(row.truncation, Chunked),
+        label=lambda row: "detach() loop",
+        build=_detach_loop,
+    ),
+)
+
+
+def modules(work: Workload) -> dict[str, ModuleStep]:
+    """Ours and, after it, the row's peers, by their labels."""
+    peers = {peer.label(work.row): peer.build(work) for peer in PEERS if peer.applies(work.row)}
+    return {OURS: _ours(work), **peers}
+
+
+class Mismatch(Exception):
+    """Ours and a peer do not compute the same: there is nothing to time."""
+
+
+def tolerance(row: Row) -> float:
+    """How far two correct float32 programs may differ, relative to the largest value.
+
+    They add the same terms in different orders: I + H of them in an output, T B in a weight's
+    gradient. The rounding of n terms grows as sqrt(n) eps; 8 is for the worst of many elements
+    and for what the recurrence hands on. A step left out of the T B shows as about 1 / sqrt(T B).
+    """
+    terms = max(row.T * row.B, 2 * row.H)
+    return 8 * torch.finfo(torch.float32).eps * math.sqrt(terms)
+
+
+def check(ours: Results, peer: Results, limit: float, name: str) -> None:
+    """Holds every result of ours against the peer's, by name.
+
+    Raises:
+        Mismatch: a result is missing, has another shape, is not finite, or is off by more than
+            ``limit`` times the peer's largest magnitude.
+    """
+    if ours.keys() != peer.keys():
+        raise Mismatch(f"results are {sorted(ours)}, those of {name} {sorted(peer)}")
+    for key, expected in peer.items():
+        got = ours[key]
+        if got is None or expected is None:
+            raise Mismatch(f"{key} is {got}, that of {name} {expected}")
+        if got.shape != expected.shape:
+            raise Mismatch(f"{key} is {list(got.shape)}, that of {name} {list(expected.shape)}")
+        error = ((got - expected).abs().max() / expected.abs().max()).item()
+        if not error <= limit:  # a NaN is a mismatch too
+            raise Mismatch(f"{key} is off by {error:.2g} from {name}, allowed is {limit:.2g}")
+
+
+def build(row: Row, mode: str) -> dict[str, Step]:
+    """Every contender of a row by its label, ours first, the bound last, checked to agree.
+
+    Raises:
+        Mismatch: ours does not agree with a peer, or warns that it is not what runs.
+    """
+    work = Workload(row, mode)
+    steps = modules(work)
+    ours, *peers = steps
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = steps[ours].results()
+    if caught:  # such as a fallback to torch: its time would not be ours
+        raise Mismatch(f"{ours} warned: {caught[0].message}")
+    for peer in peers:
+        check(results, steps[peer].results(), tolerance(row), peer)
+    return {**steps, BOUND: MatmulStep(work)}

@@ -1,0 +1,173 @@
+"""How much memory one forward+backward takes, beyond its inputs, outputs and gradients.
+
+    python -m benchmarks.memory
+
+Two measurements, for each contender in a process of its own. *Allocated*: every allocation and
+release that torch's profiler reports, replayed to the greatest sum; exact, but it sees torch's
+allocators alone. *Resident*: what the operating system has given the process at most, which sees
+everything else too, in whole pages and with whatever libraries keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from . import arguments, machine
+from .contenders import CELLS, ModuleStep, Results, Workload, modules
+from .rows import BACKWARD, Row, Size, format_size
+
+DEFAULT_SIZE: Size = (1024, 16, 128, None)
+
+# The allocator gives large blocks back at once, so that resident memory is memory in use; and the
+# profiler is silent on the terminal. Both are read when a process starts.
+_CHILD_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "KINETO_LOG_LEVEL": "6",
+}
+
+
+def peak(events: Iterable[tuple[int, int]], results: Mapping[int, int]) -> int:
+    """The most bytes in use at once, beyond the results that are there at the end.
+
+    ``events`` are (address, bytes) in the order of time, bytes negative for a release; ``results``
+    the bytes of results at an address. Addresses are used again: a result lies in the last
+    allocation at its address, and counts from then on.
+    """
+    log = list(events)
+    holders = {address: i for i, (address, size) in enumerate(log) if size > 0}
+    wanted = {holders[address]: size for address, size in results.items() if address in holders}
+    live = most = 0
+    for i, (_, size) in enumerate(log):
+        live += size - wanted.get(i, 0)
+        most = max(most, live)
+    return most
+
+
+def storages(results: Results) -> dict[int, int]:
+    """The bytes that results take of each storage, by its address; views share one."""
+    taken: dict[int, int] = {}
+    for tensor in results.values():
+        if tensor is not None:
+            storage = tensor.untyped_storage()
+            total = taken.get(storage.data_ptr(), 0) + tensor.nbytes
+            taken[storage.data_ptr()] = min(total, storage.nbytes())
+    return taken
+
+
+def _step(row: Row, label: str) -> ModuleStep:
+    return modules(Workload(row, BACKWARD))[label]
+
+
+def allocated(row: Row, label: str) -> int:
+    """Extra bytes of one forward+backward, from the allocations that the profiler reports."""
+    step = _step(row, label)
+    step.results()  # what only a first call allocates is no part of it
+    step.clear()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        results = step.results()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    log = [event for event in events if event.get("name") == "[memory]"]
+    log.sort(key=lambda event: event["ts"])
+    return peak(((e["args"]["Addr"], e["args"]["Bytes"]) for e in log), storages(results))
+
+
+def _status(field: str) -> int:
+    """A memory field of /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def resident(row: Row, label: str) -> int | None:
+    """Extra bytes of a process's first run at this size; None where the system cannot tell."""
+    small = Row(row.cell, 2, row.B, row.H, row.truncation)
+    _step(small, label).results()  # code, threads and their stacks are no part of it
+    step = _step(row, label)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
+        before = _status("VmRSS")
+        results = step.results()
+        most = _status("VmHWM")
+    except OSError:
+        return None
+    return most - before - sum(storages(results).values())
+
+
+def measure(row: Row, label: str, threads: int) -> dict[str, int | None]:
+    """Both measurements of one contender, in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--child", label, "--cell", row.cell]
+    command += ["--row", format_size(row.size), "--threads", str(threads)]
+    environment = {**os.environ, **_CHILD_ENVIRONMENT}
+    done = subprocess.run(
+        command, cwd=machine.ROOT, env=environment, stdout=subprocess.PIPE, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory",
+        description="Extra memory of one forward+backward, in multiples of the output's size.",
+    )
+    add = parser.add_argument
+    add(
+        "--row",
+        type=arguments.size,
+        default=DEFAULT_SIZE,
+        metavar="T,B,H[,k]",
+        help="default: 1024,16,128",
+    )
+    add("--cell", choices=list(CELLS), default="rnn", help="default: rnn")
+    add(
+        "--threads",
+        type=arguments.count,
+        metavar="N",
+        help="threads to use (default: torch's choice)",
+    )
+    add("--child", metavar="LABEL", help=argparse.SUPPRESS)  # measure this one, in this process
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; returns the exit status."""
+    args = _parser().parse_args(argv)
+    row = Row(args.cell, *args.row)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.child:
+        found = {"resident": resident(row, args.child)}  # first: the profiler takes memory too
+        print(json.dumps(found | {"allocated": allocated(row, args.child)}))
+        return 0
+    output = 4 * row.T * row.B * row.H
+    threads = torch.get_num_threads()
+    print(
+        f"{CELLS[row.cell].label} {row.label}, forward+backward, {threads} threads: bytes beyond "
+        f"inputs, outputs and gradients, in outputs of {output / 2**20:.3g} MiB"
+    )
+    print(f"{'':<14} {'allocated':>10} {'resident':>10}")
+    for label in modules(Workload(row, BACKWARD)):
+        found = measure(row, label, threads)
+        cells = (found["allocated"], found["resident"])
+        texts = ("unknown" if n is None else f"{n / output:.2f}x" for n in cells)
+        print(f"{label:<14}", *(f"{text:>10}" for text in texts), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""One row's measurement, the summary over rows, and the file that holds them."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .contenders import BOUND, OURS, Mismatch, build
+from .rows import BACKWARD, MODES, Row
+from .timing import Quartiles, interleave, paired_ratios
+
+Record = dict[str, Any]  # as in the JSON file: see measure() for its keys
+
+
+def _rounded(quartiles: Quartiles, scale: float = 1.0) -> dict[str, float]:
+    return {name: float(f"{scale * value:.5g}") for name, value in asdict(quartiles).items()}
+
+
+def measure(row: Row, mode: str, *, min_rounds: int, budget_s: float) -> Record:
+    """Checks and then times a row in one mode.
+
+    Returns its record. ``ms``: quartiles of every contender's milliseconds a call. ``speedup``:
+    of each peer's time over ours, paired in the same round. ``reach``: of each peer's time over
+    the bound's, the speedup that ours would have at the bound. ``over_bound``: of our time over
+    the bound's. A row that computes the wrong thing has ``error`` and no times.
+    """
+    record: Record = {
+        "cell": row.cell,
+        "row": row.label,
+        "size": {"T": row.T, "B": row.B, "I": row.H, "H": row.H},
+        "truncation": None if row.truncation is None else str(row.truncation),
+        "mode": mode,
+    }
+    with torch.set_grad_enabled(mode == BACKWARD):
+        try:
+            steps = build(row, mode)
+        except Mismatch as mismatch:
+            return record | {"error": str(mismatch)}
+        seconds = interleave(steps, min_rounds=min_rounds, budget_s=budget_s)
+    ours, bound = seconds[OURS], seconds[BOUND]
+    peers = {name: times for name, times in seconds.items() if name not in (OURS, BOUND)}
+    return record | {
+        "error": None,
+        "rounds": len(ours),
+        "ms": {name: _rounded(Quartiles.of(times), 1e3) for name, times in seconds.items()},
+        "speedup": {name: _rounded(paired_ratios(times, ours)) for name, times in peers.items()},
+        "reach": {name: _rounded(paired_ratios(times, bound)) for name, times in peers.items()},
+        "over_bound": _rounded(paired_ratios(ours, bound)),
+    }
+
+
+def summarise(records: Iterable[Record]) -> list[Record]:
+    """For each cell, mode and peer: the geometric mean of the median speedups, and the least."""
+    groups: dict[tuple[str, str, str], dict[str, float]] = {}
+    for record in records:
+        for peer, ratio in record.get("speedup", {}).items():
+            group = groups.setdefault((record["cell"], record["mode"], peer), {})
+            group[record["row"]] = ratio["median"]
+    summary = []
+    for cell, mode, peer in sorted(groups, key=lambda key: (key[0], key[2], MODES.index(key[1]))):
+        medians = groups[cell, mode, peer]
+        least = min(medians, key=medians.__getitem__)
+        summary.append(
+            {
+                "cell": cell,
+                "mode": mode,
+                "peer": peer,
+                "rows": len(medians),
+                "geometric_mean": float(f"{statistics.geometric_mean(medians.values()):.5g}"),
+                "least": medians[least],
+                "least_row": least,
+            }
+        )
+    return summary
+
+
+def failures(results: Record) -> list[Record]:
+    """The records of rows that computed the wrong thing."""
+    return [record for record in results["records"] if record["error"] is not None]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def save(results: Record, path: Path) -> None:
+    """Writes results as JSON, a line a record."""
+    lines = {key: json.dumps(value) for key, value in results.items() if key != "records"}
+    lines["records"] = "[\n  " + ",\n  ".join(json.dumps(r) for r in results["records"]) + "\n ]"
+    write_text(path, "{\n " + ",\n ".join(f'"{k}": {v}' for k, v in lines.items()) + "\n}\n")
+
+
+def load(path: Path) -> Record:
+    """Reads what :func:`save` wrote.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is not the results of a comparison.
+    """
+    results = json.loads(path.read_text(encoding="utf-8"))
+    missing = {"machine", "settings", "records"} - set(results if isinstance(results, dict) else ())
+    if missing:
+        raise ValueError(f"{path} is no results of benchmarks.compare: no {sorted(missing)}")
+    return results

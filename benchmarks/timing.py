@@ -1,0 +1,100 @@
+"""Interleaved timing: on a noisy machine only ratios taken side by side mean anything."""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+MIN_SAMPLE_S = 2e-3  # shorter steps are repeated until a sample is about this long
+
+
+class Step(Protocol):
+    """One thing to time: ``run`` alone is on the clock, ``clear`` undoes what it left behind."""
+
+    def clear(self) -> None: ...
+
+    def run(self) -> object: ...
+
+
+@dataclass(frozen=True)
+class Quartiles:
+    """The lower quartile, the median and the upper quartile of a sample."""
+
+    q1: float
+    median: float
+    q3: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quartiles:
+        """Quartiles by linear interpolation between the values; of one value, that value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+
+
+def paired_ratios(above: Sequence[float], below: Sequence[float]) -> Quartiles:
+    """Quartiles of above / below, each pair taken in the same round."""
+    return Quartiles.of([a / b for a, b in zip(above, below, strict=True)])
+
+
+def sample(step: Step, calls: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds a call of ``step.run``, over some calls; ``step.clear`` is off the clock."""
+    total = 0.0
+    for _ in range(calls):
+        step.clear()
+        start = clock()
+        step.run()
+        total += clock() - start
+    return total / calls
+
+
+def calls_per_sample(step: Step, min_sample_s: float, clock: Callable[[], float]) -> int:
+    """How many calls make a sample last ``min_sample_s``."""
+    sample(step, 1, clock)  # first calls pay for what later ones find ready
+    seconds = sample(step, 1, clock)
+    if seconds < min_sample_s:
+        seconds = min(seconds, sample(step, 5, clock))
+    return max(1, math.ceil(min_sample_s / max(seconds, 1e-7)))
+
+
+def interleave(
+    steps: Mapping[str, Step],
+    *,
+    min_rounds: int,
+    budget_s: float,
+    min_sample_s: float = MIN_SAMPLE_S,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Times all steps round after round: seconds a call, one value a step and round.
+
+    A round takes one sample of every step. It goes on until the budget is spent, and for
+    ``min_rounds`` at least. The order changes from round to round, and no step follows itself
+    from one round into the next, where it would find its own data in the caches.
+    """
+    calls = {name: calls_per_sample(step, min_sample_s, clock) for name, step in steps.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    order, shuffle = list(steps), random.Random(0).shuffle
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        start = clock()
+        rounds = 0
+        while rounds < min_rounds or clock() - start < budget_s:
+            for name in order:
+                seconds[name].append(sample(steps[name], calls[name], clock))
+            rounds += 1
+            last = order[-1]
+            shuffle(order)
+            while len(order) > 1 and order[0] == last:
+                shuffle(order)
+    finally:
+        if enabled:
+            gc.enable()
+    return seconds
