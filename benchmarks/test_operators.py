@@ -31,11 +31,13 @@ def test_rnn_fwd(benchmark, row: Row) -> None:
     work = Workload(row, FORWARD)
     weights = list(work.weights.values())
 
-    def call() -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.ops.fastbptt.rnn_fwd(work.input, None, weights, True, None, False, "tanh")
+    def call() -> tuple[torch.Tensor, ...]:
+        return torch.ops.fastbptt.rnn_fwd(
+            work.input, None, None, weights, True, None, False, "tanh", True
+        )
 
     with torch.no_grad():
-        output, h_n = call()
+        output, h_n, *_ = call()
         check({"output": output, "h_n": h_n}, expected(work), tolerance(row), "torch")
         benchmark(call)
 
@@ -47,12 +49,18 @@ def test_rnn_bwd(benchmark, row: Row) -> None:
     weights = list(work.weights.values())
     chunk = 0 if row.truncation is None else row.truncation.k
 
-    def call() -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    empty = work.input.new_empty(0, work.input[..., 0].numel(), 0)
+
+    def call() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         return torch.ops.fastbptt.rnn_bwd(
             work.grad_output,
             None,
+            None,
             work.input,
             wanted["output"],
+            empty.new_empty(0, empty.size(1), row.H),
+            empty,
+            None,
             None,
             weights,
             True,
@@ -60,10 +68,10 @@ def test_rnn_bwd(benchmark, row: Row) -> None:
             False,
             "tanh",
             chunk,
-            [True, False, True],
+            [True, False, False, True],
         )
 
-    dinput, _, dweights = call()
+    dinput, _, _, dweights = call()
     found = {"dinput": dinput, **{f"d{k}": d for k, d in zip(work.weights, dweights, strict=True)}}
     gradients = {name: wanted[name] for name in wanted if name not in ("output", "h_n")}
     check(found, gradients, tolerance(row), "torch")

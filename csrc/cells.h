@@ -37,39 +37,77 @@ struct ExpConstants<double> {
   static constexpr int kTerms = 13;
 };
 
-// exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1), accurate relative to itself also near zero. The series
-// exp(r) - 1 = r + r^2/2! + r^3/3! + ... is summed by Horner's rule. |x| must be at most kExpLimit,
-// or NaN.
+// exp(x) = 2^n (1 + fraction) with fraction = exp(r) - 1 = r + r^2/2! + r^3/3! + ..., by Horner's
+// rule. |x| must be at most kExpLimit, or NaN.
 template <typename V>
-inline V expm1(V x) {
-  using scalar_t = typename Bits<V>::scalar_t;
-  using C = ExpConstants<scalar_t>;
-  const V shifted = x * C::kLog2e + C::kRound;
-  const V n = shifted - C::kRound;
-  const V r = (x - n * C::kLn2High) - n * C::kLn2Low;
-  double factorial = 1;
-  for (int k = 2; k <= C::kTerms; ++k) factorial *= k;
-  V sum = Bits<V>::broadcast(scalar_t(1 / factorial));
+struct SplitExp {
+  V power, fraction;
+
+  explicit SplitExp(V x) {
+    using scalar_t = typename Bits<V>::scalar_t;
+    using C = ExpConstants<scalar_t>;
+    const V shifted = x * C::kLog2e + C::kRound;
+    const V n = shifted - C::kRound;
+    const V r = (x - n * C::kLn2High) - n * C::kLn2Low;
+    double factorial = 1;
+    for (int k = 2; k <= C::kTerms; ++k) factorial *= k;
+    V sum = Bits<V>::broadcast(scalar_t(1 / factorial));
 #pragma GCC unroll 16
-  for (int k = C::kTerms; k > 2; --k) {
-    factorial /= k;
-    sum = sum * r + scalar_t(1 / factorial);
+    for (int k = C::kTerms; k > 2; --k) {
+      factorial /= k;
+      sum = sum * r + scalar_t(1 / factorial);
+    }
+    fraction = r + r * r * sum;
+    power = Bits<V>::exp2_of_shifted(shifted);
   }
-  const V p = r + r * r * sum;
-  const V scale = Bits<V>::exp2_of_shifted(shifted);
-  return scale * p + (scale - scalar_t(1));
+};
+
+// min(|x|, limit); a NaN stays a NaN.
+template <typename V, typename scalar_t>
+inline V bounded_magnitude(V x, scalar_t limit) {
+  const V bound = Bits<V>::broadcast(limit), magnitude = Bits<V>::abs(x);
+  return bound < magnitude ? bound : magnitude;
 }
 
-// tanh(x) = sign(x) e / (e + 2) with e = exp(2|x|) - 1 >= 0: no cancellation anywhere.
+// tanh(x) = sign(x) e / (e + 2) with e = exp(2|x|) - 1 = power * fraction + (power - 1) >= 0, which
+// is accurate relative to itself also near zero.
 template <typename V>
 inline V tanh(V x) {
   using scalar_t = typename Bits<V>::scalar_t;
-  const V limit = Bits<V>::broadcast(ExpConstants<scalar_t>::kTanhLimit);
-  V magnitude = Bits<V>::abs(x);
-  magnitude = limit < magnitude ? limit : magnitude;  // in this order a NaN stays a NaN
-  const V e = expm1(magnitude + magnitude);
+  const V magnitude = bounded_magnitude(x, ExpConstants<scalar_t>::kTanhLimit);
+  const SplitExp<V> exp(magnitude + magnitude);
+  const V e = exp.power * exp.fraction + (exp.power - scalar_t(1));
   return Bits<V>::copysign(e / (e + scalar_t(2)), x);
 }
+
+// sigmoid(x) = 1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0, with e = exp(-|x|) <= 1.
+template <typename V>
+inline V sigmoid(V x) {
+  using scalar_t = typename Bits<V>::scalar_t;
+  const SplitExp<V> exp(-bounded_magnitude(x, ExpConstants<scalar_t>::kExpLimit));
+  const V e = exp.power * exp.fraction + exp.power;
+  return (x < 0 ? e : Bits<V>::broadcast(1)) / (e + scalar_t(1));
+}
+
+// The cells. For one unit and step,
+//   forward   takes `pre`, the input's part of each gate's pre-activation with its biases, and
+//             `rec`, the recurrent part; gives the new state and what the backward pass needs.
+//   backward  takes the gradient dh of the new state (and for LSTM dc, that of the cell state) and
+//             gives those of the pre-activations, in columns of d. Columns 0 .. kGates - 1 are what
+//             W_ih saw, in the order of kInputGate; the kGates columns from kFirstRecurrent on are
+//             what W_hh saw, in torch's order. `carry` is what reaches the previous step other than
+//             through W_hh: of the state for GRU, of the cell state for LSTM.
+// What a cell has no use for is left out of the call by `if constexpr` on these constants.
+struct CellTraits {
+  static constexpr int kGates = 1;           // gates of a unit
+  static constexpr int kSaved = 0;           // activations kept for the backward pass, or 0
+  static constexpr int kColumns = 1;         // of d
+  static constexpr int kFirstRecurrent = 0;  // column
+  static constexpr int kInputGate[4] = {0, 1, 2, 3};
+  static constexpr bool kHasCellState = false;  // LSTM's c
+  static constexpr bool kHasCarry = false;
+  static constexpr bool kRecurrentBias = false;  // the last gate's b_hh stays with `rec`
+};
 
 // The nonlinearities phi of the Elman cell: h = phi(pre), and phi'(pre) from h alone.
 struct Tanh {
@@ -102,6 +140,81 @@ struct Identity {
   template <typename V>
   static V derivative(V) {
     return V{} + 1;
+  }
+};
+
+// h = phi(pre + rec). Elman, "Finding structure in time", 1990.
+template <typename Phi>
+struct Elman : CellTraits {
+  template <typename V>
+  static V forward(const V* pre, const V* rec, V, V*) {
+    return Phi::value(pre[0] + rec[0]);
+  }
+  template <typename V>
+  static void backward(V dh, V h, V* d) {
+    d[0] = dh * Phi::derivative(h);
+  }
+};
+
+// r, z = sigmoid(pre + rec);  n = tanh(pre_n + r rec_n);  h = (1 - z) n + z h'
+// with rec_n = W_hn h' + b_hn. Cho et al., "Learning phrase representations using RNN
+// encoder-decoder", 2014, with the reset gate after the product as in torch and cuDNN.
+struct Gru : CellTraits {
+  static constexpr int kGates = 3;
+  static constexpr int kSaved = 4;    // r, z, n, rec_n
+  static constexpr int kColumns = 4;  // d of n as W_ih saw it, r, z, n as W_hh saw it
+  static constexpr int kFirstRecurrent = 1;
+  static constexpr int kInputGate[4] = {2, 0, 1, -1};
+  static constexpr bool kHasCarry = true;
+  static constexpr bool kRecurrentBias = true;
+
+  template <typename V>
+  static V forward(const V* pre, const V* rec, V h_before, V* saved) {
+    const V r = sigmoid(pre[0] + rec[0]), z = sigmoid(pre[1] + rec[1]);
+    const V n = tanh(pre[2] + r * rec[2]);
+    saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = rec[2];
+    return n + z * (h_before - n);
+  }
+  template <typename V>
+  static void backward(V dh, const V* saved, V h_before, V* d, V* carry) {
+    const V r = saved[0], z = saved[1], n = saved[2], rec_n = saved[3];
+    const V dn = dh * (1 - z) * (1 - n * n);
+    d[0] = dn;
+    d[1] = dn * rec_n * r * (1 - r);
+    d[2] = dh * (h_before - n) * z * (1 - z);
+    d[3] = dn * r;
+    *carry = dh * z;
+  }
+};
+
+// i, f, o = sigmoid(pre + rec);  g = tanh(pre_g + rec_g);  c = f c' + i g;  h = o tanh(c).
+// Hochreiter and Schmidhuber, "Long short-term memory", 1997; Gers et al., "Learning to forget",
+// 2000. Gate order i, f, g, o.
+struct Lstm : CellTraits {
+  static constexpr int kGates = 4;
+  static constexpr int kSaved = 4;
+  static constexpr int kColumns = 4;
+  static constexpr bool kHasCellState = true;
+  static constexpr bool kHasCarry = true;
+
+  template <typename V>
+  static V forward(const V* pre, const V* rec, V c_before, V* saved, V* c) {
+    const V i = sigmoid(pre[0] + rec[0]), f = sigmoid(pre[1] + rec[1]);
+    const V g = tanh(pre[2] + rec[2]), o = sigmoid(pre[3] + rec[3]);
+    saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
+    *c = f * c_before + i * g;
+    return o * tanh(*c);
+  }
+  template <typename V>
+  static void backward(V dh, V dc, const V* saved, V c_before, V c, V* d, V* carry) {
+    const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
+    const V tanh_c = tanh(c);
+    dc += dh * o * (1 - tanh_c * tanh_c);
+    d[0] = dc * g * i * (1 - i);
+    d[1] = dc * c_before * f * (1 - f);
+    d[2] = dc * i * (1 - g * g);
+    d[3] = dh * tanh_c * o * (1 - o);
+    *carry = dc * f;
   }
 };
 

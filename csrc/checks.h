@@ -11,15 +11,26 @@
 
 namespace fastbptt {
 
-// The sizes of one layer.
+// The sizes of one layer, and where its weights stand.
 struct LayerShape {
-  int64_t T, B, N, I, H, D;  // D: directions
-  int64_t weights_per_direction;
+  CellKind cell;
+  int64_t T, B, N, I, H, R, G, S, D;  // as in params.h; D: directions
+  bool has_biases, has_projection;
 
-  at::Tensor w_ih(at::TensorList w, int64_t d) const { return w[d * weights_per_direction]; }
-  at::Tensor w_hh(at::TensorList w, int64_t d) const { return w[d * weights_per_direction + 1]; }
-  at::Tensor b_ih(at::TensorList w, int64_t d) const { return w[d * weights_per_direction + 2]; }
-  at::Tensor b_hh(at::TensorList w, int64_t d) const { return w[d * weights_per_direction + 3]; }
+  bool has_cell_state() const { return cell == CellKind::kLstm; }
+  int64_t weights_per_direction() const { return 2 + 2 * has_biases + has_projection; }
+  const at::Tensor& w_ih(at::TensorList w, int64_t d) const { return weight(w, d, 0); }
+  const at::Tensor& w_hh(at::TensorList w, int64_t d) const { return weight(w, d, 1); }
+  const at::Tensor& b_ih(at::TensorList w, int64_t d) const { return weight(w, d, 2); }
+  const at::Tensor& b_hh(at::TensorList w, int64_t d) const { return weight(w, d, 3); }
+  const at::Tensor& w_hr(at::TensorList w, int64_t d) const {
+    return weight(w, d, has_biases ? 4 : 2);
+  }
+
+ private:
+  const at::Tensor& weight(at::TensorList w, int64_t d, int64_t index) const {
+    return w[d * weights_per_direction() + index];
+  }
 };
 
 inline void check_tensor(const at::Tensor& tensor, const std::string& name, at::IntArrayRef sizes,
@@ -32,12 +43,14 @@ inline void check_tensor(const at::Tensor& tensor, const std::string& name, at::
               input.device(), ", got ", tensor.device());
 }
 
-inline Cell parse_nonlinearity(c10::string_view name) {
-  if (name == "tanh") return Cell::kTanh;
-  if (name == "relu") return Cell::kRelu;
-  TORCH_CHECK(name == "identity", "nonlinearity must be \"tanh\", \"relu\" or \"identity\", got \"",
-              name, "\"");
-  return Cell::kIdentity;
+inline CellKind parse_cell(c10::string_view name) {
+  if (name == "tanh") return CellKind::kTanh;
+  if (name == "relu") return CellKind::kRelu;
+  if (name == "identity") return CellKind::kIdentity;
+  if (name == "gru") return CellKind::kGru;
+  TORCH_CHECK(name == "lstm", "cell must be an Elman cell's nonlinearity (\"tanh\", \"relu\" or "
+              "\"identity\"), \"gru\" or \"lstm\", got \"", name, "\"");
+  return CellKind::kLstm;
 }
 
 // Fills T, B, N from a uniform input [T, B, I] or [B, T, I], or a packed one [N, I] and its
@@ -72,40 +85,70 @@ inline void check_batch_sizes(const at::Tensor& input, const std::optional<at::T
               " rows, got ", input.size(0));
 }
 
+// Finds out how many directions the list of weights is for, and whether it has projections.
+inline void check_weight_count(at::TensorList weights, LayerShape* shape) {
+  const int64_t count = int64_t(weights.size()), plain = shape->has_biases ? 4 : 2;
+  for (const bool projection : {false, true}) {
+    if (projection && !shape->has_cell_state()) continue;
+    for (int64_t directions = 1; directions <= 2; ++directions) {
+      if (count != directions * (plain + projection)) continue;
+      shape->D = directions;
+      shape->has_projection = projection;
+      return;
+    }
+  }
+  TORCH_CHECK(false, "weights must hold ", plain, " tensors",
+              shape->has_cell_state() ? " (one more with a projection)" : "",
+              " for each of one or two directions, got ", count);
+}
+
 inline LayerShape check_layer(const at::Tensor& input, const std::optional<at::Tensor>& hx,
-                              at::TensorList weights, bool has_biases,
-                              const std::optional<at::Tensor>& batch_sizes, bool batch_first) {
+                              const std::optional<at::Tensor>& cx, at::TensorList weights,
+                              bool has_biases, const std::optional<at::Tensor>& batch_sizes,
+                              bool batch_first, c10::string_view cell) {
   LayerShape shape{};
+  shape.cell = parse_cell(cell);
+  shape.G = shape.cell == CellKind::kLstm ? 4 : shape.cell == CellKind::kGru ? 3 : 1;
+  shape.S = shape.G > 1 ? 4 : 0;
+  shape.has_biases = has_biases;
   TORCH_CHECK_NOT_IMPLEMENTED(
       input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
       "input must have dtype float32 or float64, got ", input.scalar_type());
   check_batch_sizes(input, batch_sizes, batch_first, &shape);
-  shape.weights_per_direction = has_biases ? 4 : 2;
-  shape.D = int64_t(weights.size()) / shape.weights_per_direction;
-  TORCH_CHECK((shape.D == 1 || shape.D == 2) &&
-                  shape.D * shape.weights_per_direction == int64_t(weights.size()),
-              "weights must hold ", shape.weights_per_direction,
-              " tensors for each of one or two directions, got ", weights.size());
-  TORCH_CHECK(weights[0].dim() == 2, "weight_ih must have 2 dimensions, got ", weights[0].dim());
+  check_weight_count(weights, &shape);
+  TORCH_CHECK(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
   shape.I = input.size(-1);
-  shape.H = weights[0].size(0);
-  TORCH_CHECK(shape.H > 0, "weight_ih must have at least one row, got shape ", weights[0].sizes());
+  shape.R = weights[1].size(1);
+  shape.H = weights[1].size(0) / shape.G;
+  TORCH_CHECK(shape.H > 0 && shape.R > 0, "weight_hh must not be empty, got shape ",
+              weights[1].sizes());
+  TORCH_CHECK(shape.has_projection || shape.R == shape.H, "weight_hh must have shape ",
+              at::IntArrayRef({shape.G * shape.R, shape.R}), ", got ", weights[1].sizes());
   for (int64_t d = 0; d < shape.D; ++d) {
     const std::string suffix = d == 0 ? "" : " of the reverse direction";
-    check_tensor(shape.w_ih(weights, d), "weight_ih" + suffix, {shape.H, shape.I}, input);
-    check_tensor(shape.w_hh(weights, d), "weight_hh" + suffix, {shape.H, shape.H}, input);
-    if (!has_biases) continue;
-    check_tensor(shape.b_ih(weights, d), "bias_ih" + suffix, {shape.H}, input);
-    check_tensor(shape.b_hh(weights, d), "bias_hh" + suffix, {shape.H}, input);
+    const int64_t rows = shape.G * shape.H;
+    check_tensor(shape.w_ih(weights, d), "weight_ih" + suffix, {rows, shape.I}, input);
+    check_tensor(shape.w_hh(weights, d), "weight_hh" + suffix, {rows, shape.R}, input);
+    if (has_biases) {
+      check_tensor(shape.b_ih(weights, d), "bias_ih" + suffix, {rows}, input);
+      check_tensor(shape.b_hh(weights, d), "bias_hh" + suffix, {rows}, input);
+    }
+    if (shape.has_projection) {
+      check_tensor(shape.w_hr(weights, d), "weight_hr" + suffix, {shape.R, shape.H}, input);
+    }
   }
-  if (hx.has_value()) check_tensor(*hx, "hx", {shape.D, shape.B, shape.H}, input);
+  if (hx.has_value()) check_tensor(*hx, "hx", {shape.D, shape.B, shape.R}, input);
+  if (cx.has_value()) {
+    TORCH_CHECK(shape.has_cell_state(), "cx is for an LSTM only, and cell is \"", cell, "\"");
+    check_tensor(*cx, "cx", {shape.D, shape.B, shape.H}, input);
+  }
   return shape;
 }
 
 // The shape of the layer's output, and of its gradient.
 inline std::vector<int64_t> output_sizes(const at::Tensor& input, const LayerShape& shape) {
   std::vector<int64_t> sizes = input.sizes().vec();
-  sizes.back() = shape.D * shape.H;
+  sizes.back() = shape.D * shape.R;
   return sizes;
 }
 

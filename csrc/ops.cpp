@@ -47,28 +47,59 @@ std::vector<Tensor> contiguous(at::TensorList tensors) {
   return result;
 }
 
-// Row d of a [D, B, H] tensor, or null.
+// Direction d of a [D, ...] tensor, or null where there is none.
 template <typename scalar_t>
-const scalar_t* state_of(const OptionalTensor& tensor, const LayerShape& shape, int64_t d) {
-  return tensor.has_value() ? tensor->const_data_ptr<scalar_t>() + d * shape.B * shape.H : nullptr;
+const scalar_t* direction_of(const OptionalTensor& tensor, int64_t d) {
+  return tensor.has_value() ? tensor->const_data_ptr<scalar_t>() + d * tensor->stride(0) : nullptr;
 }
 
 template <typename scalar_t>
+scalar_t* direction_of(const Tensor& tensor, int64_t d, bool wanted) {
+  return wanted ? tensor.mutable_data_ptr<scalar_t>() + d * tensor.stride(0) : nullptr;
+}
+
+// The arguments of a layer, contiguous.
+struct LayerTensors {
+  Tensor input;
+  OptionalTensor hx, cx;
+  std::vector<Tensor> weights;
+
+  LayerTensors(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+               at::TensorList weights)
+      : input(input.contiguous()),
+        hx(contiguous(hx)),
+        cx(contiguous(cx)),
+        weights(contiguous(weights)) {}
+};
+
+template <typename scalar_t>
 void fill_common(LayerParams<scalar_t>* p, const LayerShape& shape, const Layout& layout,
-                 const std::vector<Lane>& lanes, const Tensor& input, const OptionalTensor& hx,
-                 at::TensorList weights, int64_t d, int threads) {
+                 const std::vector<Lane>& lanes, const LayerTensors& tensors, int64_t d,
+                 int threads) {
+  const auto data = [](const Tensor& tensor) { return tensor.const_data_ptr<scalar_t>(); };
   p->layout = layout;
   p->I = shape.I;
   p->H = shape.H;
+  p->R = shape.R;
   p->direction = d == 0 ? 1 : -1;
   p->lanes = lanes.data();
   p->num_lanes = int64_t(lanes.size());
-  p->input = input.const_data_ptr<scalar_t>();
-  p->hx = state_of<scalar_t>(hx, shape, d);
-  p->w_ih = shape.w_ih(weights, d).const_data_ptr<scalar_t>();
-  p->w_hh = shape.w_hh(weights, d).const_data_ptr<scalar_t>();
-  p->ld_out = shape.D * shape.H;
+  p->input = data(tensors.input);
+  p->hx = direction_of<scalar_t>(tensors.hx, d);
+  p->cx = direction_of<scalar_t>(tensors.cx, d);
+  p->w_ih = data(shape.w_ih(tensors.weights, d));
+  p->w_hh = data(shape.w_hh(tensors.weights, d));
+  p->b_ih = shape.has_biases ? data(shape.b_ih(tensors.weights, d)) : nullptr;
+  p->b_hh = shape.has_biases ? data(shape.b_hh(tensors.weights, d)) : nullptr;
+  p->w_hr = shape.has_projection ? data(shape.w_hr(tensors.weights, d)) : nullptr;
+  p->ld_out = shape.D * shape.R;
   p->threads = threads;
+}
+
+int threads_for(const LayerShape& shape, double passes) {
+  const double row = double(shape.I + shape.R) * shape.G * shape.H +
+                     (shape.has_projection ? double(shape.R) * shape.H : 0);
+  return useful_threads(at::get_num_threads(), passes * shape.N * row);
 }
 
 // Allocates the workspace where torch's profilers see it, and runs the kernel on its team.
@@ -89,120 +120,136 @@ void run_kernel(const Kernel<Params>& kernel, Params* p, const Tensor& input) {
       &call);
 }
 
-std::tuple<Tensor, Tensor> rnn_fwd_cpu(const Tensor& input_, const OptionalTensor& hx_,
-                                       at::TensorList weights_, bool has_biases,
-                                       const OptionalTensor& batch_sizes, bool batch_first,
-                                       c10::string_view nonlinearity) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_fwd_cpu(
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+    at::TensorList weights, bool has_biases, const OptionalTensor& batch_sizes, bool batch_first,
+    c10::string_view cell, bool keep_gates) {
   const LayerShape shape =
-      check_layer(input_, hx_, weights_, has_biases, batch_sizes, batch_first);
-  const Cell cell = parse_nonlinearity(nonlinearity);
-  const Tensor input = input_.contiguous();
-  const OptionalTensor hx = contiguous(hx_);
-  const std::vector<Tensor> weights = contiguous(weights_);
-  const Tensor output = at::empty(output_sizes(input, shape), input.options());
-  const Tensor h_n = at::empty({shape.D, shape.B, shape.H}, input.options());
-  if (shape.N == 0) return {output, h_n};
+      check_layer(input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell);
+  const LayerTensors tensors(input, hx, cx, weights);
+  const auto options = input.options();
+  const Tensor output = at::empty(output_sizes(input, shape), options);
+  const Tensor h_n = at::empty({shape.D, shape.B, shape.R}, options);
+  const bool has_c = shape.has_cell_state();
+  const Tensor c_n = at::empty({has_c ? shape.D : 0, shape.B, shape.H}, options);
+  const Tensor c = at::empty({has_c ? shape.D : 0, shape.N, shape.H}, options);
+  const bool keeps = keep_gates && shape.S > 0;
+  const Tensor gates = at::empty({keeps ? shape.D : 0, shape.N, shape.S * shape.H}, options);
+  if (shape.N == 0) return {output, h_n, c_n, c, gates};
 
   const OwnedLayout layout(shape, batch_sizes, batch_first);
-  const int threads =
-      useful_threads(at::get_num_threads(), double(shape.N) * (shape.I + shape.H) * shape.H);
   AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "rnn_fwd", [&] {
     for (int64_t d = 0; d < shape.D; ++d) {
       FwdParams<scalar_t> p{};
       const std::vector<Lane> lanes = make_lanes(layout.layout, d == 0 ? 1 : -1, 0);
-      fill_common(&p, shape, layout.layout, lanes, input, hx, weights, d, threads);
-      p.b_ih = has_biases ? shape.b_ih(weights, d).const_data_ptr<scalar_t>() : nullptr;
-      p.b_hh = has_biases ? shape.b_hh(weights, d).const_data_ptr<scalar_t>() : nullptr;
-      p.output = output.mutable_data_ptr<scalar_t>() + d * shape.H;
-      p.h_n = h_n.mutable_data_ptr<scalar_t>() + d * shape.B * shape.H;
-      run_kernel(kernels_for<scalar_t>().forward[int(cell)], &p, input);
+      fill_common(&p, shape, layout.layout, lanes, tensors, d, threads_for(shape, 1));
+      p.output = output.mutable_data_ptr<scalar_t>() + d * shape.R;
+      p.h_n = direction_of<scalar_t>(h_n, d, true);
+      p.gates = direction_of<scalar_t>(gates, d, keeps);
+      p.c = direction_of<scalar_t>(c, d, has_c);
+      p.c_n = direction_of<scalar_t>(c_n, d, has_c);
+      run_kernel(kernels_for<scalar_t>().forward[int(shape.cell)], &p, input);
     }
   });
-  return {output, h_n};
+  return {output, h_n, c_n, c, gates};
 }
 
-std::tuple<Tensor, Tensor, std::vector<Tensor>> rnn_bwd_cpu(
-    const OptionalTensor& grad_output_, const OptionalTensor& grad_h_n_, const Tensor& input_,
-    const Tensor& output_, const OptionalTensor& hx_, at::TensorList weights_, bool has_biases,
-    const OptionalTensor& batch_sizes, bool batch_first, c10::string_view nonlinearity,
-    int64_t chunk, c10::List<bool> needs) {
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_cpu(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+    const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& output, const Tensor& c,
+    const Tensor& gates, const OptionalTensor& hx, const OptionalTensor& cx,
+    at::TensorList weights, bool has_biases, const OptionalTensor& batch_sizes, bool batch_first,
+    c10::string_view cell, int64_t chunk, c10::List<bool> needs) {
   const LayerShape shape =
-      check_layer(input_, hx_, weights_, has_biases, batch_sizes, batch_first);
-  const Cell cell = parse_nonlinearity(nonlinearity);
-  const std::vector<int64_t> out_sizes = output_sizes(input_, shape);
-  check_tensor(output_, "output", out_sizes, input_);
-  if (grad_output_.has_value()) check_tensor(*grad_output_, "grad_output", out_sizes, input_);
-  if (grad_h_n_.has_value()) {
-    check_tensor(*grad_h_n_, "grad_h_n", {shape.D, shape.B, shape.H}, input_);
+      check_layer(input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell);
+  const bool has_c = shape.has_cell_state();
+  const std::vector<int64_t> out_sizes = output_sizes(input, shape);
+  check_tensor(output, "output", out_sizes, input);
+  check_tensor(c, "c", {has_c ? shape.D : 0, shape.N, shape.H}, input);
+  const bool kept = shape.S > 0 && gates.numel() > 0;  // else they are computed again
+  check_tensor(gates, "gates", {kept ? shape.D : 0, shape.N, shape.S * shape.H}, input);
+  if (grad_output.has_value()) check_tensor(*grad_output, "grad_output", out_sizes, input);
+  if (grad_h_n.has_value()) {
+    check_tensor(*grad_h_n, "grad_h_n", {shape.D, shape.B, shape.R}, input);
+  }
+  if (grad_c_n.has_value()) {
+    check_tensor(*grad_c_n, "grad_c_n", {has_c ? shape.D : 0, shape.B, shape.H}, input);
   }
   TORCH_CHECK(chunk >= 0, "chunk must be 0 (no truncation) or positive, got ", chunk);
-  TORCH_CHECK(needs.size() == 3, "needs must hold 3 flags (input, hx, weights), got ",
+  TORCH_CHECK(needs.size() == 4, "needs must hold 4 flags (input, hx, cx, weights), got ",
               needs.size());
-  const bool needs_input = needs[0], needs_hx = needs[1], needs_weights = needs[2];
-  TORCH_CHECK(!needs_hx || hx_.has_value(), "needs asks for the gradient of hx, which is absent");
+  const bool needs_input = needs[0], needs_hx = needs[1], needs_cx = needs[2],
+             needs_weights = needs[3];
+  TORCH_CHECK(!needs_hx || hx.has_value(), "needs asks for the gradient of hx, which is absent");
+  TORCH_CHECK(!needs_cx || cx.has_value(), "needs asks for the gradient of cx, which is absent");
 
-  const Tensor input = input_.contiguous(), output = output_.contiguous();
-  const OptionalTensor hx = contiguous(hx_), grad_output = contiguous(grad_output_),
-                       grad_h_n = contiguous(grad_h_n_);
-  const std::vector<Tensor> weights = contiguous(weights_);
-  const auto options = input.options();
-  const Tensor d_input = needs_input ? at::empty_like(input) : at::empty({0}, options);
-  const Tensor d_hx = needs_hx ? at::empty_like(*hx) : at::empty({0}, options);
+  const LayerTensors tensors(input, hx, cx, weights);
+  const Tensor out = output.contiguous(), cells = c.contiguous(), activations = gates.contiguous();
+  const OptionalTensor d_output = contiguous(grad_output), d_h_n = contiguous(grad_h_n),
+                       d_c_n = contiguous(grad_c_n);
+  const auto gradient = [&](const Tensor& of, bool needed) {
+    return needed ? at::empty(of.sizes(), input.options()) : at::empty({0}, input.options());
+  };
+  const Tensor d_input = gradient(input, needs_input);
+  const Tensor d_hx = gradient(hx.value_or(input), needs_hx);
+  const Tensor d_cx = gradient(cx.value_or(input), needs_cx);
   std::vector<Tensor> d_weights;
-  for (const Tensor& weight : weights) {
-    d_weights.push_back(needs_weights ? at::empty_like(weight) : at::empty({0}, options));
-  }
+  for (const Tensor& weight : weights) d_weights.push_back(gradient(weight, needs_weights));
   if (shape.N == 0) {
     for (const Tensor& d_weight : d_weights) d_weight.zero_();
-    return {d_input, d_hx, d_weights};
+    return {d_input, d_hx, d_cx, d_weights};
   }
 
   const OwnedLayout layout(shape, batch_sizes, batch_first);
-  const int threads =
-      useful_threads(at::get_num_threads(), 2.0 * shape.N * (shape.I + shape.H) * shape.H);
   AT_DISPATCH_FLOATING_TYPES(input.scalar_type(), "rnn_bwd", [&] {
-    const auto offset_by_direction = [&](const OptionalTensor& tensor, int64_t d) {
-      return tensor.has_value() ? tensor->const_data_ptr<scalar_t>() + d * shape.H : nullptr;
-    };
     for (int64_t d = 0; d < shape.D; ++d) {
       BwdParams<scalar_t> p{};
       const std::vector<Lane> lanes = make_lanes(layout.layout, d == 0 ? 1 : -1, chunk);
-      fill_common(&p, shape, layout.layout, lanes, input, hx, weights, d, threads);
-      p.output = output.const_data_ptr<scalar_t>() + d * shape.H;
-      p.d_output = offset_by_direction(grad_output, d);
-      p.d_h_n = state_of<scalar_t>(grad_h_n, shape, d);
+      fill_common(&p, shape, layout.layout, lanes, tensors, d, threads_for(shape, 2));
+      p.output = out.const_data_ptr<scalar_t>() + d * shape.R;
+      p.gates = kept ? direction_of<scalar_t>(activations, d) : nullptr;
+      p.c = has_c ? direction_of<scalar_t>(cells, d) : nullptr;
+      p.d_output =
+          d_output.has_value() ? d_output->const_data_ptr<scalar_t>() + d * shape.R : nullptr;
+      p.d_h_n = direction_of<scalar_t>(d_h_n, d);
+      p.d_c_n = has_c ? direction_of<scalar_t>(d_c_n, d) : nullptr;
       p.d_input = needs_input ? d_input.mutable_data_ptr<scalar_t>() : nullptr;
       p.accumulate_d_input = d > 0;
-      p.d_hx = needs_hx ? d_hx.mutable_data_ptr<scalar_t>() + d * shape.B * shape.H : nullptr;
+      p.d_hx = direction_of<scalar_t>(d_hx, d, needs_hx);
+      p.d_cx = direction_of<scalar_t>(d_cx, d, needs_cx);
       if (needs_weights) {
-        p.d_w_ih = shape.w_ih(d_weights, d).mutable_data_ptr<scalar_t>();
-        p.d_w_hh = shape.w_hh(d_weights, d).mutable_data_ptr<scalar_t>();
-        if (has_biases) {
-          p.d_b_ih = shape.b_ih(d_weights, d).mutable_data_ptr<scalar_t>();
-          p.d_b_hh = shape.b_hh(d_weights, d).mutable_data_ptr<scalar_t>();
-        }
+        const auto data = [](const Tensor& tensor) { return tensor.mutable_data_ptr<scalar_t>(); };
+        p.d_w_ih = data(shape.w_ih(d_weights, d));
+        p.d_w_hh = data(shape.w_hh(d_weights, d));
+        p.d_b_ih = has_biases ? data(shape.b_ih(d_weights, d)) : nullptr;
+        p.d_b_hh = has_biases ? data(shape.b_hh(d_weights, d)) : nullptr;
+        p.d_w_hr = shape.has_projection ? data(shape.w_hr(d_weights, d)) : nullptr;
       }
-      run_kernel(kernels_for<scalar_t>().backward[int(cell)], &p, input);
+      run_kernel(kernels_for<scalar_t>().backward[int(shape.cell)], &p, input);
     }
   });
-  return {d_input, d_hx, d_weights};
+  return {d_input, d_hx, d_cx, d_weights};
 }
 
 }  // namespace
 
 TORCH_LIBRARY(fastbptt, m) {
-  // One layer, its one or two directions. D: directions; weights: w_ih, w_hh[, b_ih, b_hh] each.
-  // input [T, B, I] ([B, T, I] if batch_first, or packed [N, I] with batch_sizes [T]); hx and h_n
-  // [D, B, H]; output like input with D*H columns.
+  // One layer, its one or two directions (D). weights: w_ih, w_hh[, b_ih, b_hh][, w_hr] each.
+  // input [T, B, I] ([B, T, I] if batch_first, or packed [N, I] with batch_sizes [T]); output like
+  // input with D*R columns; hx and h_n [D, B, R], cx and c_n [D, B, H]. cell: "tanh", "relu",
+  // "identity", "gru" or "lstm". c [D, N, H] and gates [D, N, S*H] are for the backward pass; what a
+  // cell has not is empty, and so are gates that are not to be kept.
   m.def(
-      "rnn_fwd(Tensor input, Tensor? hx, Tensor[] weights, bool has_biases, Tensor? batch_sizes, "
-      "bool batch_first, str nonlinearity) -> (Tensor output, Tensor h_n)");
-  // chunk: steps after which the gradient is cut, or 0. needs: input, hx, weights; a gradient that
-  // is not needed comes back empty.
+      "rnn_fwd(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, bool has_biases, "
+      "Tensor? batch_sizes, bool batch_first, str cell, bool keep_gates) "
+      "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor c, Tensor gates)");
+  // gates: empty to have them computed again. chunk: steps after which the gradient is cut, or 0. needs: input, hx, cx, weights; a gradient
+  // that is not needed comes back empty.
   m.def(
-      "rnn_bwd(Tensor? grad_output, Tensor? grad_h_n, Tensor input, Tensor output, Tensor? hx, "
-      "Tensor[] weights, bool has_biases, Tensor? batch_sizes, bool batch_first, "
-      "str nonlinearity, int chunk, bool[] needs) -> (Tensor, Tensor, Tensor[])");
+      "rnn_bwd(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
+      "Tensor output, Tensor c, Tensor gates, Tensor? hx, Tensor? cx, Tensor[] weights, "
+      "bool has_biases, Tensor? batch_sizes, bool batch_first, str cell, int chunk, "
+      "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor[])");
 }
 
 TORCH_LIBRARY_IMPL(fastbptt, CPU, m) {

@@ -1,16 +1,18 @@
 // The arguments of one direction of one layer, as the kernels see them: plain pointers, no torch.
 //
-// Axes: T steps, B batch, I inputs, H hidden units, G gates a unit (1 for the Elman cell). N rows:
-// every (step, sequence) pair that exists, T*B for a uniform batch and fewer for a packed one. Gate
-// g of unit u stands in column g*H + u, as in torch's weights.
+// Axes: T steps, B batch, I inputs, H hidden units, R values of the recurrent state (H, or fewer
+// where LSTM projects it), G gates a unit (RNN 1, GRU 3, LSTM 4), S activations kept a unit (GRU 4,
+// LSTM 4). N rows: every (step, sequence) pair that exists, T*B for a uniform batch and fewer for a
+// packed one. Gate g of unit u stands in column g*H + u, as in torch's weights.
 #pragma once
 
 #include <cstdint>
 
 namespace fastbptt {
 
-enum class Cell : int { kTanh, kRelu, kIdentity };
-constexpr int kNumCells = 3;
+// The Elman cell by its nonlinearity, and the gated cells.
+enum class CellKind : int { kTanh, kRelu, kIdentity, kGru, kLstm };
+constexpr int kNumCells = 5;
 
 // Which row of an [N, ...] buffer holds step t of sequence b.
 struct Layout {
@@ -34,43 +36,53 @@ struct Lane {
   bool to_end;      // the last local step is the sequence's own last step: its state is h_n
 };
 
-// What both passes of one direction need.
+// What both passes of one direction need. Pointers that a cell has no use for are null.
 template <typename scalar_t>
 struct LayerParams {
   Layout layout;
-  int64_t I, H;
+  int64_t I, H, R;
   int direction;      // +1, or -1 for the reverse direction
   const Lane* lanes;  // [num_lanes]
   int64_t num_lanes;
   const scalar_t* input;  // [N, I]
-  const scalar_t* hx;     // [B, H] or null: zeros
+  const scalar_t* hx;     // [B, R] or null: zeros
+  const scalar_t* cx;     // [B, H] or null: zeros
   const scalar_t* w_ih;   // [G*H, I]
-  const scalar_t* w_hh;   // [G*H, H]
-  int64_t ld_out;         // row stride of output and its gradient: H times the layer's directions
+  const scalar_t* w_hh;   // [G*H, R]
+  const scalar_t* b_ih;   // [G*H] or null
+  const scalar_t* b_hh;   // [G*H] or null
+  const scalar_t* w_hr;   // [R, H] or null: no projection
+  int64_t ld_out;         // row stride of output and its gradient: R times the layer's directions
   int threads;            // the team is at most this large
   void* workspace;        // as many bytes as the kernel's workspace function asks for, 64-aligned
 };
 
 template <typename scalar_t>
 struct FwdParams : LayerParams<scalar_t> {
-  const scalar_t* b_ih;  // [G*H] or null
-  const scalar_t* b_hh;  // [G*H] or null
-  scalar_t* output;      // [N, H], row stride ld_out
-  scalar_t* h_n;         // [B, H]
+  scalar_t* output;  // [N, R], row stride ld_out
+  scalar_t* gates;   // [N, S*H] the activations kept
+  scalar_t* c;       // [N, H] LSTM's cell states
+  scalar_t* h_n;     // [B, R]
+  scalar_t* c_n;     // [B, H]
 };
 
 template <typename scalar_t>
 struct BwdParams : LayerParams<scalar_t> {
-  const scalar_t* output;    // [N, H], row stride ld_out
-  const scalar_t* d_output;  // [N, H], row stride ld_out, or null: zeros
-  const scalar_t* d_h_n;     // [B, H] or null: zeros
+  const scalar_t* output;    // [N, R], row stride ld_out
+  const scalar_t* gates;     // [N, S*H] or null: recomputed
+  const scalar_t* c;         // [N, H]
+  const scalar_t* d_output;  // [N, R], row stride ld_out, or null: zeros
+  const scalar_t* d_h_n;     // [B, R] or null: zeros
+  const scalar_t* d_c_n;     // [B, H] or null: zeros
   scalar_t* d_input;         // [N, I] or null: not wanted
   bool accumulate_d_input;   // add to d_input (second direction) rather than fill it
-  scalar_t* d_hx;            // [B, H] or null
+  scalar_t* d_hx;            // [B, R] or null
+  scalar_t* d_cx;            // [B, H] or null
   scalar_t* d_w_ih;          // [G*H, I] or null: no weight gradient is wanted
-  scalar_t* d_w_hh;          // [G*H, H]
+  scalar_t* d_w_hh;          // [G*H, R]
   scalar_t* d_b_ih;          // [G*H] or null
   scalar_t* d_b_hh;          // [G*H] or null
+  scalar_t* d_w_hr;          // [R, H] or null
 };
 
 }  // namespace fastbptt

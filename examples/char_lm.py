@@ -51,7 +51,7 @@ def make_trainers(args: argparse.Namespace, corpus: Corpus) -> list[Trainer]:
     backends = BACKENDS if args.backend == "both" else (args.backend,)
     trainers = [Trainer(args, backend, corpus) for backend in backends]
     if args.resume:
-        saved = [trainer for trainer in trainers if trainer.path.exists()]
+        saved = [trainer for trainer in trainers if os.path.exists(trainer.path)]
         if not saved:
             raise BadInput(
                 f"argument --resume: must find {trainers[0].path}, but there is no such file"

@@ -2,10 +2,11 @@
 
 import torch  # noqa: F401  (first: the extension links to its libraries)
 
-from fastbptt import _C, reference
-from fastbptt.functional import rnn
-from fastbptt.nn import RNN
+from fastbptt import _C as _C
+from fastbptt import reference
+from fastbptt.functional import gru, lstm, rnn
+from fastbptt.nn import GRU, LSTM, RNN
 from fastbptt.truncation import Chunked
 
 __version__ = "0.1.0"
-__all__ = ["RNN", "Chunked", "reference", "rnn"]
+__all__ = ["GRU", "LSTM", "RNN", "Chunked", "gru", "lstm", "reference", "rnn"]

@@ -7,7 +7,7 @@ from torch import Tensor
 from fastbptt import autograd
 from fastbptt.truncation import Truncation, as_truncation
 
-__all__ = ["rnn"]
+__all__ = ["gru", "lstm", "rnn"]
 
 
 def rnn(
@@ -36,39 +36,124 @@ def rnn(
         h_n: [B, H] (or [H]), the last of them.
 
     Raises:
-        ValueError: ``input`` has neither 2 nor 3 dimensions, or only one bias is given.
-        RuntimeError: a shape, dtype, device or the nonlinearity is not as above.
+        TypeError, ValueError: ``truncation`` is no truncation.
+        ValueError: ``input`` has neither 2 nor 3 dimensions, ``nonlinearity`` is not known, or
+            only one bias is given.
+        RuntimeError: a shape, dtype or device is not as above.
         NotImplementedError: there is no kernel for the dtype or device.
     """
+    if nonlinearity not in ("tanh", "relu", "identity"):
+        raise ValueError(
+            f"nonlinearity must be 'tanh', 'relu' or 'identity', got {nonlinearity!r}"
+        )
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    output, h_n, _ = _run_layer(nonlinearity, input, (hx, None), weights, None, truncation)
+    return output, h_n
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    truncation: Truncation | int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A layer of gated recurrent units, with the formulas of :class:`fastbptt.GRU`.
+
+    Args:
+        input: [T, B, I], or [T, I] for one sequence; float32 or float64, on the CPU.
+        hx: initial state [B, H], or [H] for one sequence; zeros if None.
+        weight_ih, weight_hh: [3H, I] and [3H, H], gates in the order r, z, n.
+        bias_ih, bias_hh: [3H] each; both or neither.
+        truncation: where the backward pass is cut: None, an int k, or a truncation object.
+
+    Returns:
+        output: [T, B, H] (or [T, H]), the states of all steps.
+        h_n: [B, H] (or [H]), the last of them.
+
+    Raises:
+        As :func:`fastbptt.rnn`.
+    """
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    output, h_n, _ = _run_layer("gru", input, (hx, None), weights, None, truncation)
+    return output, h_n
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    weight_hr: Tensor | None = None,
+    *,
+    truncation: Truncation | int | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A layer of long short-term memory, with the formulas of :class:`fastbptt.LSTM`.
+
+    Args:
+        input: [T, B, I], or [T, I] for one sequence; float32 or float64, on the CPU.
+        hx: initial states (h_0 [B, R], c_0 [B, H]), without B for one sequence; zeros if None.
+            R is H, or the projection's size.
+        weight_ih, weight_hh: [4H, I] and [4H, R], gates in the order i, f, g, o.
+        bias_ih, bias_hh: [4H] each; both or neither.
+        weight_hr: [R, H], the projection of the state, or None.
+        truncation: where the backward pass is cut: None, an int k, or a truncation object.
+
+    Returns:
+        output: [T, B, R] (or [T, R]), the states h of all steps.
+        (h_n, c_n): the last states, like ``hx``.
+
+    Raises:
+        As :func:`fastbptt.rnn`.
+    """
+    weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    states = (None, None) if hx is None else hx
+    output, h_n, c_n = _run_layer("lstm", input, states, weights, weight_hr, truncation)
+    return output, (h_n, c_n)
+
+
+def _run_layer(
+    cell: str,
+    input: Tensor,
+    states: tuple[Tensor | None, Tensor | None],
+    weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    weight_hr: Tensor | None,
+    truncation: Truncation | int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     dims = input.dim()
     if dims not in (2, 3):
         raise ValueError(f"input must have 2 or 3 dimensions, got {dims}")
+    *_, bias_ih, bias_hh = weights
     if (bias_ih is None) != (bias_hh is None):
         missing = "bias_hh" if bias_hh is None else "bias_ih"
         raise ValueError(f"bias_ih and bias_hh must both be given or both be None; {missing} is")
-    if hx is not None and hx.dim() != dims - 1:
-        raise RuntimeError(
-            f"hx must have {dims - 1} dimensions for a {dims}-D input, got {hx.dim()}"
-        )
+    for name, state in zip(("hx", "cx"), states, strict=True):
+        if state is not None and state.dim() != dims - 1:
+            raise RuntimeError(
+                f"{name} must have {dims - 1} dimensions for a {dims}-D input, got {state.dim()}"
+            )
     cut = as_truncation(truncation)
     net = autograd.Network(
+        cell=cell,
         num_layers=1,
         directions=1,
         has_biases=bias_ih is not None,
+        has_projection=weight_hr is not None,
         batch_first=False,
-        nonlinearity=nonlinearity,
         dropout=0.0,
         chunk=0 if cut is None else cut.k,
+        recompute=False,
     )
-    weights = [weight_ih, weight_hh]
-    if bias_ih is not None and bias_hh is not None:
-        weights += [bias_ih, bias_hh]
-    batched = dims == 3
-    output, h_n = autograd.run(
-        net,
-        input if batched else input.unsqueeze(1),
-        None if hx is None else hx.unsqueeze(0) if batched else hx[None, None],
-        None,
-        weights,
-    )
-    return (output, h_n[0]) if batched else (output.squeeze(1), h_n[0, 0])
+    present = [weight for weight in (*weights, weight_hr) if weight is not None]
+    if dims == 3:
+        hx, cx = (None if state is None else state.unsqueeze(0) for state in states)
+        output, h_n, c_n = autograd.run(net, input, hx, cx, None, present)
+        return output, h_n[0], c_n[0] if cell == "lstm" else c_n
+    hx, cx = (None if state is None else state[None, None] for state in states)
+    output, h_n, c_n = autograd.run(net, input.unsqueeze(1), hx, cx, None, present)
+    return output.squeeze(1), h_n[0, 0], c_n[0, 0] if cell == "lstm" else c_n

@@ -12,10 +12,18 @@ from torch.nn.utils.rnn import PackedSequence
 from fastbptt import autograd
 from fastbptt.truncation import Truncation, as_truncation
 
-__all__ = ["RNN"]
+__all__ = ["GRU", "LSTM", "RNN"]
 
 _KERNEL_DTYPES = (torch.float32, torch.float64)
 _FROM_MODULE: Any = object()  # "the truncation the module was made with"
+
+# torch's own computation of each mode, where there is no kernel.
+_TORCH = {
+    "RNN_TANH": torch._VF.rnn_tanh,
+    "RNN_RELU": torch._VF.rnn_relu,
+    "GRU": torch._VF.gru,
+    "LSTM": torch._VF.lstm,
+}
 
 
 class _Recurrent(torch.nn.RNNBase):
@@ -26,30 +34,23 @@ class _Recurrent(torch.nn.RNNBase):
     """
 
     truncation: Truncation | None
+    recompute = False
+    _num_states = 1  # initial states that a call takes: h, or h and c
 
     def __init__(self, mode: str, *args: Any, truncation: Truncation | int | None, **kwargs: Any):
         truncation = as_truncation(truncation)
         super().__init__(mode, *args, **kwargs)
         self.truncation = truncation
 
+    @property
+    def _cell(self) -> str:
+        return self.mode.lower()
+
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        return text if self.truncation is None else f"{text}, truncation={self.truncation}"
-
-    def _weights(self) -> list[Tensor]:
-        # Asked for by name at every call: a parametrization or functional_call may replace them.
-        parameters = self._parameters
-        return [
-            parameters[name] if name in parameters else getattr(self, name)
-            for name in self._flat_weights_names
-        ]
-
-    def _has_kernel(self, input: Tensor) -> bool:
-        return (
-            input.device.type in ("cpu", "meta")
-            and input.dtype in _KERNEL_DTYPES
-            and not torch._C._is_any_autocast_enabled()
-        )
+        if self.truncation is not None:
+            text += f", truncation={self.truncation}"
+        return f"{text}, recompute=True" if self.recompute else text
 
     def forward(
         self,
@@ -71,76 +72,135 @@ class _Recurrent(torch.nn.RNNBase):
             h_n: final states, like ``hx``.
 
         Raises:
-            ValueError, RuntimeError: as torch.nn's module raises them.
+            TypeError, ValueError: ``truncation`` is no truncation.
+            ValueError, RuntimeError: where torch.nn's module raises them.
             NotImplementedError: a truncation or nonlinearity for which there is no kernel.
         """
+        output, (h_n,) = self._call(input, None if hx is None else (hx,), truncation)
+        return output, h_n
+
+    def _call(
+        self,
+        input: Tensor | PackedSequence,
+        states: tuple[Tensor, ...] | None,
+        truncation: Truncation | int | None,
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         cut = as_truncation(self.truncation if truncation is _FROM_MODULE else truncation)
+        for state in states or ():
+            if not isinstance(state, Tensor):
+                raise TypeError(f"hx must hold a Tensor for each state, got {type(state).__name__}")
         if isinstance(input, PackedSequence):
             data, batch_sizes, sorted_indices, unsorted_indices = input
-            if hx is not None and sorted_indices is not None:
-                hx = hx.index_select(1, sorted_indices)
-            output, h_n = self._run(data, batch_sizes, hx, cut)
+            if states is not None and sorted_indices is not None:
+                states = tuple(state.index_select(1, sorted_indices) for state in states)
+            output, states = self._run(data, batch_sizes, states, cut)
             if unsorted_indices is not None:
-                h_n = h_n.index_select(1, unsorted_indices)
-            return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
+                states = tuple(state.index_select(1, unsorted_indices) for state in states)
+            return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), states
 
+        if not isinstance(input, Tensor):
+            raise TypeError(
+                f"input must be a Tensor or a PackedSequence, got {type(input).__name__}"
+            )
         dims = input.dim()
         if dims not in (2, 3):
             name = type(self).__name__
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D tensor instead")
-        if hx is not None and hx.dim() != dims:
+        if states is not None and any(state.dim() != dims for state in states):
             kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
+            got = ", ".join(f"{state.dim()}-D" for state in states)
+            names = " and ".join(("hx", "cx")[: len(states)])
             raise RuntimeError(
-                f"For {kind} input, hx should also be {dims}-D but got {hx.dim()}-D tensor"
+                f"For {kind} input, {names} should also be {dims}-D but got {got} tensor"
             )
         if dims == 3:
-            return self._run(input, None, hx, cut)
+            return self._run(input, None, states, cut)
         batch_dim = 0 if self.batch_first else 1
-        hx = None if hx is None else hx.unsqueeze(1)
-        output, h_n = self._run(input.unsqueeze(batch_dim), None, hx, cut)
-        return output.squeeze(batch_dim), h_n.squeeze(1)
+        states = None if states is None else tuple(state.unsqueeze(1) for state in states)
+        output, states = self._run(input.unsqueeze(batch_dim), None, states, cut)
+        return output.squeeze(batch_dim), tuple(state.squeeze(1) for state in states)
 
     def _run(
-        self, input: Tensor, batch_sizes: Tensor | None, hx: Tensor | None, cut: Truncation | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        states: tuple[Tensor, ...] | None,
+        cut: Truncation | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         self.check_input(input, batch_sizes)
-        if hx is not None:
-            self.check_hidden_size(hx, self.get_expected_hidden_size(input, batch_sizes))
+        if states is not None:
+            self._check_states(input, batch_sizes, states)
         if not self._has_kernel(input):
-            return self._run_torch(input, batch_sizes, hx, cut)
+            return self._run_torch(input, batch_sizes, states, cut)
         net = autograd.Network(
+            cell=self._cell,
             num_layers=self.num_layers,
             directions=2 if self.bidirectional else 1,
             has_biases=self.bias,
+            has_projection=self.proj_size > 0,
             batch_first=self.batch_first and batch_sizes is None,
-            nonlinearity=self.nonlinearity,
             dropout=self.dropout if self.training else 0.0,
             chunk=0 if cut is None else cut.k,
+            recompute=self.recompute,
         )
-        return autograd.run(net, input, hx, batch_sizes, self._weights())
+        hx = None if states is None else states[0]
+        cx = states[1] if states is not None and self._num_states == 2 else None
+        output, *final_states = autograd.run(net, input, hx, cx, batch_sizes, self._weights())
+        return output, tuple(final_states[: self._num_states])
+
+    def _check_states(
+        self, input: Tensor, batch_sizes: Tensor | None, states: tuple[Tensor, ...]
+    ) -> None:
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        if self._num_states == 1:
+            return self.check_hidden_size(states[0], expected)
+        self.check_hidden_size(states[0], expected, "Expected hidden[0] size {}, got {}")
+        expected = (*expected[:2], self.hidden_size)
+        self.check_hidden_size(states[1], expected, "Expected hidden[1] size {}, got {}")
+
+    def _weights(self) -> list[Tensor]:
+        # Asked for by name at every call: a parametrization or functional_call may replace them.
+        parameters = self._parameters
+        return [
+            parameters[name] if name in parameters else getattr(self, name)
+            for name in self._flat_weights_names
+        ]
+
+    def _has_kernel(self, input: Tensor) -> bool:
+        return (
+            input.device.type in ("cpu", "meta")
+            and input.dtype in _KERNEL_DTYPES
+            and not torch._C._is_any_autocast_enabled()
+        )
 
     def _run_torch(
-        self, input: Tensor, batch_sizes: Tensor | None, hx: Tensor | None, cut: Truncation | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        states: tuple[Tensor, ...] | None,
+        cut: Truncation | None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """torch.nn's own computation, where there is no kernel: slower, and without truncation."""
         name = type(self).__name__
         where = f"{str(input.dtype).removeprefix('torch.')} on {input.device.type}"
         if torch._C._is_any_autocast_enabled():
             where += " under autocast"
         if cut is not None:
-            raise NotImplementedError(f"fastbptt.{name}: truncation={cut} has no kernel for {where}")
-        implementations = {"RNN_TANH": torch._VF.rnn_tanh, "RNN_RELU": torch._VF.rnn_relu}
-        if self.mode not in implementations:
             raise NotImplementedError(
-                f"fastbptt.{name}: nonlinearity={self.nonlinearity!r} has no kernel for {where}"
+                f"fastbptt.{name}: truncation={cut} has no kernel for {where}"
+            )
+        if self.mode not in _TORCH:
+            raise NotImplementedError(
+                f"fastbptt.{name}: nonlinearity={self._cell!r} has no kernel for {where}"
             )
         warnings.warn(
             f"fastbptt.{name} has no kernel for {where}: torch.nn.{name} computes instead",
-            stacklevel=4,
+            stacklevel=5,
         )
-        if hx is None:
+        if states is None:
             shape = self.get_expected_hidden_size(input, batch_sizes)
-            hx = torch.zeros(shape, dtype=input.dtype, device=input.device)
+            shapes = (shape, (*shape[:2], self.hidden_size))[: self._num_states]
+            states = tuple(input.new_zeros(shape) for shape in shapes)
         options = (
             self._weights(),
             self.bias,
@@ -149,10 +209,13 @@ class _Recurrent(torch.nn.RNNBase):
             self.training,
             self.bidirectional,
         )
-        run = implementations[self.mode]
+        initial = states if self._num_states == 2 else states[0]
+        run = _TORCH[self.mode]
         if batch_sizes is None:
-            return run(input, hx, *options, self.batch_first)
-        return run(input, batch_sizes, hx, *options)
+            output, *final_states = run(input, initial, *options, self.batch_first)
+        else:
+            output, *final_states = run(input, batch_sizes, initial, *options)
+        return output, tuple(final_states)
 
 
 class RNN(_Recurrent):
@@ -187,8 +250,7 @@ class RNN(_Recurrent):
         truncation: Truncation | int | None = None,
         **kwargs: Any,
     ):
-        if "proj_size" in kwargs:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        _refuse_projection(kwargs)
         # RNNBase knows two modes, by which it sizes the weights alike.
         modes = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "identity": "RNN_TANH"}
         if nonlinearity not in modes:
@@ -207,3 +269,118 @@ class RNN(_Recurrent):
         self.nonlinearity = nonlinearity
         if nonlinearity == "identity":
             self.mode = "RNN_IDENTITY"
+
+    @property
+    def _cell(self) -> str:
+        return self.nonlinearity
+
+
+class GRU(_Recurrent):
+    """``torch.nn.GRU`` with fused kernels and truncated backpropagation through time.
+
+    Each layer computes, for every step t of a sequence (Cho et al., "Learning phrase
+    representations using RNN encoder-decoder", 2014; with the reset gate applied after the matrix
+    product, as torch does),
+
+        r_t = sigmoid(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
+        z_t = sigmoid(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
+        n_t = tanh(W_in x_t + b_in + r_t (W_hn h_{t-1} + b_hn))
+        h_t = (1 - z_t) n_t + z_t h_{t-1}
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
+            dtype: as for ``torch.nn.GRU``, in the same order.
+        truncation: where backward passes are cut: None (full), an int k (short for
+            ``Chunked(k)``), or a truncation object. Outputs do not depend on it.
+        recompute: compute the gates' activations again in the backward pass rather than keep them:
+            less memory for about a third more time.
+
+    Raises:
+        TypeError, ValueError: as torch.nn.GRU, and if ``truncation`` is no truncation.
+
+    Parameters, their names, initialisation and ``state_dict`` are ``torch.nn.GRU``'s.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        truncation: Truncation | int | None = None,
+        recompute: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        _refuse_projection(kwargs)
+        super().__init__("GRU", *args, truncation=truncation, **kwargs)
+        self.recompute = recompute
+
+
+class LSTM(_Recurrent):
+    """``torch.nn.LSTM`` with fused kernels and truncated backpropagation through time.
+
+    Each layer computes, for every step t of a sequence (Hochreiter and Schmidhuber, "Long
+    short-term memory", 1997; Gers et al., "Learning to forget", 2000),
+
+        i_t = sigmoid(W_ii x_t + b_ii + W_hi h_{t-1} + b_hi)
+        f_t = sigmoid(W_if x_t + b_if + W_hf h_{t-1} + b_hf)
+        g_t = tanh(W_ig x_t + b_ig + W_hg h_{t-1} + b_hg)
+        o_t = sigmoid(W_io x_t + b_io + W_ho h_{t-1} + b_ho)
+        c_t = f_t c_{t-1} + i_t g_t
+        h_t = o_t tanh(c_t),    or W_hr (o_t tanh(c_t)) with ``proj_size`` > 0 (Sak et al., 2014)
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
+            device, dtype: as for ``torch.nn.LSTM``, in the same order.
+        truncation: where backward passes are cut, in h and c alike: None (full), an int k (short
+            for ``Chunked(k)``), or a truncation object. Outputs do not depend on it.
+        recompute: compute the gates' activations again in the backward pass rather than keep them:
+            less memory for about a third more time.
+
+    Raises:
+        TypeError, ValueError: as torch.nn.LSTM, and if ``truncation`` is no truncation.
+
+    Parameters, their names, initialisation and ``state_dict`` are ``torch.nn.LSTM``'s.
+    """
+
+    _num_states = 2
+
+    def __init__(
+        self,
+        *args: Any,
+        truncation: Truncation | int | None = None,
+        recompute: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__("LSTM", *args, truncation=truncation, **kwargs)
+        self.recompute = recompute
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        truncation: Truncation | int | None = _FROM_MODULE,
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Runs the network over a sequence; shapes as for ``torch.nn.LSTM``.
+
+        Args:
+            input: [T, B, I], [B, T, I] with ``batch_first``, [T, I], or a PackedSequence.
+            hx: initial states (h_0, c_0), [num_layers * directions, B, H] each (h_0 has proj_size
+                features if that is set; without B for an unbatched input); zeros if None.
+            truncation: where this call's backward pass is cut, instead of the module's setting.
+
+        Returns:
+            output: like ``input``, with H (or proj_size) * directions features.
+            (h_n, c_n): final states, like ``hx``.
+
+        Raises:
+            TypeError, ValueError: ``truncation`` is no truncation.
+            ValueError, RuntimeError: where torch.nn.LSTM raises them.
+            NotImplementedError: a truncation for which there is no kernel.
+        """
+        if hx is not None and not (isinstance(hx, tuple | list) and len(hx) == 2):
+            raise TypeError(f"hx must be a pair of Tensors (h_0, c_0), got {type(hx).__name__}")
+        return self._call(input, hx, truncation)  # type: ignore[return-value]
+
+
+def _refuse_projection(kwargs: dict[str, Any]) -> None:
+    if "proj_size" in kwargs:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

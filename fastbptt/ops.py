@@ -2,62 +2,113 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fastbptt import _C  # noqa: F401  (loading it registers the operators)
+from fastbptt import _C as _C  # loading it registers the operators
 
 rnn_fwd = torch.ops.fastbptt.rnn_fwd.default
 rnn_bwd = torch.ops.fastbptt.rnn_bwd.default
+
+GATES = {"tanh": 1, "relu": 1, "identity": 1, "gru": 3, "lstm": 4}
+
+
+def _check_device(
+    input: Tensor, weights: Sequence[Tensor], has_biases: bool, **others: Tensor | None
+) -> None:
+    """What the kernels' own check would say, were input on a device that has kernels."""
+    names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if has_biases else [])]
+    if len(weights) % len(names) > 0:
+        names.append("weight_hr")
+    for name, tensor in [*others.items(), *zip(itertools.cycle(names), weights, strict=False)]:
+        if tensor is not None and tensor.device != input.device:
+            raise RuntimeError(
+                f"{name} must be on input's device {input.device}, got {tensor.device}"
+            )
 
 
 @torch.library.register_fake("fastbptt::rnn_fwd")
 def _(
     input: Tensor,
     hx: Tensor | None,
+    cx: Tensor | None,
     weights: Sequence[Tensor],
     has_biases: bool,
     batch_sizes: Tensor | None,
     batch_first: bool,
-    nonlinearity: str,
-) -> tuple[Tensor, Tensor]:
-    directions = len(weights) // (4 if has_biases else 2)
-    hidden_size = weights[1].shape[1]
+    cell: str,
+    keep_gates: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_device(input, weights, has_biases, hx=hx, cx=cx)
+    plain = 4 if has_biases else 2
+    directions = len(weights) // (plain + (len(weights) % plain > 0))
+    state_size = weights[1].shape[1]
+    hidden_size = weights[1].shape[0] // GATES[cell]
     if batch_sizes is None:
         batch = input.shape[0 if batch_first else 1]
     elif hx is not None:
         batch = hx.shape[1]
     else:
         batch = torch.library.get_ctx().new_dynamic_size()
-    output = input.new_empty((*input.shape[:-1], directions * hidden_size))
-    return output, input.new_empty((directions, batch, hidden_size))
+    rows = input.shape[:-1].numel()
+    with_c = directions if cell == "lstm" else 0
+    gated = GATES[cell] > 1
+    return (
+        input.new_empty((*input.shape[:-1], directions * state_size)),
+        input.new_empty((directions, batch, state_size)),
+        input.new_empty((with_c, batch, hidden_size)),
+        input.new_empty((with_c, rows, hidden_size)),
+        input.new_empty(
+            (directions if gated and keep_gates else 0, rows, 4 * hidden_size if gated else 0)
+        ),
+    )
 
 
 @torch.library.register_fake("fastbptt::rnn_bwd")
 def _(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
     input: Tensor,
     output: Tensor,
+    c: Tensor,
+    gates: Tensor,
     hx: Tensor | None,
+    cx: Tensor | None,
     weights: Sequence[Tensor],
     has_biases: bool,
     batch_sizes: Tensor | None,
     batch_first: bool,
-    nonlinearity: str,
+    cell: str,
     chunk: int,
     needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    _check_device(
+        input,
+        weights,
+        has_biases,
+        grad_output=grad_output,
+        grad_h_n=grad_h_n,
+        grad_c_n=grad_c_n,
+        output=output,
+        c=c,
+        gates=gates,
+        hx=hx,
+        cx=cx,
+    )
+
     def gradient(tensor: Tensor | None, needed: bool) -> Tensor:
         if tensor is None or not needed:
             return input.new_empty(0)
         return tensor.new_empty(tensor.shape)
 
-    needs_input, needs_hx, needs_weights = needs
+    needs_input, needs_hx, needs_cx, needs_weights = needs
     return (
         gradient(input, needs_input),
         gradient(hx, needs_hx),
+        gradient(cx, needs_cx),
         [gradient(weight, needs_weights) for weight in weights],
     )

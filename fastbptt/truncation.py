@@ -8,10 +8,20 @@ from dataclasses import dataclass
 __all__ = ["Chunked", "Truncation", "as_truncation"]
 
 
+def _as_int(value: object) -> int | None:
+    """``value`` as an int if it is one in Python's sense (an int, a NumPy integer; not a bool)."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def _positive_int(name: str, value: object) -> int:
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+    number = _as_int(value)
+    if number is None:
         raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
-    number = operator.index(value)
     if number < 1:
         raise ValueError(f"{name} must be at least 1, got {number}")
     return number
@@ -53,7 +63,7 @@ def as_truncation(value: Truncation | int | None) -> Truncation | None:
     """
     if value is None or isinstance(value, Chunked):
         return value
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+    if _as_int(value) is None:
         raise TypeError(
             "truncation must be None, an int or fastbptt.Chunked, "
             f"got {value!r} of type {type(value).__name__}"

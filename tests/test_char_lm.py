@@ -244,6 +244,17 @@ def test_layer_timer_counts_the_layer_alone(monkeypatch):
     assert (timer.forward, timer.backward) == (3, 6)
 
 
+def test_second_interrupt_does_not_wait():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt), training.StopSignal() as stop:
+        assert stop.number is None
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_both_backends_end_alike_and_learn(run, tmp_path):
     status, out, _ = run("--backend=both", "--epochs=3")
     assert status == 0
@@ -352,6 +363,7 @@ OPTIONS = {
     "out cannot be named": ("--out={tmp}/a/b/" + 300 * "x", "(File name too long)"),
     "out has a folder there": ("--out={tmp}/occupied", "checkpoint-fastbptt.pt is a folder"),
     "nothing to resume": ("--resume", "--resume: must find {tmp}/out/checkpoint-fastbptt.pt, but"),
+    "nowhere to resume": ("--resume --out={tmp}/" + 300 * "x", "but there is no such file"),
     "batch": ("--batch=0", "--batch: must be a whole number of at least 1, but was '0'"),
     "steps": ("--steps=1.5", "--steps: must be a whole number of at least 1, but was '1.5'"),
     "hidden": ("--hidden=-4", "--hidden: must be a whole number of at least 1, but was '-4'"),

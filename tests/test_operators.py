@@ -37,25 +37,32 @@ def forward_arguments(case: Case) -> dict[str, object]:
         "has_biases": case.bias,
         "batch_sizes": x.batch_sizes if isinstance(x, PackedSequence) else None,
         "batch_first": case.batch_first,
-        "nonlinearity": case.nonlinearity,
+        "cell": case.nonlinearity,
+        "cx": None,
+        "keep_gates": True,
     }
 
 
 def backward_arguments(case: Case, chunk: int = 0, needs=(True, True, True)) -> dict[str, object]:
     forward = forward_arguments(case)
-    output, h_n = rnn_fwd(**forward)
+    output, h_n, _, c, gates = rnn_fwd(**forward)
+    del forward["keep_gates"]
     return {
         "grad_output": cotangent(output, 0),
         "grad_h_n": cotangent(h_n, 1),
+        "grad_c_n": None,
         **forward,
         "output": output,
+        "c": c,
+        "gates": gates,
         "chunk": chunk,
-        "needs": [needs[0], needs[1] and case.hx, needs[2]],
+        "needs": [needs[0], needs[1] and case.hx, False, needs[2]],
     }
 
 
 def named(gradients, case: Case) -> dict[str, torch.Tensor]:
-    dinput, dhx, dweights = gradients
+    dinput, dhx, dcx, dweights = gradients
+    assert dcx.numel() == 0
     names = ["dinput", "dhx", *("d" + n for n, _ in case.module().named_parameters())]
     return dict(zip(names, [dinput, dhx, *dweights], strict=True))
 
@@ -67,7 +74,7 @@ def test_opcheck(case, chunk):
     torch.library.opcheck(rnn_fwd.default, (), forward_arguments(case))
     torch.library.opcheck(rnn_bwd.default, (), arguments)
     torch.library.opcheck(rnn_bwd.default, (), arguments | {"grad_output": None})
-    torch.library.opcheck(rnn_bwd.default, (), arguments | {"needs": [False, False, True]})
+    torch.library.opcheck(rnn_bwd.default, (), arguments | {"needs": [False, False, False, True]})
 
 
 @every_case
@@ -77,7 +84,7 @@ def test_called_directly(case, chunk):
     case = dataclasses.replace(case, dtype=torch.float64)
     module, call = referee(case.module(), chunk or None)
     expected = step(module, *case.data(), call=call)
-    output, h_n = rnn_fwd(**forward_arguments(case))
+    output, h_n, *_ = rnn_fwd(**forward_arguments(case))
     actual = {"output": output, "h_n": h_n}
     actual |= named(rnn_bwd(**backward_arguments(case, chunk)), case)
     if not case.hx:
@@ -156,15 +163,16 @@ BAD_FORWARD = [
     ("plain", "weights", [zeros(4, 3), zeros(4, 4), zeros(4)], "weights"),
     ("plain", "weights", 3 * [zeros(4, 3), zeros(4, 4), zeros(4), zeros(4)], "weights"),
     ("plain", "weights", [zeros(3), zeros(4, 4), zeros(4), zeros(4)], "weight_ih"),
-    ("plain", "weights", [zeros(0, 3), zeros(0, 0), zeros(0), zeros(0)], "weight_ih"),
+    ("plain", "weights", [zeros(0, 3), zeros(0, 0), zeros(0), zeros(0)], "weight_hh"),
     ("plain", "weights", [zeros(4, 3), zeros(5, 4), zeros(4), zeros(4)], "weight_hh"),
     ("plain", "weights", [zeros(4, 3), zeros(4), zeros(4), zeros(4)], "weight_hh"),
     ("plain", "weights", [zeros(4, 3), zeros(4, 4), zeros(4, 1), zeros(4)], "bias_ih"),
     ("plain", "weights", [zeros(4, 3), zeros(4, 4), zeros(4), zeros(3)], "bias_hh"),
     ("plain", "has_biases", False, "weight"),
     ("bare", "has_biases", True, "weights"),
-    ("plain", "nonlinearity", "sigmoid", "nonlinearity"),
-    ("plain", "nonlinearity", "tanhh", "nonlinearity"),
+    ("plain", "cell", "sigmoid", "cell"),
+    ("plain", "cell", "tanhh", "cell"),
+    ("plain", "cx", zeros(1, 3, 4), "cx"),
     ("plain", "batch_sizes", sizes(3, 1, 1), "input"),
     ("packed", "input", zeros(8, 3), "input"),
     ("packed", "input", zeros(10, 3), "input"),
@@ -181,6 +189,9 @@ BAD_FORWARD = [
 ]
 BAD_BACKWARD = [
     ("plain", "grad_output", zeros(5, 3, 5), "grad_output"),
+    ("plain", "grad_c_n", zeros(1, 3, 4), "grad_c_n"),
+    ("plain", "c", zeros(1, 15, 4), "c must"),
+    ("plain", "gates", zeros(1, 15, 16), "gates"),
     ("plain", "grad_output", zeros(5, 3, 4, dtype=torch.float32), "grad_output"),
     ("plain", "grad_h_n", zeros(3, 4), "grad_h_n"),
     ("plain", "grad_h_n", zeros(1, 3, 4, dtype=torch.float32), "grad_h_n"),
@@ -192,8 +203,9 @@ BAD_BACKWARD = [
     ("plain", "chunk", -(2**40), "chunk"),
     ("plain", "needs", [], "needs"),
     ("plain", "needs", [True, True], "needs"),
-    ("plain", "needs", [True] * 4, "needs"),
-    ("bare", "needs", [True, True, True], "hx"),
+    ("plain", "needs", [True] * 5, "needs"),
+    ("bare", "needs", [True, True, False, True], "hx"),
+    ("plain", "needs", [True, True, True, True], "cx"),
     ("packed", "grad_output", zeros(8, 4), "grad_output"),
     ("packed", "batch_sizes", sizes(2, 3, 2, 1, 1), "batch_sizes"),
     ("packed", "batch_sizes", None, "input"),

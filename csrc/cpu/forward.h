@@ -1,7 +1,10 @@
 // The forward pass of one direction, run by every thread of a team:
 //
-//   pre = x W_ih^T + b for all steps at once, into the output's memory; then step by step
-//   h_t = phi(pre_t + h_{t-1} W_hh^T), which overwrites pre_t.
+//   pre = x W_ih^T + b for all steps at once, into memory that a step overwrites; then step by step
+//   rec_t = h_{t-1} W_hh^T, the cell, and with a projection h_t = W_hr h_t.
+//
+// The Elman cell's `pre` stands in the output, a gated cell's where its activations will be kept. If
+// they are not kept, the pass goes in blocks of steps, each with its own `pre`.
 //
 // The state that a step hands to the next is kept twice: in the output, where rows lie as the
 // layout says, and in a small double buffer [2][lanes][stride] that tiles read with one stride.
@@ -12,93 +15,220 @@
 namespace fastbptt {
 namespace {
 
-template <typename scalar_t>
-struct FwdBuffers {
-  Packed<scalar_t> w_ih, w_hh;
-  scalar_t* bias;      // [H], whole vectors
-  scalar_t* state[2];  // [num_lanes, stride]
+template <typename Cell, typename scalar_t>
+struct Forward {
+  using V = Vec<scalar_t>;
+  static constexpr int W = kLanes<scalar_t>;
+
+  const FwdParams<scalar_t>& p;
+  Packed<scalar_t> w_ih, w_hh, w_hr;
+  scalar_t* bias;        // [G*H] of `pre`, whole vectors
+  scalar_t* state[2];    // [num_lanes, stride] h
   int64_t stride;
+  scalar_t* unprojected;  // [num_lanes, wide_stride] h before the projection
+  int64_t wide_stride;
+  scalar_t* pre;  // [N, ld_pre], or of a block [block_steps * num_lanes, ld_pre]
+  int64_t ld_pre;
+  int64_t block_steps;  // all of them where there are no blocks
+  RowGather<scalar_t> inputs;
   int64_t bytes;
 
-  FwdBuffers(const FwdParams<scalar_t>& p, Arena arena, Split split) {
-    stride = padded_stride<scalar_t>(p.H);
-    w_ih = arena.take_packed<scalar_t>(p.I, p.H, 1, kPanelVecs);
-    w_hh = arena.take_packed<scalar_t>(p.H, p.H, 1, panel_vecs_for<scalar_t>(p.H, 1, split));
-    bias = arena.take<scalar_t>(stride);
-    state[0] = arena.take<scalar_t>(p.num_lanes * stride);
-    state[1] = arena.take<scalar_t>(p.num_lanes * stride);
+  Forward(const FwdParams<scalar_t>& params, Arena arena, Split split) : p(params) {
+    stride = padded_stride<scalar_t>(p.R);
+    wide_stride = padded_stride<scalar_t>(p.H);
+    w_ih = arena.take_packed<scalar_t>(p.I, Cell::kGates * p.H, 1, kPanelVecs);
+    w_hh = arena.take_packed<scalar_t>(p.R, p.H, Cell::kGates,
+                                       panel_vecs_for<scalar_t>(p.H, Cell::kGates, split));
+    w_hr = arena.take_packed<scalar_t>(p.H, p.w_hr ? p.R : 0, 1,
+                                       panel_vecs_for<scalar_t>(p.R, 1, split));
+    bias = arena.take<scalar_t>(padded_stride<scalar_t>(Cell::kGates * p.H));
+    for (scalar_t*& s : state) s = arena.take<scalar_t>(p.num_lanes * stride);
+    unprojected = arena.take<scalar_t>(p.w_hr ? p.num_lanes * wide_stride : 0);
+    block_steps = p.lanes[0].steps;
+    if (Cell::kSaved == 0) {
+      pre = p.output;
+      ld_pre = p.ld_out;
+    } else if (p.gates) {
+      pre = p.gates;
+      ld_pre = Cell::kSaved * p.H;
+    } else {
+      block_steps = min(block_steps, ceil_div(kBlockRows, p.num_lanes));
+      ld_pre = padded_stride<scalar_t>(Cell::kSaved * p.H);
+      pre = arena.take<scalar_t>(block_steps * p.num_lanes * ld_pre);
+      inputs = RowGather<scalar_t>(&arena, block_steps * p.num_lanes, p.I);
+    }
     bytes = arena.used;
   }
-};
 
-template <typename scalar_t>
-int64_t forward_workspace(const FwdParams<scalar_t>& p) {
-  return FwdBuffers<scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
-}
+  bool in_blocks() const { return Cell::kSaved > 0 && !p.gates; }
 
-template <typename Phi, typename scalar_t>
-void forward_steps(const FwdParams<scalar_t>& p, const FwdBuffers<scalar_t>& buffers,
-                   const Share& mine) {
-  constexpr int W = kLanes<scalar_t>;
-  const Packed<scalar_t>& w_hh = buffers.w_hh;
-  const int64_t stride = buffers.stride * mine.lane_step;
-  scalar_t* state[2] = {buffers.state[0] + mine.first_lane * buffers.stride,
-                        buffers.state[1] + mine.first_lane * buffers.stride};
-  if (p.hx) {
+  void pack(const Worker& worker) const {
+    const auto part = [&](const Packed<scalar_t>& to) {
+      return share(to.panels(), worker.id, worker.count);
+    };
+    pack_transposed(w_ih, p.w_ih, part(w_ih));
+    pack_transposed(w_hh, p.w_hh, part(w_hh));
+    if (p.w_hr) pack_transposed(w_hr, p.w_hr, part(w_hr));
+    if (worker.id > 0) return;
+    const int64_t columns = Cell::kGates * p.H;
+    const int64_t both = Cell::kRecurrentBias ? columns - p.H : columns;
+    for (int64_t n = 0; n < columns; ++n) {
+      bias[n] = p.b_ih ? p.b_ih[n] + (n < both ? p.b_hh[n] : scalar_t(0)) : scalar_t(0);
+    }
+  }
+
+  void add_input_products(const scalar_t* from, int64_t ld, Range rows) const {
+    gemm_rows(from, ld, w_ih, rows, [&](int64_t row, int64_t column, int64_t count, V sum) {
+      store_first(pre + row * ld_pre + column, sum + load(bias + column), count);
+    });
+  }
+
+  // `pre` of the steps from `begin` on, a share of its rows: of all steps, or of a block.
+  void project_input(int64_t begin, const Worker& worker) const {
+    if (!in_blocks()) {
+      return add_input_products(p.input, p.I, share(p.layout.N, worker.id, worker.count));
+    }
+    const Share all = everyone(p);
+    const int64_t end = min(begin + block_steps, p.lanes[0].steps);
+    for (int64_t s = begin; s < end; ++s) {
+      const Range part = share(all.active_at(s), worker.id, worker.count);
+      const int64_t first = (s - begin) * p.num_lanes;
+      const Range rows{first + part.begin, first + part.end};
+      inputs.gather(rows, [&](int64_t r) {
+        return p.input + row_at(p, p.lanes[r - first], s) * p.I;
+      });
+      add_input_products(inputs.rows, inputs.stride, rows);
+    }
+  }
+
+  void load_hx(const Share& mine, scalar_t* to, int64_t lane_stride) const {
+    const Packed<scalar_t>& units = p.w_hr ? w_hr : w_hh;
+    const Range panels = p.w_hr ? mine.projected : mine.panels;
     for (int64_t i = 0; i < mine.num_lanes; ++i) {
-      const scalar_t* from = p.hx + mine.lane(i).batch * p.H;
-      for (int64_t panel = mine.panels.begin; panel < mine.panels.end; ++panel) {
-        for_each_unit_vec(w_hh, panel, [&](int64_t, int64_t unit, int64_t count) {
-          store(state[0] + i * stride + unit, load_first(from + unit, count));
+      const scalar_t* from = p.hx + mine.lane(i).batch * p.R;
+      for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+        for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, int64_t count) {
+          store(to + i * lane_stride + unit, load_first(from + unit, count));
         });
       }
     }
-    mine.group.wait();
   }
-  int64_t active = mine.num_lanes;
-  for (int64_t s = 0; s < mine.lane(0).steps; ++s) {
-    while (mine.lane(active - 1).steps <= s) --active;
-    const auto finish_row = [&](int64_t i, int64_t panel, const scalar_t* acc) {
-      const Lane& lane = mine.lane(i);
-      const int64_t row = row_of(p.layout, lane.first + p.direction * s, lane.batch);
-      scalar_t* output = p.output + row * p.ld_out;
-      scalar_t* next = state[(s + 1) % 2] + i * stride;
-      scalar_t* h_n = s + 1 == lane.steps ? p.h_n + lane.batch * p.H : nullptr;
-      for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {
-        const auto h = Phi::value(load(acc + v * W) + load_first(output + unit, count));
-        store(next + unit, h);
-        store_first(output + unit, h, count);
-        if (h_n) store_first(h_n + unit, h, count);
-      });
-    };
-    step_tiles(mine.panels, w_hh, s > 0 || p.hx ? p.H : 0, state[s % 2], stride, 0, active,
-               finish_row);
-    mine.group.wait();
+
+  // The cell for step s of one lane and the units of a panel. `h_before` is the row of the state,
+  // `h` where the new one goes beside `output`, which is null where a projection is still to come.
+  void finish_row(int64_t lane_index, int64_t s, int64_t panel, const scalar_t* acc,
+                  const scalar_t* h_before, scalar_t* h, scalar_t* output, scalar_t* h_n) const {
+    constexpr int G = Cell::kGates;
+    const Lane& lane = p.lanes[lane_index];
+    const int64_t row = row_at(p, lane, s);
+    const int64_t pre_index =
+        in_blocks() ? s % block_steps * p.num_lanes + lane_index : row;
+    scalar_t* const pre_row = pre + pre_index * ld_pre;
+    const scalar_t* c_before = nullptr;
+    scalar_t* c_row = nullptr;
+    if constexpr (Cell::kHasCellState) {
+      c_row = p.c + row * p.H;
+      if (s > 0) {
+        c_before = p.c + row_at(p, lane, s - 1) * p.H;
+      } else if (p.cx) {
+        c_before = p.cx + lane.batch * p.H;
+      }
+    }
+    for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {
+      V in[G], rec[G], saved[Cell::kSaved + 1], value;
+      for (int g = 0; g < G; ++g) {
+        in[g] = load_first(pre_row + g * p.H + unit, count);
+        rec[g] = load(acc + (v * G + g) * W);
+      }
+      if constexpr (Cell::kRecurrentBias) {
+        if (p.b_hh) rec[G - 1] += load_first(p.b_hh + (G - 1) * p.H + unit, count);
+      }
+      if constexpr (Cell::kHasCellState) {
+        V c = c_before ? load_first(c_before + unit, count) : V{};
+        value = Cell::forward(in, rec, c, saved, &c);
+        store_first(c_row + unit, c, count);
+        if (s + 1 == lane.steps) store_first(p.c_n + lane.batch * p.H + unit, c, count);
+      } else {
+        const V before = Cell::kHasCarry && h_before ? load(h_before + unit) : V{};
+        value = Cell::forward(in, rec, before, saved);
+      }
+      if (!in_blocks()) {
+        for (int k = 0; k < Cell::kSaved; ++k) {
+          store_first(pre_row + k * p.H + unit, saved[k], count);
+        }
+      }
+      store(h + unit, value);
+      if (output) store_first(output + row * p.ld_out + unit, value, count);
+      if (h_n) store_first(h_n + unit, value, count);
+    });
   }
+
+  // Runs the steps from `begin` on: all of them, or a block.
+  void run_steps(const Share& mine, int64_t begin) const {
+    const int64_t ld = stride * mine.lane_step, wide_ld = wide_stride * mine.lane_step;
+    scalar_t* h[2] = {state[0] + mine.first_lane * stride, state[1] + mine.first_lane * stride};
+    scalar_t* const wide = unprojected + mine.first_lane * wide_stride;
+    if (begin == 0 && p.hx) {
+      load_hx(mine, h[0], ld);
+      mine.group.wait();
+    }
+    const int64_t end = min(begin + block_steps, mine.lane(0).steps);
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t active = mine.active_at(s);
+      const scalar_t* before = s > 0 || p.hx ? h[s % 2] : nullptr;
+      scalar_t* const after = h[(s + 1) % 2];
+      const auto h_n_of = [&](const Lane& lane) {
+        return s + 1 == lane.steps ? p.h_n + lane.batch * p.R : nullptr;
+      };
+      step_tiles(mine.panels, w_hh, before ? p.R : 0, h[s % 2], ld, 0, active,
+                 [&](int64_t i, int64_t panel, const scalar_t* acc) {
+                   const Lane& lane = mine.lane(i);
+                   const scalar_t* h_before = before ? before + i * ld : nullptr;
+                   if (p.w_hr) {
+                     finish_row(mine.index(i), s, panel, acc, h_before, wide + i * wide_ld, nullptr,
+                                nullptr);
+                   } else {
+                     finish_row(mine.index(i), s, panel, acc, h_before, after + i * ld, p.output,
+                                h_n_of(lane));
+                   }
+                 });
+      mine.group.wait();
+      if (!p.w_hr) continue;
+      step_tiles(mine.projected, w_hr, p.H, wide, wide_ld, 0, active,
+                 [&](int64_t i, int64_t panel, const scalar_t* acc) {
+                   const Lane& lane = mine.lane(i);
+                   const int64_t row = row_at(p, lane, s);
+                   scalar_t* h_n = h_n_of(lane);
+                   for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, int64_t count) {
+                     const V value = load(acc + v * W);
+                     store(after + i * ld + unit, value);
+                     store_first(p.output + row * p.ld_out + unit, value, count);
+                     if (h_n) store_first(h_n + unit, value, count);
+                   });
+                 });
+      mine.group.wait();
+    }
+  }
+};
+
+template <typename Cell, typename scalar_t>
+int64_t forward_workspace(const FwdParams<scalar_t>& p) {
+  return Forward<Cell, scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
 }
 
-template <typename Phi, typename scalar_t>
+template <typename Cell, typename scalar_t>
 void forward(const FwdParams<scalar_t>& p, const Worker& worker) {
-  const Split split = split_for(p, p.H, 1, worker);
-  const FwdBuffers<scalar_t> buffers(p, Arena{static_cast<char*>(p.workspace)}, split);
-  const Range ih = share(buffers.w_ih.panels(), worker.id, worker.count);
-  const Range hh = share(buffers.w_hh.panels(), worker.id, worker.count);
-  pack_transposed(buffers.w_ih, p.w_ih, ih.begin, ih.end);
-  pack_transposed(buffers.w_hh, p.w_hh, hh.begin, hh.end);
-  if (worker.id == 0) {
-    for (int64_t n = 0; n < p.H; ++n) buffers.bias[n] = p.b_ih ? p.b_ih[n] + p.b_hh[n] : 0;
+  const Split split = split_for(p, p.R, p.H, Cell::kGates, worker);
+  const Forward<Cell, scalar_t> pass(p, Arena{static_cast<char*>(p.workspace)}, split);
+  pass.pack(worker);
+  worker.everyone.wait();
+  const Share mine = share_of(p, pass.w_hh, pass.w_hr, split, worker);
+  for (int64_t begin = 0; begin < p.lanes[0].steps; begin += pass.block_steps) {
+    if (begin > 0) worker.everyone.wait();
+    pass.project_input(begin, worker);
+    worker.everyone.wait();
+    if (!mine.idle) pass.run_steps(mine, begin);
   }
-  worker.everyone.wait();
-
-  const Range rows = share(p.layout.N, worker.id, worker.count);
-  gemm_rows(p.input, p.I, buffers.w_ih, rows.begin, rows.end,
-            [&](int64_t row, int64_t unit, int64_t count, Vec<scalar_t> sum) {
-              store_first(p.output + row * p.ld_out + unit, sum + load(buffers.bias + unit), count);
-            });
-  worker.everyone.wait();
-
-  const Share mine = share_of(p, buffers.w_hh, split, worker);
-  if (!mine.idle) forward_steps<Phi>(p, buffers, mine);
 }
 
 }  // namespace

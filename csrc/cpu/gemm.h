@@ -101,6 +101,14 @@ inline void run_tile(int64_t rows, int64_t vecs, const scalar_t* a, int64_t lda,
   }
 }
 
+struct Range {
+  int64_t begin, end;
+};
+
+inline Range share(int64_t total, int64_t part, int64_t parts) {
+  return {total * part / parts, total * (part + 1) / parts};
+}
+
 // Calls fn(first, count) for tiles of nearly equal height that cover [begin, end): 13 rows with a
 // limit of 6 are 5 + 4 + 4, since a tile of one row runs at a fraction of the speed.
 template <typename Fn>
@@ -197,12 +205,11 @@ void pack_strip(scalar_t* dst, int64_t stride, const scalar_t* src, int64_t ld, 
   }
 }
 
-// Packs the panels [begin, end) of w, [gates * units, K] row-major, as its transpose:
-// B(k, n) = w[n][k].
+// Packs some panels of w, [gates * units, K] row-major, as its transpose: B(k, n) = w[n][k].
 template <typename scalar_t>
-void pack_transposed(const Packed<scalar_t>& to, const scalar_t* w, int64_t begin, int64_t end) {
+void pack_transposed(const Packed<scalar_t>& to, const scalar_t* w, Range panels) {
   constexpr int W = kLanes<scalar_t>;
-  for (int64_t p = begin; p < end; ++p) {
+  for (int64_t p = panels.begin; p < panels.end; ++p) {
     for_each_unit_vec(to, p, [&](int64_t v, int64_t unit, int64_t count) {
       for (int64_t g = 0; g < to.gates; ++g) {
         pack_strip_transposed(to.panel(p) + (v * to.gates + g) * W, to.vecs_in(p) * W,
@@ -212,29 +219,36 @@ void pack_transposed(const Packed<scalar_t>& to, const scalar_t* w, int64_t begi
   }
 }
 
-// Packs the panels [begin, end) of w, [K, units] row-major, as it is: B(k, n) = w[k][n].
+// Packs some panels of w, [gates * rows, units] row-major, as it is, with its blocks of `rows` rows
+// in the given order: B(j * rows + r, n) = w[order[j] * rows + r][n].
 template <typename scalar_t>
-void pack_direct(const Packed<scalar_t>& to, const scalar_t* w, int64_t begin, int64_t end) {
+void pack_direct(const Packed<scalar_t>& to, const scalar_t* w, int gates, const int* order,
+                 Range panels) {
   constexpr int W = kLanes<scalar_t>;
-  for (int64_t p = begin; p < end; ++p) {
+  const int64_t rows = to.K / gates;
+  for (int64_t p = panels.begin; p < panels.end; ++p) {
+    const int64_t stride = to.vecs_in(p) * W;
     for_each_unit_vec(to, p, [&](int64_t v, int64_t unit, int64_t count) {
-      pack_strip(to.panel(p) + v * W, to.vecs_in(p) * W, w + unit, to.units, count, to.K);
+      for (int j = 0; j < gates; ++j) {
+        pack_strip(to.panel(p) + j * rows * stride + v * W, stride,
+                   w + order[j] * rows * to.units + unit, to.units, count, rows);
+      }
     });
   }
 }
 
-// Computes a[r] B for the rows [begin, end) and hands each result to fn(r, unit, count, sum), a
+// Computes a[r] B for some rows and hands each result to fn(r, unit, count, sum), a
 // vector at a time; B has one gate. Rows are taken in blocks that stay in the second-level cache
 // while the panels pass over them.
 template <typename scalar_t, typename Fn>
-void gemm_rows(const scalar_t* a, int64_t lda, const Packed<scalar_t>& b, int64_t begin,
-               int64_t end, Fn&& fn) {
+void gemm_rows(const scalar_t* a, int64_t lda, const Packed<scalar_t>& b, Range rows_in,
+               Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
   const int64_t block = max(24, (256 << 10) / int64_t(sizeof(scalar_t)) / b.K);
   alignas(64) char storage[kMaxTile];
   scalar_t* acc = reinterpret_cast<scalar_t*>(storage);
-  for (int64_t first = begin; first < end; first += block) {
-    const int64_t last = min(end, first + block);
+  for (int64_t first = rows_in.begin; first < rows_in.end; first += block) {
+    const int64_t last = min(rows_in.end, first + block);
     for (int64_t p = 0; p < b.panels(); ++p) {
       const int64_t vecs = b.vecs_in(p);
       for_each_tile(first, last, tile_rows(vecs), [&](int64_t r, int64_t rows) {

@@ -27,22 +27,53 @@ struct Arena {
   }
 };
 
+// Rows of a pass that goes in blocks of steps, always whole ones, and about the rows over which one
+// tile of a weight gradient sums: enough that adding a block's part to dW costs little.
+constexpr int64_t kBlockRows = 256;
+
 inline int64_t row_of(const Layout& layout, int64_t t, int64_t b) {
   return layout.offsets ? layout.offsets[t] + b : t * layout.time_stride + b * layout.batch_stride;
-}
-
-struct Range {
-  int64_t begin, end;
-};
-
-inline Range share(int64_t total, int64_t part, int64_t parts) {
-  return {total * part / parts, total * (part + 1) / parts};
 }
 
 // A power-of-two stride would put the rows of a tile into the same few sets of the cache.
 template <typename scalar_t>
 constexpr int64_t padded_stride(int64_t columns) {
   return (ceil_div(columns, kLanes<scalar_t>) + 1) * kLanes<scalar_t>;
+}
+
+// Scattered rows side by side, for products that read them with one stride.
+template <typename scalar_t>
+struct RowGather {
+  scalar_t* rows = nullptr;  // [count, stride]
+  int64_t columns = 0, stride = 0;
+
+  RowGather() = default;
+  RowGather(Arena* arena, int64_t count, int64_t columns)
+      : columns(columns), stride(padded_stride<scalar_t>(columns)) {
+    rows = arena->take<scalar_t>(count * stride);
+  }
+  // A null row is zero.
+  template <typename RowAt>
+  void gather(Range which, RowAt&& row_at) const {
+    constexpr int W = kLanes<scalar_t>;
+    for (int64_t r = which.begin; r < which.end; ++r) {
+      const scalar_t* row = row_at(r);
+      for (int64_t i = 0; i < columns; i += W) {
+        store(rows + r * stride + i, row ? load_first(row + i, columns - i) : Vec<scalar_t>{});
+      }
+    }
+  }
+};
+
+template <typename scalar_t>
+inline int64_t row_at(const LayerParams<scalar_t>& p, const Lane& lane, int64_t s) {
+  return row_of(p.layout, lane.first + p.direction * s, lane.batch);
+}
+
+// The row of the step before, or -1 - b where that is the initial state.
+template <typename scalar_t>
+inline int64_t row_before(const LayerParams<scalar_t>& p, const Lane& lane, int64_t s) {
+  return s > 0 || !lane.from_start ? row_at(p, lane, s - 1) : -1 - lane.batch;
 }
 
 // One thread's part of a recurrence: lane i of its group is lane first_lane + i * lane_step of all.
@@ -52,24 +83,36 @@ struct Share {
   int64_t lane_step;
   int64_t num_lanes;
   Range panels;      // of the units that this thread computes
+  Range projected;   // of the projected state, likewise
   Barrier group;     // of the threads that share these lanes
   bool idle;
 
   int64_t index(int64_t i) const { return first_lane + i * lane_step; }
   const Lane& lane(int64_t i) const { return lanes[index(i)]; }
-  // How many of the group's lanes have a step s, if the first `count` have.
-  int64_t extend_active(int64_t count, int64_t s) const {
-    while (count < num_lanes && lane(count).steps > s) ++count;
-    return count;
+  // How many of the group's lanes have a step s: they are the first ones.
+  int64_t active_at(int64_t s) const {
+    int64_t low = 0, high = num_lanes;
+    if (high > 0 && lane(high - 1).steps > s) return high;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      (lane(middle).steps > s ? low : high) = lane(middle).steps > s ? middle + 1 : middle;
+    }
+    return low;
   }
 };
 
-// How the team shares a recurrence whose step multiplies K values by vectors of `gates` gates.
+template <typename scalar_t>
+Share everyone(const LayerParams<scalar_t>& p) {
+  return {p.lanes, 0, 1, p.num_lanes, {}, {}, {}, false};
+}
+
+// How the team shares a recurrence whose step multiplies K values by the gates of `units` units.
 // Every thread comes to the same split.
 template <typename scalar_t>
-Split split_for(const LayerParams<scalar_t>& p, int64_t K, int64_t gates, const Worker& worker) {
-  const int64_t unit_vecs = ceil_div(p.H, kLanes<scalar_t>);
-  return choose_split(worker.count, p.num_lanes, K, unit_vecs, gates, kVecBytes);
+Split split_for(const LayerParams<scalar_t>& p, int64_t K, int64_t units, int64_t gates,
+                const Worker& worker) {
+  return choose_split(worker.count, p.num_lanes, K, ceil_div(units, kLanes<scalar_t>), gates,
+                      kVecBytes);
 }
 
 // Unit vectors in a panel: as many as a tile takes, fewer where the units are shared by threads.
@@ -80,8 +123,8 @@ int64_t panel_vecs_for(int64_t units, int64_t gates, Split split) {
 }
 
 template <typename scalar_t>
-Share share_of(const LayerParams<scalar_t>& p, const Packed<scalar_t>& packed, Split split,
-               const Worker& worker) {
+Share share_of(const LayerParams<scalar_t>& p, const Packed<scalar_t>& units,
+               const Packed<scalar_t>& projected, Split split, const Worker& worker) {
   Share mine{};
   const int group = worker.id / split.unit_parts;
   mine.idle = group >= split.batch_parts;
@@ -99,7 +142,8 @@ Share share_of(const LayerParams<scalar_t>& p, const Packed<scalar_t>& packed, S
     mine.lane_step = split.batch_parts;
     mine.num_lanes = ceil_div(p.num_lanes - group, split.batch_parts);
   }
-  mine.panels = share(packed.panels(), worker.id % split.unit_parts, split.unit_parts);
+  mine.panels = share(units.panels(), worker.id % split.unit_parts, split.unit_parts);
+  mine.projected = share(projected.panels(), worker.id % split.unit_parts, split.unit_parts);
   mine.group = {worker.group_arrivals + group * split.unit_parts, split.unit_parts,
                 worker.id % split.unit_parts};
   return mine;

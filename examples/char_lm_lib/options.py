@@ -138,7 +138,9 @@ def _add_output_options(group: argparse._ArgumentGroup) -> None:
         help="folder for the checkpoints and the plot",
     )
     group.add_argument(
-        "--resume", action="store_true", help="continue from the checkpoint in the folder"
+        "--resume",
+        action="store_true",
+        help="continue from the checkpoint in the folder, given the same options and text",
     )
     group.add_argument(
         "--save-every",

@@ -58,7 +58,7 @@ class Corpus:
             vocabulary=vocabulary,
             train=vocabulary.encode(text[:split]),
             held_out=vocabulary.encode(text[split:]),
-            opening=text[:20],
+            opening=text[: min(split, 20)],
             fingerprint=hashlib.sha256(text.encode()).hexdigest(),
         )
 
