@@ -62,6 +62,13 @@ def _cat(states: list[Tensor]) -> Tensor:
     return states[0] if len(states) == 1 else torch.cat(states)
 
 
+def _dropout_mask(like: Tensor, probability: float) -> Tensor:
+    if probability == 1:
+        return torch.zeros_like(like)
+    # The draw that torch's own modules make, so that one seed gives one mask.
+    return torch.empty_like(like).bernoulli_(1 - probability).div_(1 - probability)
+
+
 def run_forward(
     net: Network,
     input: Tensor,
@@ -78,9 +85,7 @@ def run_forward(
     for index in range(net.num_layers):
         layer_input, mask = output, None
         if net.dropout > 0 and index > 0:
-            # The draw that torch's own modules make, so that one seed gives one mask.
-            mask = torch.empty_like(output).bernoulli_(1 - net.dropout)
-            mask.div_(1 - net.dropout)
+            mask = _dropout_mask(output, net.dropout)
             layer_input = output * mask
         output, layer_h_n, layer_c_n, c, gates = ops.rnn_fwd(
             layer_input,

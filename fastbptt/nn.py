@@ -127,7 +127,8 @@ class _Recurrent(torch.nn.RNNBase):
         states: tuple[Tensor, ...] | None,
         cut: Truncation | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        self.check_input(input, batch_sizes)
+        weights = self._weights()
+        self._check_input(input, batch_sizes, weights[0].dtype)
         if states is not None:
             self._check_states(input, batch_sizes, states)
         if not self._has_kernel(input):
@@ -145,8 +146,26 @@ class _Recurrent(torch.nn.RNNBase):
         )
         hx = None if states is None else states[0]
         cx = states[1] if states is not None and self._num_states == 2 else None
-        output, *final_states = autograd.run(net, input, hx, cx, batch_sizes, self._weights())
+        output, *final_states = autograd.run(net, input, hx, cx, batch_sizes, weights)
         return output, tuple(final_states[: self._num_states])
+
+    def _check_input(
+        self, input: Tensor, batch_sizes: Tensor | None, weight_dtype: torch.dtype
+    ) -> None:
+        # As RNNBase.check_input, which asks weights that functional_call may have replaced.
+        if input.dtype != weight_dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight_dtype}). "
+                f"Convert input: input.to({weight_dtype}), or convert model: model.to({input.dtype})"
+            )
+        expected_dims = 3 if batch_sizes is None else 2
+        if input.dim() != expected_dims:
+            raise RuntimeError(f"input must have {expected_dims} dimensions, got {input.dim()}")
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size. "
+                f"Expected {self.input_size}, got {input.size(-1)}"
+            )
 
     def _check_states(
         self, input: Tensor, batch_sizes: Tensor | None, states: tuple[Tensor, ...]

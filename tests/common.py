@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import fastbptt
 
 Results = dict[str, Tensor]
+States = Tensor | tuple[Tensor, Tensor]  # what a call takes and returns: h, or an LSTM's (h, c)
+
+# Every cell, by the operators' name of it.
+CELLS = ("tanh", "relu", "identity", "gru", "lstm")
+GATES = {"gru": 3, "lstm": 4}  # of a unit; the others have one
 
 # What the choice of kernel, tile and division of labour depends on: (T, B, I, H).
 SHAPES = [
@@ -50,7 +55,8 @@ class Case:
     bidirectional: bool = False
     batch_first: bool = False
     bias: bool = True
-    nonlinearity: str = "tanh"
+    cell: str = "tanh"
+    proj: int = 0
     hx: bool = True
     lengths: tuple[int, ...] | None = None
     dtype: torch.dtype = torch.float64
@@ -62,54 +68,79 @@ class Case:
         changed = [(n, v) for (n, v), f in zip(changed, fields, strict=True) if v != f.default]
         return ",".join(f"{name}={value}".replace("torch.", "") for name, value in changed) or "-"
 
-    def module(self, **kwargs) -> fastbptt.RNN:
+    def module(self, **kwargs) -> fastbptt.RNN | fastbptt.GRU | fastbptt.LSTM:
         torch.manual_seed(self.seed)
-        return fastbptt.RNN(
-            self.I,
-            self.H,
-            self.layers,
-            self.nonlinearity,
-            self.bias,
-            self.batch_first,
-            bidirectional=self.bidirectional,
-            dtype=self.dtype,
+        options = {
+            "bias": self.bias,
+            "batch_first": self.batch_first,
+            "bidirectional": self.bidirectional,
+            "dtype": self.dtype,
             **kwargs,
-        )
+        }
+        if self.cell == "gru":
+            return fastbptt.GRU(self.I, self.H, self.layers, **options)
+        if self.cell == "lstm":
+            return fastbptt.LSTM(self.I, self.H, self.layers, proj_size=self.proj, **options)
+        return fastbptt.RNN(self.I, self.H, self.layers, self.cell, **options)
 
-    def data(self) -> tuple[Tensor | PackedSequence, Tensor | None]:
+    def data(self) -> tuple[Tensor | PackedSequence, States | None]:
         """Input and hx. The values are float32's in every dtype, so a cast is never a rounding."""
         generator = torch.Generator().manual_seed(self.seed + 1)
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator).to(self.dtype)
 
-        states = self.layers * (2 if self.bidirectional else 1)
-        if self.B is None:
-            return draw(self.T, self.I), draw(states, self.H) if self.hx else None
-        first = (self.B, self.T) if self.batch_first else (self.T, self.B)
-        x: Tensor | PackedSequence = draw(*first, self.I)
+        batch = () if self.B is None else (self.B,)
+        x: Tensor | PackedSequence = draw(
+            *((*batch, self.T) if self.batch_first and batch else (self.T, *batch)), self.I
+        )
         if self.lengths is not None:
             x = pack_padded_sequence(x, self.lengths, self.batch_first, enforce_sorted=False)
             if list(self.lengths) == sorted(self.lengths, reverse=True):
                 x = PackedSequence(x.data, x.batch_sizes)  # what enforce_sorted=True makes
-        return x, draw(states, self.B, self.H) if self.hx else None
+        if not self.hx:
+            return x, None
+        count = self.layers * (2 if self.bidirectional else 1)
+        h = draw(count, *batch, self.proj or self.H)
+        return x, (h, draw(count, *batch, self.H)) if self.cell == "lstm" else h
 
 
-def twin(module: fastbptt.RNN) -> torch.nn.RNN:
+def parts(states: States | None) -> tuple[Tensor, ...]:
+    """States as a tuple: () for None, (h,) or (h, c)."""
+    if states is None:
+        return ()
+    return (states,) if isinstance(states, Tensor) else tuple(states)
+
+
+def whole(states: Sequence[Tensor]) -> States | None:
+    """The inverse of parts: what a module's call takes."""
+    return (None, *states)[-1] if len(states) < 2 else tuple(states)
+
+
+def tensors_of(results: tuple[Tensor | PackedSequence, States]) -> tuple[Tensor, ...]:
+    """What a call returned, in a row: output, h_n and, of an LSTM, c_n."""
+    output, states = results
+    return output.data if isinstance(output, PackedSequence) else output, *parts(states)
+
+
+def twin(module: torch.nn.RNNBase) -> torch.nn.RNN | torch.nn.GRU | torch.nn.LSTM:
     """torch's own module with the same parameters' values."""
     weight = module.weight_ih_l0
-    other = torch.nn.RNN(
-        module.input_size,
-        module.hidden_size,
-        module.num_layers,
-        module.nonlinearity,
-        module.bias,
-        module.batch_first,
-        module.dropout,
-        module.bidirectional,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
+    options = {
+        "bias": module.bias,
+        "batch_first": module.batch_first,
+        "dropout": module.dropout,
+        "bidirectional": module.bidirectional,
+        "device": weight.device,
+        "dtype": weight.dtype,
+    }
+    sizes = module.input_size, module.hidden_size, module.num_layers
+    if module.mode == "GRU":
+        other = torch.nn.GRU(*sizes, **options)
+    elif module.mode == "LSTM":
+        other = torch.nn.LSTM(*sizes, proj_size=module.proj_size, **options)
+    else:
+        other = torch.nn.RNN(*sizes, module.nonlinearity, **options)
     other.load_state_dict(module.state_dict())
     return other.train(module.training)
 
@@ -124,16 +155,17 @@ def referee(module: torch.nn.RNNBase, truncation=None) -> tuple[torch.nn.RNNBase
     return module, call
 
 
-def detach_loop(module: torch.nn.RNN, k: int):
-    """torch's module on k steps at a time, the state detached in between."""
+def detach_loop(module: torch.nn.RNNBase, k: int):
+    """torch's module on k steps at a time, the state (h and c alike) detached in between."""
 
-    def call(input: Tensor, hx: Tensor | None = None):
+    def call(input: Tensor, hx: States | None = None):
         time = 1 if module.batch_first and input.dim() == 3 else 0
         outputs = []
         for start in range(0, input.size(time), k):
             length = min(k, input.size(time) - start)
-            state = hx.detach() if start > 0 else hx
-            output, hx = module(input.narrow(time, start, length), state)
+            if start > 0:
+                hx = whole([state.detach() for state in parts(hx)])
+            output, hx = module(input.narrow(time, start, length), hx)
             outputs.append(output)
         return torch.cat(outputs, dim=time), hx
 
@@ -155,25 +187,24 @@ def cotangent(like: Tensor, seed: int) -> Tensor:
     return torch.randn(like.shape, generator=generator).to(like.dtype)
 
 
-def step(module, input, hx=None, *, call: Callable | None = None, through=("output", "h_n")):
+def step(module, input, hx=None, *, call: Callable | None = None, through=None):
     """Forward and backward: outputs and every gradient, each under its name.
 
     The losses' gradients in the outputs are the same numbers in every call. ``call`` runs the
-    forward pass, the module itself unless given; ``through`` names the outputs in the loss.
+    forward pass, the module itself unless given; ``through`` names the outputs in the loss, if
+    not all are.
     """
     dtype = module.weight_ih_l0.dtype
     x, input = leaf(input, dtype)
-    h, hx = leaf(hx, dtype)
+    states = [leaf(state, dtype)[0] for state in parts(hx)]
     module.zero_grad()
-    output, h_n = (call or module)(input, hx)
-    output = output.data if isinstance(output, PackedSequence) else output
-    results = {"output": output, "h_n": h_n}
-    torch.autograd.backward(
-        [results[name] for name in through],
-        [cotangent(results[name], seed) for seed, name in enumerate(through)],
-    )
-    grads = {"dinput": x, "dhx": h, **{"d" + n: p for n, p in module.named_parameters()}}
-    results |= {name: t.grad for name, t in grads.items() if t is not None}
+    tensors = tensors_of((call or module)(input, whole(states)))
+    results = dict(zip(("output", "h_n", "c_n"), tensors, strict=False))
+    in_loss = [(t, seed) for seed, (n, t) in enumerate(results.items()) if n in (through or results)]
+    torch.autograd.backward([t for t, _ in in_loss], [cotangent(t, seed) for t, seed in in_loss])
+    grads = {"dinput": x, **dict(zip(("dhx", "dcx"), states, strict=False))}
+    grads |= {"d" + name: p for name, p in module.named_parameters()}
+    results |= {name: t.grad for name, t in grads.items()}
     return {name: t.detach().clone() for name, t in results.items() if t is not None}
 
 

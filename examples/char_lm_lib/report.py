@@ -54,7 +54,7 @@ def table(torch_run: Trainer, our_run: Trainer) -> str:
 def plot(runs: list[Trainer], unigram: float, path: Path) -> None:
     """Draw training loss and held-out perplexity of every run over the optimizer steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for run, width in zip(reversed(runs), (1, 4), strict=False):
+    for run, width in zip(runs, (4, 1)[-len(runs) :], strict=True):
         # The first run's line is wide and pale, so that an equal curve shows on top of it.
         style = {"label": run.backend, "linewidth": width, "alpha": 1 / width**0.5}
         left.plot(range(1, run.progress.step + 1), run.progress.losses, **style)
