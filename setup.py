@@ -10,6 +10,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, include_path
 
 SOURCES = [
     "csrc/ops.cpp",
+    "csrc/network.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/team.cpp",
     "csrc/cpu/isa_avx512.cpp",

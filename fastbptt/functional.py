@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastbptt import autograd
+from fastbptt import ops
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -138,22 +138,22 @@ def _run_layer(
                 f"{name} must have {dims - 1} dimensions for a {dims}-D input, got {state.dim()}"
             )
     cut = as_truncation(truncation)
-    net = autograd.Network(
-        cell=cell,
-        num_layers=1,
-        directions=1,
-        has_biases=bias_ih is not None,
-        has_projection=weight_hr is not None,
-        batch_first=False,
-        dropout=0.0,
-        chunk=0 if cut is None else cut.k,
-        recompute=False,
-    )
     present = [weight for weight in (*weights, weight_hr) if weight is not None]
+    options = (
+        bias_ih is not None,
+        1,  # layer
+        False,  # one direction
+        None,  # not packed
+        False,  # time first
+        cell,
+        0.0,  # no dropout
+        0 if cut is None else cut.k,
+        False,  # no recomputation
+    )
     if dims == 3:
         hx, cx = (None if state is None else state.unsqueeze(0) for state in states)
-        output, h_n, c_n = autograd.run(net, input, hx, cx, None, present)
+        output, h_n, c_n = ops.network(input, hx, cx, present, *options)
         return output, h_n[0], c_n[0] if cell == "lstm" else c_n
     hx, cx = (None if state is None else state[None, None] for state in states)
-    output, h_n, c_n = autograd.run(net, input.unsqueeze(1), hx, cx, None, present)
+    output, h_n, c_n = ops.network(input.unsqueeze(1), hx, cx, present, *options)
     return output.squeeze(1), h_n[0, 0], c_n[0, 0] if cell == "lstm" else c_n

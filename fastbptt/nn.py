@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastbptt import autograd
+from fastbptt import ops
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -27,7 +27,7 @@ _TORCH = {
 
 
 class _Recurrent(torch.nn.RNNBase):
-    """What the recurrent modules share: the call, around the one autograd node that runs it.
+    """What the recurrent modules share: the call, around the one operator that runs it.
 
     They derive from RNNBase rather than from torch.nn.RNN and its siblings because torch.compile
     refuses every instance of those.
@@ -133,20 +133,21 @@ class _Recurrent(torch.nn.RNNBase):
             self._check_states(input, batch_sizes, states)
         if not self._has_kernel(input):
             return self._run_torch(input, batch_sizes, states, cut)
-        net = autograd.Network(
-            cell=self._cell,
-            num_layers=self.num_layers,
-            directions=2 if self.bidirectional else 1,
-            has_biases=self.bias,
-            has_projection=self.proj_size > 0,
-            batch_first=self.batch_first and batch_sizes is None,
-            dropout=self.dropout if self.training else 0.0,
-            chunk=0 if cut is None else cut.k,
-            recompute=self.recompute,
+        output, *final_states = ops.network(
+            input,
+            None if states is None else states[0],
+            states[1] if states is not None and self._num_states == 2 else None,
+            weights,
+            self.bias,
+            self.num_layers,
+            self.bidirectional,
+            batch_sizes,
+            self.batch_first and batch_sizes is None,
+            self._cell,
+            self.dropout if self.training else 0.0,
+            0 if cut is None else cut.k,
+            self.recompute,
         )
-        hx = None if states is None else states[0]
-        cx = states[1] if states is not None and self._num_states == 2 else None
-        output, *final_states = autograd.run(net, input, hx, cx, batch_sizes, weights)
         return output, tuple(final_states[: self._num_states])
 
     def _check_input(
