@@ -166,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_cpu(
   const std::vector<int64_t> out_sizes = output_sizes(input, shape);
   check_tensor(output, "output", out_sizes, input);
   check_tensor(c, "c", {has_c ? shape.D : 0, shape.N, shape.H}, input);
-  const bool kept = shape.S > 0 && gates.numel() > 0;  // else they are computed again
+  const bool kept = shape.S > 0 && gates.dim() > 0 && gates.size(0) > 0;  // else they are computed again
   check_tensor(gates, "gates", {kept ? shape.D : 0, shape.N, shape.S * shape.H}, input);
   if (grad_output.has_value()) check_tensor(*grad_output, "grad_output", out_sizes, input);
   if (grad_h_n.has_value()) {

@@ -215,7 +215,7 @@ class _Recurrent(torch.nn.RNNBase):
             )
         warnings.warn(
             f"fastbptt.{name} has no kernel for {where}: torch.nn.{name} computes instead",
-            stacklevel=5,
+            stacklevel=7,  # the caller's line, beyond Module.__call__
         )
         if states is None:
             shape = self.get_expected_hidden_size(input, batch_sizes)

@@ -185,6 +185,7 @@ struct Backward {
   void run_steps(const Share& mine, const Block<scalar_t>& block, Progress* progress) const {
     const int64_t ld = stride * mine.lane_step;
     const Share all = everyone(p);
+    const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, G);
     int64_t first_row = 0;
     for (int64_t s = block.end - 1; s >= block.begin; --s) {
       const auto finish_row = [&](int64_t i, int64_t panel, const scalar_t* acc) {
@@ -200,10 +201,13 @@ struct Backward {
         });
       };
       const int64_t active = mine.active_at(s);
-      step_tiles(mine.panels, w_hh, G * p.H, progress->d, ld, 0, progress->entered, finish_row);
+      const auto await = [&] { mine.group.await(); };
+      step_tiles(mine.panels, w_hh, G * p.H, progress->d, ld, own, 0, progress->entered, await,
+                 finish_row);
       step_tiles(mine.panels, w_hh, 0, progress->d, ld, progress->entered, active, finish_row);
-      mine.group.wait();
+      mine.group.arrive();
       if (p.w_hr) {
+        mine.group.await();
         step_tiles(mine.projected, w_hr, p.R,
                    block.d_projected + (first_row + mine.first_lane) * projected_stride,
                    mine.lane_step * projected_stride, 0, active,
@@ -213,7 +217,7 @@ struct Backward {
                                     first_row + mine.index(i), unit, count);
                      });
                    });
-        mine.group.wait();
+        mine.group.arrive();
       }
       *progress = {active, block.d + (first_row + mine.first_lane) * stride +
                                Cell::kFirstRecurrent * p.H};
@@ -223,6 +227,7 @@ struct Backward {
 
   // What the recurrence carries beyond the first step of a sequence.
   void finish_initial_states(const Share& mine, const Progress& progress) const {
+    mine.group.await();
     if (p.d_hx) {
       step_tiles(mine.panels, w_hh, G * p.H, progress.d, stride * mine.lane_step, 0,
                  mine.num_lanes, [&](int64_t i, int64_t panel, const scalar_t* acc) {

@@ -170,8 +170,9 @@ struct Forward {
     scalar_t* const wide = unprojected + mine.first_lane * wide_stride;
     if (begin == 0 && p.hx) {
       load_hx(mine, h[0], ld);
-      mine.group.wait();
+      mine.group.arrive();
     }
+    const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, 1);
     const int64_t end = min(begin + block_steps, mine.lane(0).steps);
     for (int64_t s = begin; s < end; ++s) {
       const int64_t active = mine.active_at(s);
@@ -180,7 +181,8 @@ struct Forward {
       const auto h_n_of = [&](const Lane& lane) {
         return s + 1 == lane.steps ? p.h_n + lane.batch * p.R : nullptr;
       };
-      step_tiles(mine.panels, w_hh, before ? p.R : 0, h[s % 2], ld, 0, active,
+      const auto await = [&] { mine.group.await(); };
+      step_tiles(mine.panels, w_hh, before ? p.R : 0, h[s % 2], ld, own, 0, active, await,
                  [&](int64_t i, int64_t panel, const scalar_t* acc) {
                    const Lane& lane = mine.lane(i);
                    const scalar_t* h_before = before ? before + i * ld : nullptr;
@@ -192,8 +194,9 @@ struct Forward {
                                 h_n_of(lane));
                    }
                  });
-      mine.group.wait();
+      mine.group.arrive();
       if (!p.w_hr) continue;
+      mine.group.await();
       step_tiles(mine.projected, w_hr, p.H, wide, wide_ld, 0, active,
                  [&](int64_t i, int64_t panel, const scalar_t* acc) {
                    const Lane& lane = mine.lane(i);
@@ -206,7 +209,7 @@ struct Forward {
                      if (h_n) store_first(h_n + unit, value, count);
                    });
                  });
-      mine.group.wait();
+      mine.group.arrive();
     }
   }
 };

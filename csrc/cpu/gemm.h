@@ -26,10 +26,11 @@ constexpr int tile_rows(int vecs) {
 // How a tile reads its left operand: a(i, k) = a[i * lda + k], or a[k * lda + i].
 enum class Left { kByRow, kByColumn };
 
-// acc[i][v] = sum over k of a(i, k) * panel[k][v]. A small tile sums interleaved parts of the k
+// acc[i][v] (+)= sum over k of a(i, k) * panel[k][v]. A small tile sums interleaved parts of the k
 // range in accumulators of their own.
 template <typename scalar_t, Left left, int rows, int vecs>
-void tile(const scalar_t* a, int64_t lda, const scalar_t* panel, int64_t K, scalar_t* acc_out) {
+void tile(const scalar_t* a, int64_t lda, const scalar_t* panel, int64_t K, bool accumulate,
+          scalar_t* acc_out) {
   using V = Vec<scalar_t>;
   constexpr int W = kLanes<scalar_t>;
   constexpr int parts = rows * vecs >= kInFlight ? 1 : (kInFlight + rows * vecs - 1) / (rows * vecs);
@@ -60,17 +61,18 @@ void tile(const scalar_t* a, int64_t lda, const scalar_t* panel, int64_t K, scal
       V sum = acc[0][i][v];
 #pragma GCC unroll 8
       for (int part = 1; part < parts; ++part) sum += acc[part][i][v];
-      store(acc_out + (i * vecs + v) * W, sum);
+      scalar_t* to = acc_out + (i * vecs + v) * W;
+      store(to, accumulate ? load(to) + sum : sum);
     }
   }
 }
 
 template <typename scalar_t, Left left, int vecs>
 void tile_of(int64_t rows, const scalar_t* a, int64_t lda, const scalar_t* panel, int64_t K,
-             scalar_t* acc) {
+             bool accumulate, scalar_t* acc) {
 #define FASTBPTT_ROWS(n)                                                       \
   case n:                                                                      \
-    if constexpr (n <= tile_rows(vecs)) tile<scalar_t, left, n, vecs>(a, lda, panel, K, acc); \
+    if constexpr (n <= tile_rows(vecs)) tile<scalar_t, left, n, vecs>(a, lda, panel, K, accumulate, acc); \
     break;
   switch (rows) {
     FASTBPTT_ROWS(1)
@@ -88,16 +90,16 @@ void tile_of(int64_t rows, const scalar_t* a, int64_t lda, const scalar_t* panel
 // rows <= tile_rows(vecs), vecs <= kMaxVecs; acc: [rows][vecs] vectors, aligned.
 template <typename scalar_t, Left left>
 inline void run_tile(int64_t rows, int64_t vecs, const scalar_t* a, int64_t lda,
-                     const scalar_t* panel, int64_t K, scalar_t* acc) {
+                     const scalar_t* panel, int64_t K, scalar_t* acc, bool accumulate = false) {
   switch (vecs) {
     case 1:
-      return tile_of<scalar_t, left, 1>(rows, a, lda, panel, K, acc);
+      return tile_of<scalar_t, left, 1>(rows, a, lda, panel, K, accumulate, acc);
     case 2:
-      return tile_of<scalar_t, left, 2>(rows, a, lda, panel, K, acc);
+      return tile_of<scalar_t, left, 2>(rows, a, lda, panel, K, accumulate, acc);
     case 3:
-      return tile_of<scalar_t, left, 3>(rows, a, lda, panel, K, acc);
+      return tile_of<scalar_t, left, 3>(rows, a, lda, panel, K, accumulate, acc);
     case 4:
-      return tile_of<scalar_t, left, 4>(rows, a, lda, panel, K, acc);
+      return tile_of<scalar_t, left, 4>(rows, a, lda, panel, K, accumulate, acc);
   }
 }
 
@@ -113,6 +115,7 @@ inline Range share(int64_t total, int64_t part, int64_t parts) {
 // limit of 6 are 5 + 4 + 4, since a tile of one row runs at a fraction of the speed.
 template <typename Fn>
 inline void for_each_tile(int64_t begin, int64_t end, int64_t limit, Fn&& fn) {
+  if (begin < end && end - begin <= limit) return fn(begin, end - begin);
   const int64_t tiles = ceil_div(end - begin, limit);
   for (int64_t i = 0, first = begin; i < tiles; ++i) {
     const int64_t count = (end - first) / (tiles - i);

@@ -149,23 +149,86 @@ Share share_of(const LayerParams<scalar_t>& p, const Packed<scalar_t>& units,
   return mine;
 }
 
+// Which values of a state the thread made itself: `made` of each of `groups` groups of `size`.
+struct OwnValues {
+  Range made;
+  int64_t size;
+  int64_t groups;
+};
+
+template <typename scalar_t>
+OwnValues own_values(const Packed<scalar_t>& units, Range panels, int64_t groups) {
+  return {{min(units.units, units.first_unit(panels.begin)),
+           min(units.units, units.first_unit(panels.end))},
+          units.units,
+          groups};
+}
+
 // Multiplies the rows [begin, end) of `state`, `stride` apart, by the thread's panels and hands the
-// sums of each row and panel to fn(row, panel, acc). K = 0 leaves the product out.
+// sums of each row and panel to fn(row, panel, acc). K = 0 leaves the product out. The values that
+// other threads make are read only after await(): few rows begin with the thread's own, so that the
+// wait costs them little.
+template <typename scalar_t, typename Await, typename Fn>
+inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
+                       const scalar_t* state, int64_t stride, const OwnValues& own, int64_t begin,
+                       int64_t end, Await&& await, Fn&& fn) {
+  constexpr int W = kLanes<scalar_t>;
+  constexpr int kEarlyPanels = 8;
+  const auto hand_over = [&](int64_t panel, int64_t first, int64_t rows, const scalar_t* acc) {
+    for (int64_t i = 0; i < rows; ++i) fn(first + i, panel, acc + i * packed.vecs_in(panel) * W);
+  };
+  const bool early = K > 0 && own.made.begin < own.made.end && begin < end &&
+                     own.made.end - own.made.begin < own.size &&
+                     end - begin <= tile_rows(packed.panel_vecs * packed.gates) &&
+                     panels.end - panels.begin <= kEarlyPanels;
+  if (!early) {
+    await();
+    alignas(64) char storage[kMaxTile];
+    scalar_t* acc = reinterpret_cast<scalar_t*>(storage);
+    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+      const int64_t vecs = packed.vecs_in(panel);
+      for_each_tile(begin, end, tile_rows(vecs), [&](int64_t first, int64_t rows) {
+        run_tile<scalar_t, Left::kByRow>(rows, vecs, state + first * stride, stride,
+                                         packed.panel(panel), K, acc);
+        hand_over(panel, first, rows, acc);
+      });
+    }
+    return;
+  }
+  alignas(64) char storage[kEarlyPanels][kMaxTile];
+  const auto acc_of = [&](int64_t panel) {
+    return reinterpret_cast<scalar_t*>(storage[panel - panels.begin]);
+  };
+  const auto add = [&](int64_t panel, int64_t k_begin, int64_t k_end, bool accumulate) {
+    if (k_begin == k_end) return;
+    const int64_t vecs = packed.vecs_in(panel);
+    run_tile<scalar_t, Left::kByRow>(end - begin, vecs, state + begin * stride + k_begin, stride,
+                                     packed.panel(panel) + k_begin * vecs * W, k_end - k_begin,
+                                     acc_of(panel), accumulate);
+  };
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    for (int64_t g = 0; g < own.groups; ++g) {
+      add(panel, g * own.size + own.made.begin, g * own.size + own.made.end, g > 0);
+    }
+  }
+  await();
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
+    // Between the thread's own values of one group and of the next lie the others'.
+    int64_t from = 0;
+    for (int64_t g = 0; g < own.groups; ++g) {
+      add(panel, from, g * own.size + own.made.begin, true);
+      from = g * own.size + own.made.end;
+    }
+    add(panel, from, K, true);
+    hand_over(panel, begin, end - begin, acc_of(panel));
+  }
+}
+
+// The same where all values are there, and may be read at once.
 template <typename scalar_t, typename Fn>
 inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
                        const scalar_t* state, int64_t stride, int64_t begin, int64_t end, Fn&& fn) {
-  alignas(64) char storage[kMaxTile];
-  scalar_t* acc = reinterpret_cast<scalar_t*>(storage);
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-    const int64_t vecs = packed.vecs_in(panel);
-    for_each_tile(begin, end, tile_rows(vecs), [&](int64_t first, int64_t rows) {
-      run_tile<scalar_t, Left::kByRow>(rows, vecs, state + first * stride, stride,
-                                       packed.panel(panel), K, acc);
-      for (int64_t i = 0; i < rows; ++i) {
-        fn(first + i, panel, acc + i * vecs * kLanes<scalar_t>);
-      }
-    });
-  }
+  step_tiles(panels, packed, K, state, stride, OwnValues{}, begin, end, [] {}, fn);
 }
 
 }  // namespace

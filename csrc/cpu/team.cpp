@@ -33,10 +33,15 @@ int spin_limit(int team) {
 
 }  // namespace
 
-void Barrier::wait() const {
+void Barrier::arrive() const {
   if (size == 1) return;
   const uint32_t now = arrivals[id].count.load(std::memory_order_relaxed) + 1;
   arrivals[id].count.store(now, std::memory_order_release);
+}
+
+void Barrier::await() const {
+  if (size == 1) return;
+  const uint32_t now = arrivals[id].count.load(std::memory_order_relaxed);
   int spins = spin_limit(size);
   for (int other = 0; other < size; ++other) {
     // Another thread may already have arrived at the next barrier, though at none beyond it.

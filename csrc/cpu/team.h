@@ -19,7 +19,9 @@ struct Barrier {
   int size;
   int id;  // of this thread among `size`
 
-  void wait() const;
+  void arrive() const;  // what this thread wrote before is there for those that await
+  void await() const;   // until all have arrived as often as this thread
+  void wait() const { arrive(), await(); }
 };
 
 // One thread's place in its team.
