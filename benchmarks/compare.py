@@ -1,10 +1,13 @@
-"""Times ours, every peer and the sgemm bound, interleaved in one process.
+"""Times ours, every peer and plain sgemm, interleaved in one process.
 
     python -m benchmarks.compare --threads 2
 
 Each row is checked before it is timed: one that computes something else than its peer is
 reported as FAILED, is not timed, and makes the exit status 1. Results are written after every
 row, so that a run that is cut off keeps what it has.
+
+JAX is a peer where it is installed (the ``bench-jax`` extra). It computes in threads of its own,
+as many as torch has.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from . import arguments, machine, tables
-from .contenders import CELLS
+from . import arguments, jax_scan, machine, tables
+from .contenders import CELLS, JAX, PEER_KINDS
 from .plot import write_plot
 from .readme import split, update_readme
 from .results import Record, failures, measure, save, summarise, write_text
@@ -31,7 +34,7 @@ DEFAULT_OUT = machine.ROOT / "benchmarks" / "results"
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
-        description="Times fastbptt, its peers and the sgemm bound, interleaved.",
+        description="Times fastbptt, its peers and plain sgemm, interleaved.",
     )
     add = parser.add_argument
     add(
@@ -40,9 +43,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="threads to use (default: torch's choice)",
     )
-    add("--quick", action="store_true", help="fewer rounds: the whole grid in under two minutes")
+    add("--quick", action="store_true", help="few rounds: all cells in under two minutes")
     add("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="default: all")
     add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
+    add(
+        "--peers",
+        nargs="+",
+        choices=PEER_KINDS,
+        help="torch is its module and, where truncated, the detach() loop (default: all there are)",
+    )
     add(
         "--rows",
         nargs="+",
@@ -58,12 +67,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="only rows whose name contains one of these, such as 128,16 or chunked",
     )
-    add("--rounds", type=arguments.count, metavar="N", help="rounds at least (default: 9, quick 5)")
+    add("--rounds", type=arguments.count, metavar="N", help="rounds at least (default: 9, quick 2)")
     add(
         "--budget",
         type=arguments.seconds,
         metavar="SECONDS",
-        help="time for a row's rounds in a mode, if the fewest take less (default: 6, quick 0.8)",
+        help="time for a row's rounds in a mode, if the fewest take less (default: 6, quick 0.25)",
     )
     add(
         "--out",
@@ -90,7 +99,7 @@ def _command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
         words += ["--threads", str(args.threads)]
     if args.quick:
         words.append("--quick")
-    for name in ("cells", "modes", "filter"):
+    for name in ("cells", "modes", "peers", "filter"):
         if getattr(args, name) != parser.get_default(name):
             words += [f"--{name}", *getattr(args, name)]
     if args.rows != parser.get_default("rows"):
@@ -112,27 +121,40 @@ def _check_writable(parser: argparse.ArgumentParser, folder: Path) -> None:
         parser.error(f"argument --out: cannot write to {folder}: {error.strerror}")
 
 
+def _peers(parser: argparse.ArgumentParser, asked: Sequence[str] | None) -> list[str]:
+    """The kinds of peers to measure. JAX may be missing, unless it was asked for."""
+    peers = list(PEER_KINDS if asked is None else asked)
+    if JAX in peers and (reason := jax_scan.unavailable()):
+        if asked is not None:
+            parser.error(f"argument --peers: {reason}")
+        print(f"no {jax_scan.LABEL} among the peers: {reason}", file=sys.stderr)
+        peers.remove(JAX)
+    return peers
+
+
 def _write(results: Record, folder: Path) -> None:
     results["summary"] = summarise(results["records"])
     save(results, folder / "compare.json")
     write_text(folder / "compare.md", tables.markdown_report(results))
-    write_plot(results, folder / "compare.png")
 
 
 def run(rows: Sequence[Row], modes: Sequence[str], results: Record, folder: Path) -> None:
     """Measures every row in every mode into ``results``, and writes the folder as it goes."""
     print(tables.machine_line(results), tables.TERMINAL_HEAD, sep="\n", flush=True)
-    settings = results["settings"]
-    for row in rows:
-        for mode in row.modes(modes):
-            record = measure(
-                row, mode, min_rounds=settings["min_rounds"], budget_s=settings["budget_s"]
-            )
-            results["records"].append(record)
-            print(*tables.terminal_lines(record), sep="\n", flush=True)
-            _write(results, folder)
-    results["complete"] = True
-    _write(results, folder)
+    settings = {name: results["settings"][name] for name in ("peers", "min_rounds", "budget_s")}
+    try:
+        for row in rows:
+            for mode in row.modes(modes):
+                record = measure(row, mode, **settings)
+                results["records"].append(record)
+                print(*tables.terminal_lines(record), sep="\n", flush=True)
+                _write(results, folder)
+        results["complete"] = True
+        if JAX in settings["peers"]:
+            results["machine"] |= jax_scan.facts()
+    finally:  # of a run that is cut off too
+        _write(results, folder)
+        write_plot(results, folder / "compare.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,12 +172,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"argument --update-readme: {args.update_readme}: {error}")
     if args.threads:
         torch.set_num_threads(args.threads)
+    peers = _peers(parser, args.peers)
     results: Record = {
         "machine": machine.facts(),
         "settings": {
             "command": _command(args, parser),
-            "min_rounds": args.rounds or (5 if args.quick else 9),
-            "budget_s": (0.8 if args.quick else 6.0) if args.budget is None else args.budget,
+            "peers": peers,
+            "min_rounds": args.rounds or (2 if args.quick else 9),
+            "budget_s": (0.25 if args.quick else 6.0) if args.budget is None else args.budget,
         },
         "complete": False,
         "summary": [],

@@ -1,11 +1,12 @@
-"""Who is measured: ours, the peers and the bound, each as a step that can be run and checked."""
+"""Who is measured: ours, its peers and plain sgemm, each as a step that can be run and checked."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 import fastbptt
 from fastbptt.truncation import Chunked
 
+from . import jax_scan
 from .rows import BACKWARD, FORWARD, Row
 from .timing import Step
 
 OURS = "fastbptt"
-BOUND = "sgemm"
+SGEMM = "sgemm"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,11 @@ class Cell:
     torch: Callable[..., nn.Module]
 
 
-CELLS = {"rnn": Cell("RNN (tanh)", 1, fastbptt.RNN, nn.RNN)}
+CELLS = {
+    "rnn": Cell("RNN (tanh)", 1, fastbptt.RNN, nn.RNN),
+    "gru": Cell("GRU", 3, fastbptt.GRU, nn.GRU),
+    "lstm": Cell("LSTM", 4, fastbptt.LSTM, nn.LSTM),
+}
 
 
 class Workload:
@@ -52,6 +58,13 @@ class Workload:
 
 
 Results = dict[str, Tensor | None]
+State = Tensor | tuple[Tensor, ...]  # h_n, or h_n and c_n
+
+
+class Contender(Step, Protocol):
+    """A step whose results can be checked."""
+
+    def results(self) -> Results: ...
 
 
 class ModuleStep:
@@ -64,7 +77,7 @@ class ModuleStep:
         self,
         work: Workload,
         module: nn.Module,
-        forward: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+        forward: Callable[[Tensor], tuple[Tensor, State]] | None = None,
     ) -> None:
         self.module, self.forward = module, forward or module
         self.backward = work.mode == BACKWARD
@@ -75,17 +88,19 @@ class ModuleStep:
         self.input.grad = None
         self.module.zero_grad(set_to_none=True)
 
-    def run(self) -> tuple[Tensor, Tensor]:
-        output, h_n = self.forward(self.input)
+    def run(self) -> tuple[Tensor, State]:
+        output, state = self.forward(self.input)
         if self.backward:
             output.backward(self.grad_output)
-        return output, h_n
+        return output, state
 
     def results(self) -> Results:
         """Everything one run computes, by name: outputs and, in training, every gradient."""
         self.clear()
-        output, h_n = self.run()
-        found: Results = {"output": output.detach(), "h_n": h_n.detach()}
+        output, state = self.run()
+        states = state if isinstance(state, tuple) else (state,)
+        found: Results = {"output": output.detach()}
+        found |= {name: s.detach() for name, s in zip(("h_n", "c_n"), states, strict=False)}
         if self.backward:
             leaves = {"input": self.input, **dict(self.module.named_parameters())}
             found |= {f"d{name}": leaf.grad for name, leaf in leaves.items()}
@@ -95,7 +110,8 @@ class ModuleStep:
 class MatmulStep:
     """The same multiplications as plain sgemm: two of T*B rows forward, six with the backward.
 
-    Into buffers that are there already, so that it is arithmetic and nothing else.
+    Each gate multiplies. Into buffers that are there already, so that it is arithmetic and nothing
+    else. No bound: on some CPUs torch.mm's library is slower than the kernels here.
     """
 
     def __init__(self, work: Workload) -> None:
@@ -103,7 +119,7 @@ class MatmulStep:
         self.count = 2 if work.mode == FORWARD else 6
         self.rows = work.input.reshape(row.T * row.B, row.H)
         self.weight = torch.randn(row.H, outputs, generator=torch.Generator().manual_seed(0))
-        self.product = torch.empty(row.T * row.B, outputs)
+        self.product = torch.full((row.T * row.B, outputs), 0.0)  # filled: its pages are there
 
     def clear(self) -> None:
         pass
@@ -125,13 +141,13 @@ def _detach_loop(work: Workload) -> ModuleStep:
     """Truncated BPTT as it is written by hand: a call a chunk, ``detach()`` in between."""
     module, chunk = work.load(work.cell.torch), work.row.truncation.k
 
-    def forward(input: Tensor) -> tuple[Tensor, Tensor]:
-        h, outputs = None, []
+    def forward(input: Tensor) -> tuple[Tensor, State]:
+        state, outputs = None, []
         for part in input.split(chunk):
-            output, h = module(part, h)
-            h = h.detach()
+            output, state = module(part, state)
+            state = tuple(s.detach() for s in state) if type(state) is tuple else state.detach()
             outputs.append(output)
-        return torch.cat(outputs), h
+        return torch.cat(outputs), state
 
     return ModuleStep(work, module, forward)
 
@@ -140,29 +156,40 @@ def _detach_loop(work: Workload) -> ModuleStep:
 class Peer:
     """Something else that computes the same results, for the rows where it applies."""
 
+    kind: str  # one of PEER_KINDS
     applies: Callable[[Row], bool]
     label: Callable[[Row], str]
-    build: Callable[[Workload], ModuleStep]
+    build: Callable[[Workload], Contender]
 
+
+TORCH, JAX = PEER_KINDS = ("torch", "jax")
 
 PEERS = (
     Peer(
+        kind=TORCH,
         applies=lambda row: row.truncation is None,
         label=lambda row: f"torch.nn.{row.cell.upper()}",
         build=_torch_module,
     ),
     Peer(
+        kind=TORCH,
         applies=lambda row: isinstance(row.truncation, Chunked),
         label=lambda row: "detach() loop",
         build=_detach_loop,
     ),
+    Peer(
+        kind=JAX,
+        applies=lambda row: row.truncation is None or isinstance(row.truncation, Chunked),
+        label=lambda row: jax_scan.LABEL,
+        build=jax_scan.ScanStep,
+    ),
 )
 
 
-def modules(work: Workload) -> dict[str, ModuleStep]:
-    """Ours and, after it, the row's peers, by their labels."""
-    peers = {peer.label(work.row): peer.build(work) for peer in PEERS if peer.applies(work.row)}
-    return {OURS: _ours(work), **peers}
+def contenders(work: Workload, kinds: Container[str] = (TORCH,)) -> dict[str, Contender]:
+    """Ours and, after it, the row's peers of these kinds, by their labels."""
+    peers = [peer for peer in PEERS if peer.kind in kinds and peer.applies(work.row)]
+    return {OURS: _ours(work), **{peer.label(work.row): peer.build(work) for peer in peers}}
 
 
 class Mismatch(Exception):
@@ -200,14 +227,14 @@ def check(ours: Results, peer: Results, limit: float, name: str) -> None:
             raise Mismatch(f"{key} is off by {error:.2g} from {name}, allowed is {limit:.2g}")
 
 
-def build(row: Row, mode: str) -> dict[str, Step]:
-    """Every contender of a row by its label, ours first, the bound last, checked to agree.
+def build(row: Row, mode: str, kinds: Container[str] = (TORCH,)) -> dict[str, Step]:
+    """Every contender of a row by its label, ours first, sgemm last, checked to agree.
 
     Raises:
         Mismatch: ours does not agree with a peer, or warns that it is not what runs.
     """
     work = Workload(row, mode)
-    steps = modules(work)
+    steps = contenders(work, kinds)
     ours, *peers = steps
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -216,4 +243,4 @@ def build(row: Row, mode: str) -> dict[str, Step]:
         raise Mismatch(f"{ours} warned: {caught[0].message}")
     for peer in peers:
         check(results, steps[peer].results(), tolerance(row), peer)
-    return {**steps, BOUND: MatmulStep(work)}
+    return {**steps, SGEMM: MatmulStep(work)}

@@ -1,6 +1,10 @@
 """How much memory one forward+backward takes, beyond its inputs, outputs and gradients.
 
     python -m benchmarks.memory
+    python -m benchmarks.memory --cell lstm --row 1024,16,256 --recompute
+
+The second compares ``recompute=True`` with the default, in memory and, once both have given the
+same gradients, in time.
 
 Two measurements, for each contender in a process of its own. *Allocated*: every allocation and
 release that torch's profiler reports, replayed to the greatest sum; exact, but it sees torch's
@@ -23,10 +27,22 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from . import arguments, machine
-from .contenders import CELLS, ModuleStep, Results, Workload, modules
+from .contenders import (
+    CELLS,
+    OURS,
+    Mismatch,
+    ModuleStep,
+    Results,
+    Workload,
+    check,
+    contenders,
+    tolerance,
+)
 from .rows import BACKWARD, Row, Size, format_size
+from .timing import interleave, paired_ratios
 
 DEFAULT_SIZE: Size = (1024, 16, 128, None)
+RECOMPUTE = f"{OURS}, recompute"
 
 # The allocator gives large blocks back at once, so that resident memory is memory in use; and the
 # profiler is silent on the terminal. Both are read when a process starts.
@@ -65,8 +81,14 @@ def storages(results: Results) -> dict[int, int]:
     return taken
 
 
+def _recomputing(work: Workload) -> ModuleStep:
+    module = work.load(work.cell.ours, truncation=work.row.truncation, recompute=True)
+    return ModuleStep(work, module)
+
+
 def _step(row: Row, label: str) -> ModuleStep:
-    return modules(Workload(row, BACKWARD))[label]
+    work = Workload(row, BACKWARD)
+    return _recomputing(work) if label == RECOMPUTE else contenders(work)[label]
 
 
 def allocated(row: Row, label: str) -> int:
@@ -140,14 +162,54 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="threads to use (default: torch's choice)",
     )
+    add(
+        "--recompute",
+        action="store_true",
+        help="compare recompute=True with the default: gradients, memory and time",
+    )
     add("--child", metavar="LABEL", help=argparse.SUPPRESS)  # measure this one, in this process
     return parser
 
 
+def _differences(found: Results, expected: Results) -> dict[str, float]:
+    """The largest difference of each result, relative to its largest magnitude."""
+    return {
+        name: ((found[name] - value).abs().max() / value.abs().max()).item()
+        for name, value in expected.items()
+    }
+
+
+def _print_recompute(row: Row, memory: Mapping[str, Mapping[str, int | None]]) -> None:
+    """What recomputing saves and what it costs, after a check that it gives the same.
+
+    Raises:
+        Mismatch: it does not.
+    """
+    work = Workload(row, BACKWARD)
+    steps = {OURS: contenders(work)[OURS], RECOMPUTE: _recomputing(work)}
+    expected, found = (step.results() for step in steps.values())
+    check(found, expected, tolerance(row), "the default")
+    worst, difference = max(_differences(found, expected).items(), key=lambda item: item[1])
+    for kind in ("allocated", "resident"):
+        default, recomputed = (memory[label][kind] for label in (OURS, RECOMPUTE))
+        if default and recomputed is not None:
+            print(f"recompute / default, {kind}: {recomputed / default:.2f}")
+    seconds = interleave(steps, min_rounds=9, budget_s=6.0)
+    ratio = paired_ratios(seconds[RECOMPUTE], seconds[OURS])
+    print(
+        f"recompute / default, time: {ratio.median:.2f} (quartiles {ratio.q1:.2f} to "
+        f"{ratio.q3:.2f} of {len(seconds[OURS])} paired rounds)"
+    )
+    print(f"results and gradients are the same; they differ most in {worst}, by {difference:.2g}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     row = Row(args.cell, *args.row)
+    if args.recompute and args.cell == "rnn":
+        parser.error("argument --recompute: needs --cell gru or lstm: rnn keeps no gates")
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.child:
@@ -160,12 +222,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{CELLS[row.cell].label} {row.label}, forward+backward, {threads} threads: bytes beyond "
         f"inputs, outputs and gradients, in outputs of {output / 2**20:.3g} MiB"
     )
-    print(f"{'':<14} {'allocated':>10} {'resident':>10}")
-    for label in modules(Workload(row, BACKWARD)):
-        found = measure(row, label, threads)
+    print(f"{'':<20} {'allocated':>10} {'resident':>10}")
+    labels = [OURS, RECOMPUTE] if args.recompute else list(contenders(Workload(row, BACKWARD)))
+    memory = {}
+    for label in labels:
+        memory[label] = found = measure(row, label, threads)
         cells = (found["allocated"], found["resident"])
         texts = ("unknown" if n is None else f"{n / output:.2f}x" for n in cells)
-        print(f"{label:<14}", *(f"{text:>10}" for text in texts), flush=True)
+        print(f"{label:<20}", *(f"{text:>10}" for text in texts), flush=True)
+    if args.recompute:
+        try:
+            _print_recompute(row, memory)
+        except Mismatch as mismatch:
+            print(f"FAILED, not timed: recompute=True: {mismatch}", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The speedups as a picture: a dot a row and peer, its quartiles, and where the bound would be."""
+"""The speedups as a picture: a dot a row and peer, its quartiles, and where sgemm would be."""
 
 from __future__ import annotations
 
@@ -29,17 +29,22 @@ def _label(record: Record) -> str:
     return text if record["truncation"] is None else f"{text}\n{record['truncation']}"
 
 
+def _kind(peer: str) -> str:
+    """What peers of several cells have in common: torch.nn, for one."""
+    return "torch.nn" if peer.startswith("torch.nn.") else peer
+
+
 def _number(value: float) -> str:
     return f"{value:.2f}×" if value < 9.95 else f"{value:.0f}×"
 
 
 def _dot(axes: Axes, y: float, record: Record, peer: str, colour: str) -> None:
-    """One row's speedup over one peer: stem from 1, whisker, dot, number; and the bound's tick."""
+    """One row's speedup over one peer: stem from 1, whisker, dot, number; and sgemm's tick."""
     ratio, reach = record["speedup"][peer], record["reach"][peer]["median"]
     axes.plot([1, ratio["median"]], [y, y], color=colour, lw=5, alpha=0.28, solid_capstyle="butt")
     axes.plot([ratio["q1"], ratio["q3"]], [y, y], color=colour, lw=2, solid_capstyle="butt")
     axes.plot(ratio["median"], y, "o", ms=7, color=colour, mec="white", mew=1, zorder=4)
-    axes.plot([reach, reach], [y - 0.3, y + 0.3], color=_INK, lw=1.6, zorder=3)
+    axes.plot([reach, reach], [y - 0.18, y + 0.18], color=_INK, lw=1.6, zorder=3)
     text = _number(ratio["median"])
     axes.text(
         0.985,
@@ -84,7 +89,7 @@ def _panel(
             continue
         peers = list(record["speedup"])
         for i, peer in enumerate(peers):
-            _dot(axes, y + (i - (len(peers) - 1) / 2) * 0.4, record, peer, colours[peer])
+            _dot(axes, y + (i - (len(peers) - 1) / 2) * 0.4, record, peer, colours[_kind(peer)])
     axes.axvline(1, color=_FAINT, lw=1.2, zorder=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
@@ -100,7 +105,7 @@ def draw(results: Record) -> Figure:
     records = results["records"]
     rows = {(r["cell"], r["row"]): r for r in records}
     modes = [mode for mode in MODES if any(r["mode"] == mode for r in records)]
-    peers = dict.fromkeys(peer for r in records for peer in r.get("speedup", ()))
+    peers = dict.fromkeys(_kind(peer) for r in records for peer in r.get("speedup", ()))
     colours = {peer: _COLOURS[i % len(_COLOURS)] for i, peer in enumerate(peers)}
     cells = dict.fromkeys(r["cell"] for r in records)
 
@@ -116,11 +121,12 @@ def draw(results: Record) -> Figure:
     panels[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     names = [
-        f"{key[0].upper()}  {_label(r)}" if len(cells) > 1 else _label(r) for key, r in rows.items()
+        f"{cell.upper():<4}  {_label(r)}" if len(cells) > 1 else _label(r)
+        for (cell, _), r in rows.items()
     ]
     panels[0].set_yticks(range(len(rows)), names, family="monospace")
 
-    kinds = " and ".join(CELLS[cell].label for cell in cells)
+    kinds = ", ".join(CELLS[cell].label for cell in cells)
     figure.text(
         0.012,
         1 - 0.3 / height,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .contenders import BOUND, OURS, Mismatch, build
+from .contenders import OURS, SGEMM, Mismatch, build
 from .rows import BACKWARD, MODES, Row
 from .timing import Quartiles, interleave, paired_ratios
 
@@ -23,13 +23,15 @@ def _rounded(quartiles: Quartiles, scale: float = 1.0) -> dict[str, float]:
     return {name: float(f"{scale * value:.5g}") for name, value in asdict(quartiles).items()}
 
 
-def measure(row: Row, mode: str, *, min_rounds: int, budget_s: float) -> Record:
+def measure(
+    row: Row, mode: str, *, peers: Sequence[str], min_rounds: int, budget_s: float
+) -> Record:
     """Checks and then times a row in one mode.
 
     Returns its record. ``ms``: quartiles of every contender's milliseconds a call. ``speedup``:
     of each peer's time over ours, paired in the same round. ``reach``: of each peer's time over
-    the bound's, the speedup that ours would have at the bound. ``over_bound``: of our time over
-    the bound's. A row that computes the wrong thing has ``error`` and no times.
+    sgemm's, the speedup that ours would have at its speed. ``over_sgemm``: of our time over
+    sgemm's. A row that computes the wrong thing has ``error`` and no times.
     """
     record: Record = {
         "cell": row.cell,
@@ -40,19 +42,19 @@ def measure(row: Row, mode: str, *, min_rounds: int, budget_s: float) -> Record:
     }
     with torch.set_grad_enabled(mode == BACKWARD):
         try:
-            steps = build(row, mode)
+            steps = build(row, mode, peers)
         except Mismatch as mismatch:
             return record | {"error": str(mismatch)}
         seconds = interleave(steps, min_rounds=min_rounds, budget_s=budget_s)
-    ours, bound = seconds[OURS], seconds[BOUND]
-    peers = {name: times for name, times in seconds.items() if name not in (OURS, BOUND)}
+    ours, sgemm = seconds[OURS], seconds[SGEMM]
+    theirs = {name: times for name, times in seconds.items() if name not in (OURS, SGEMM)}
     return record | {
         "error": None,
         "rounds": len(ours),
         "ms": {name: _rounded(Quartiles.of(times), 1e3) for name, times in seconds.items()},
-        "speedup": {name: _rounded(paired_ratios(times, ours)) for name, times in peers.items()},
-        "reach": {name: _rounded(paired_ratios(times, bound)) for name, times in peers.items()},
-        "over_bound": _rounded(paired_ratios(ours, bound)),
+        "speedup": {name: _rounded(paired_ratios(times, ours)) for name, times in theirs.items()},
+        "reach": {name: _rounded(paired_ratios(times, sgemm)) for name, times in theirs.items()},
+        "over_sgemm": _rounded(paired_ratios(ours, sgemm)),
     }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .contenders import BOUND, CELLS, OURS
+from .contenders import CELLS, OURS, SGEMM
 from .results import Record, failures
 from .rows import BACKWARD, FORWARD
 
 TERMINAL_HEAD = (
-    f"{'T,B,H':<24} {'mode':<16} {'ours ms':>9} {'peer':<14} {'peer ms':>9} "
-    f"{'speedup':>8}  {'quartiles':<15} {'/ ' + BOUND:>7}"
+    f"{'cell':<5} {'T,B,H':<24} {'mode':<16} {'ours ms':>9} {'peer':<14} {'peer ms':>9} "
+    f"{'speedup':>8}  {'quartiles':<15} {'/ ' + SGEMM:>7}"
 )
 
 
@@ -29,7 +29,7 @@ def _spread(ratio: Record) -> str:
 
 def terminal_lines(record: Record) -> list[str]:
     """A record as lines under :data:`TERMINAL_HEAD`, one a peer."""
-    name = f"{record['row']:<24} {record['mode']:<16}"
+    name = f"{record['cell']:<5} {record['row']:<24} {record['mode']:<16}"
     if record["error"] is not None:
         return [f"{name} FAILED, not timed: {record['error']}"]
     lines = []
@@ -37,7 +37,7 @@ def terminal_lines(record: Record) -> list[str]:
         lines.append(
             f"{name} {_ms(record['ms'][OURS]['q1']):>9} {peer:<14} "
             f"{_ms(record['ms'][peer]['q1']):>9} {_times(ratio['median']) + 'x':>8}  "
-            f"{_spread(ratio):<15} {_times(record['over_bound']['median']):>7}"
+            f"{_spread(ratio):<15} {_times(record['over_sgemm']['median']):>7}"
         )
     return lines
 
@@ -61,7 +61,7 @@ def machine_line(results: Record) -> str:
 
 
 def _peer_cells(record: Record | None, peer: str, *, detailed: bool) -> list[str]:
-    """Ours, the peer's, the speedup and, for the detailed mode, its quartiles and the bound."""
+    """Ours, the peer's, the speedup and, for the detailed mode, its quartiles and sgemm."""
     width = 5 if detailed else 3
     if record is None:
         return [""] * width
@@ -71,7 +71,7 @@ def _peer_cells(record: Record | None, peer: str, *, detailed: bool) -> list[str
     times = [_ms(record["ms"][name]["q1"]) for name in (OURS, peer)]
     cells = [*times, f"**{_times(ratio['median'])}**"]
     if detailed:
-        cells += [_spread(ratio), _times(record["over_bound"]["median"])]
+        cells += [_spread(ratio), _times(record["over_sgemm"]["median"])]
     return cells
 
 
@@ -82,7 +82,7 @@ def markdown_table(results: Record) -> str:
     for cell in dict.fromkeys(r["cell"] for r in results["records"]):
         lines = [
             f"| {CELLS[cell].label}: T,B,H | against | forward ms | theirs | speedup "
-            f"| forward+backward ms | theirs | speedup | quartiles | ours / {BOUND} |",
+            f"| forward+backward ms | theirs | speedup | quartiles | ours / {SGEMM} |",
             "|---|---|" + "--:|" * 8,
         ]
         for row in dict.fromkeys(r["row"] for r in results["records"] if r["cell"] == cell):
@@ -107,7 +107,7 @@ def markdown_block(results: Record) -> str:
         f"Taken with `{results['settings']['command']}` on {machine_line(results)}. "
         "I = H, float32; milliseconds a call, lower quartile; speedup is the median of their time "
         "over ours, paired in the same round, and the quartiles are its own. The last column is "
-        f"our time over that of the same FLOPs as plain {BOUND} (`torch.mm`; below 1 "
+        f"our time over that of the same FLOPs as plain {SGEMM} (`torch.mm`; below 1 "
         "where its library is not the fastest for the CPU)."
     )
 
@@ -117,7 +117,9 @@ def markdown_report(results: Record) -> str:
     parts = ["# fastbptt against its peers", markdown_block(results)]
     if failed := failures(results):
         parts.append("## FAILED: not timed, for they compute something else")
-        parts.append("\n".join(f"- {r['row']}, {r['mode']}: {r['error']}" for r in failed))
+        parts.append(
+            "\n".join(f"- {r['cell']} {r['row']}, {r['mode']}: {r['error']}" for r in failed)
+        )
     if not results["complete"]:
         parts.append("The run was cut off or still goes on: rows are missing.")
     if results["summary"]:

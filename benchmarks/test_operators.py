@@ -10,46 +10,51 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.contenders import OURS, Results, Workload, check, modules, tolerance
+from benchmarks.contenders import CELLS, OURS, Results, Workload, check, contenders, tolerance
 from benchmarks.rows import BACKWARD, FORWARD, Row
 from fastbptt.truncation import Chunked
 
 pytest.importorskip("pytest_benchmark")
 
-FULL = [Row("rnn", *size) for size in ((128, 1, 64), (128, 16, 256), (1024, 16, 128))]
-ROWS = [*FULL, Row("rnn", 1024, 1, 128, Chunked(32)), Row("rnn", 1024, 16, 128, Chunked(32))]
+SIZES = ((128, 1, 64), (128, 16, 256), (1024, 16, 128))
+TRUNCATED_SIZES = ((1024, 1, 128, Chunked(32)), (1024, 16, 128, Chunked(32)))
+FULL = [Row(cell, *size) for cell in CELLS for size in SIZES]
+ROWS = [*FULL, *(Row(cell, *size) for cell in CELLS for size in TRUNCATED_SIZES)]
+OPERATOR_CELLS = {"rnn": "tanh", "gru": "gru", "lstm": "lstm"}
+Forward = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def name(row: Row) -> str:
+    return f"{row.cell} {row.label}"
+
+
+def rnn_fwd(work: Workload, keep_gates: bool) -> Forward:
+    weights, cell = list(work.weights.values()), OPERATOR_CELLS[work.row.cell]
+    return torch.ops.fastbptt.rnn_fwd(
+        work.input, None, None, weights, True, None, False, cell, keep_gates
+    )
 
 
 def expected(work: Workload) -> Results:
     """What the row's peer computes."""
-    _, peer = modules(work).values()
+    _, peer = contenders(work).values()
     return peer.results()
 
 
-@pytest.mark.parametrize("row", FULL, ids=lambda row: row.label)
+@pytest.mark.parametrize("row", FULL, ids=name)
 def test_rnn_fwd(benchmark, row: Row) -> None:
     work = Workload(row, FORWARD)
-    weights = list(work.weights.values())
-
-    def call() -> tuple[torch.Tensor, ...]:
-        return torch.ops.fastbptt.rnn_fwd(
-            work.input, None, None, weights, True, None, False, "tanh", True
-        )
-
     with torch.no_grad():
-        output, h_n, *_ = call()
-        check({"output": output, "h_n": h_n}, expected(work), tolerance(row), "torch")
-        benchmark(call)
+        output, h_n, c_n, *_ = rnn_fwd(work, keep_gates=False)
+        found = {"output": output, "h_n": h_n, **({"c_n": c_n} if row.cell == "lstm" else {})}
+        check(found, expected(work), tolerance(row), "torch")
+        benchmark(rnn_fwd, work, keep_gates=False)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.label)
+@pytest.mark.parametrize("row", ROWS, ids=name)
 def test_rnn_bwd(benchmark, row: Row) -> None:
     work = Workload(row, BACKWARD)
-    wanted = expected(work)
-    weights = list(work.weights.values())
-    chunk = 0 if row.truncation is None else row.truncation.k
-
-    empty = work.input.new_empty(0, work.input[..., 0].numel(), 0)
+    output, _, _, c, gates = rnn_fwd(work, keep_gates=True)
 
     def call() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         return torch.ops.fastbptt.rnn_bwd(
@@ -57,31 +62,31 @@ def test_rnn_bwd(benchmark, row: Row) -> None:
             None,
             None,
             work.input,
-            wanted["output"],
-            empty.new_empty(0, empty.size(1), row.H),
-            empty,
+            output,
+            c,
+            gates,
             None,
             None,
-            weights,
+            list(work.weights.values()),
             True,
             None,
             False,
-            "tanh",
-            chunk,
+            OPERATOR_CELLS[row.cell],
+            0 if row.truncation is None else row.truncation.k,
             [True, False, False, True],
         )
 
     dinput, _, _, dweights = call()
     found = {"dinput": dinput, **{f"d{k}": d for k, d in zip(work.weights, dweights, strict=True)}}
-    gradients = {name: wanted[name] for name in wanted if name not in ("output", "h_n")}
-    check(found, gradients, tolerance(row), "torch")
+    wanted = expected(work)
+    check(found, {name: wanted[name] for name in found}, tolerance(row), "torch")
     benchmark(call)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.label)
+@pytest.mark.parametrize("row", ROWS, ids=name)
 def test_training_step(benchmark, row: Row) -> None:
     work = Workload(row, BACKWARD)
-    step = modules(work)[OURS]
+    step = contenders(work)[OURS]
     check(step.results(), expected(work), tolerance(row), "torch")
 
     def call() -> None:

@@ -13,6 +13,12 @@ from typing import Protocol
 
 MIN_SAMPLE_S = 2e-3  # shorter steps are repeated until a sample is about this long
 
+# A pool's threads spin for some milliseconds after their last work, on cores that the next step
+# needs if it has another pool: measured, up to a third of a JAX step's time after one of torch's.
+# So a step that is not long runs untimed until they sleep, and its own are awake.
+LEAD_S = 5e-3
+LONG_S = 0.1
+
 
 class Step(Protocol):
     """One thing to time: ``run`` alone is on the clock, ``clear`` undoes what it left behind."""
@@ -54,13 +60,21 @@ def sample(step: Step, calls: int, clock: Callable[[], float] = time.perf_counte
     return total / calls
 
 
-def calls_per_sample(step: Step, min_sample_s: float, clock: Callable[[], float]) -> int:
-    """How many calls make a sample last ``min_sample_s``."""
-    sample(step, 1, clock)  # first calls pay for what later ones find ready
-    seconds = sample(step, 1, clock)
-    if seconds < min_sample_s:
-        seconds = min(seconds, sample(step, 5, clock))
-    return max(1, math.ceil(min_sample_s / max(seconds, 1e-7)))
+def lead_in(step: Step, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Runs ``step`` until other steps' threads have gone to sleep."""
+    start = clock()
+    while clock() - start < LEAD_S:
+        step.clear()
+        step.run()
+
+
+def seconds_a_call(step: Step, clock: Callable[[], float]) -> float:
+    """About how long ``step`` takes."""
+    first = sample(step, 1, clock)
+    if first > LONG_S:
+        return first
+    seconds = sample(step, 1, clock)  # the first call paid for what later ones find ready
+    return seconds if seconds > LEAD_S else min(seconds, sample(step, 5, clock))
 
 
 def interleave(
@@ -75,19 +89,23 @@ def interleave(
 
     A round takes one sample of every step. It goes on until the budget is spent, and for
     ``min_rounds`` at least. The order changes from round to round, and no step follows itself
-    from one round into the next, where it would find its own data in the caches.
+    from one round into the next.
     """
-    calls = {name: calls_per_sample(step, min_sample_s, clock) for name, step in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    length = {name: seconds_a_call(step, clock) for name, step in steps.items()}
+    calls = {name: math.ceil(min_sample_s / max(length[name], 1e-7)) for name in steps}
+    all_long = min(length.values()) > LONG_S  # then that was a round already
+    seconds = {name: [length[name]] if all_long else [] for name in steps}
     order, shuffle = list(steps), random.Random(0).shuffle
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         start = clock()
-        rounds = 0
+        rounds = int(all_long)
         while rounds < min_rounds or clock() - start < budget_s:
             for name in order:
+                if length[name] < LONG_S:
+                    lead_in(steps[name], clock)
                 seconds[name].append(sample(steps[name], calls[name], clock))
             rounds += 1
             last = order[-1]

@@ -1,6 +1,7 @@
 """Train a character-level language model on a text by truncated backpropagation through time.
 
     python examples/char_lm.py --text book.txt              train with fastbptt
+    python examples/char_lm.py --cell lstm                  with another recurrent layer
     python examples/char_lm.py --backend both               the same model with torch and with
                                                             fastbptt: time, curves, perplexity
     torchrun --nproc-per-node 2 examples/char_lm.py         data-parallel

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import json
 import math
+import subprocess
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -12,13 +16,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastbptt
-from benchmarks import compare, contenders, memory, plot, readme, results, rows, tables, timing
+from benchmarks import (
+    compare,
+    contenders,
+    machine,
+    memory,
+    plot,
+    readme,
+    results,
+    rows,
+    tables,
+    timing,
+)
 from benchmarks.rows import BACKWARD, FORWARD, GRID, Row
 from fastbptt.truncation import Chunked
 
+RNN = ["--cells", "rnn"]
 TINY = Row("rnn", 12, 2, 8)
 TINY_CHUNKED = Row("rnn", 12, 2, 8, Chunked(5))
-FAST = ["--rounds", "2", "--budget", "0"]
+FAST = ["--rounds", "2", "--budget", "0", "--peers", "torch"]
 
 
 @dataclass
@@ -93,8 +109,21 @@ def test_sample_is_seconds_a_call_without_clear():
 
 @pytest.mark.parametrize(("seconds", "calls"), [(0.5, 1), (0.003, 1), (0.0004, 3), (1e-5, 100)])
 def test_short_steps_are_repeated_to_fill_a_sample(seconds, calls):
-    steps, clock, _ = fake_steps(ours=seconds)
-    assert timing.calls_per_sample(steps["ours"], 1e-3, clock) in (calls, calls + 1)
+    steps, clock, log = fake_steps(ours=seconds)
+    assert timing.seconds_a_call(steps["ours"], clock) == pytest.approx(seconds)
+    before = len(log)
+    timing.interleave(steps, min_rounds=5, budget_s=0.0, min_sample_s=1e-3, clock=clock)
+    calibration, lead = (0, 0) if seconds == 0.5 else (before, 5)  # a call of clear leads in enough
+    assert len(log) - before - calibration - lead in (5 * calls, 5 * calls + 5)
+
+
+def test_short_steps_lead_in_until_other_threads_sleep():
+    steps, clock, log = fake_steps(short=0.001, long=0.2)
+    steps["short"].clear = lambda: setattr(steps["short"], "dirty", False)  # takes no time
+    timing.interleave(steps, min_rounds=3, budget_s=0.0, clock=clock)
+    runs = [len(list(group)) for name, group in itertools.groupby(log) if name == "short"]
+    assert all(abs(n - (5 + 2)) <= 1 for n in runs[1:]), runs  # LEAD_S, and then a sample
+    assert log.count("long") == 1 + 3
 
 
 def test_rounds_interleave_and_change_their_order():
@@ -113,7 +142,7 @@ def test_rounds_go_on_until_the_budget_is_spent():
     steps, clock, _ = fake_steps(ours=1.0, peer=3.0)
     few = timing.interleave(steps, min_rounds=3, budget_s=0.0, clock=clock)
     many = timing.interleave(steps, min_rounds=3, budget_s=204.0 * 7, clock=clock)
-    assert (len(few["ours"]), len(many["ours"])) == (3, 7)
+    assert (len(few["ours"]), len(many["ours"])) == (3, 1 + 7)  # 1: finding out how long they take
 
 
 def test_sizes_are_read_and_written():
@@ -136,17 +165,81 @@ def test_filters_pick_rows_by_name():
 
 
 @pytest.mark.parametrize("mode", [FORWARD, BACKWARD])
-@pytest.mark.parametrize("row", [TINY, TINY_CHUNKED], ids=lambda row: row.label)
-def test_contenders_agree(row, mode):
+@pytest.mark.parametrize("cut", [None, Chunked(5)])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_contenders_agree(cell, cut, mode):
+    row = Row(cell, 12, 2, 8, cut)
     with torch.set_grad_enabled(mode == BACKWARD):
         steps = contenders.build(row, mode)
-    peer = "torch.nn.RNN" if row.truncation is None else "detach() loop"
+        results = steps["fastbptt"].results()
+    peer = f"torch.nn.{cell.upper()}" if cut is None else "detach() loop"
     assert list(steps) == ["fastbptt", peer, "sgemm"]
+    expected = ["output", "h_n", *(["c_n"] if cell == "lstm" else [])]
+    if mode == BACKWARD:
+        weights = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+        expected += ["dinput", *(f"d{name}" for name in weights)]
+    assert list(results) == expected
+
+
+JAX_AGREES = """
+import torch
+from benchmarks import contenders, jax_scan
+from benchmarks.rows import BACKWARD, FORWARD, Chunked, Row
+torch.set_num_threads(1)
+sizes = [(12, 2, 8), (12, 2, 8, Chunked(5))]
+cases = [(Row(cell, *size), BACKWARD) for cell in contenders.CELLS for size in sizes]
+for row, mode in [*cases, (Row("lstm", 12, 2, 8), FORWARD)]:
+    with torch.set_grad_enabled(mode == BACKWARD):
+        steps = contenders.build(row, mode, contenders.PEER_KINDS)  # raises where one is off
+    print(*steps, sep=", ")
+print(jax_scan.facts())
+"""
+
+
+def test_jax_agrees_in_every_cell():
+    # in a process of its own: JAX's threads would be in the way of tests that fork
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("needs jax, the bench-jax extra")
+    command = [sys.executable, "-c", JAX_AGREES]
+    done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    *rows, facts = done.stdout.splitlines()
+    assert len(rows) == 7 and all(row.endswith(", JAX lax.scan, sgemm") for row in rows)
+    assert "'jax_threads': 'a pool of its own" in facts
+    if sys.platform == "linux":
+        assert ", 1 threads" in facts
+
+
+def test_a_peer_that_computes_something_else_is_refused(monkeypatch):
+    def wrong(work):
+        with torch.no_grad():
+            work.weights["weight_ih_l0"][0, 0] += 0.1
+        return contenders.ModuleStep(work, work.load(work.cell.torch))
+
+    other = contenders.Peer(contenders.JAX, lambda row: True, lambda row: "other", wrong)
+    monkeypatch.setattr(contenders, "PEERS", (other,))
+    with pytest.raises(contenders.Mismatch, match="output is off by .* from other"):
+        contenders.build(Row("lstm", 12, 2, 8), BACKWARD, [contenders.JAX])
+
+
+def test_a_missing_jax_is_said_and_skipped(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", None)  # as if it were not installed
+    sizes = ["--cells", "gru", "--rows", "12,2,8", "--modes", FORWARD]
+    tail = ["--rounds", "1", "--budget", "0", "--out", str(tmp_path)]
+    assert compare.main([*sizes, *tail]) == 0
+    said = capsys.readouterr().err
+    assert "no JAX lax.scan among the peers: jax cannot be imported" in said
+    assert "pip install 'fastbptt[bench-jax]'" in said
+    found = results.load(tmp_path / "compare.json")
+    assert found["settings"]["peers"] == ["torch"] and "jax" not in found["machine"]
+    with pytest.raises(SystemExit):
+        compare.main([*sizes, "--peers", "jax", *tail])
+    assert "argument --peers: jax cannot be imported" in capsys.readouterr().err
 
 
 def test_full_gradients_differ_from_truncated_ones_by_more_than_the_tolerance():
     full, cut = (
-        contenders.modules(contenders.Workload(row, BACKWARD))["fastbptt"].results()
+        contenders.contenders(contenders.Workload(row, BACKWARD))["fastbptt"].results()
         for row in (TINY, TINY_CHUNKED)
     )
     with pytest.raises(contenders.Mismatch, match="^dinput is off by"):
@@ -180,16 +273,17 @@ def test_a_warning_of_ours_is_no_result(monkeypatch):
 
 
 @pytest.mark.parametrize(("mode", "count"), [(FORWARD, 2), (BACKWARD, 6)])
-def test_the_bound_does_the_same_flops(mode, count):
-    step = contenders.MatmulStep(contenders.Workload(TINY, mode))
+@pytest.mark.parametrize(("cell", "gates"), [("rnn", 1), ("gru", 3), ("lstm", 4)])
+def test_sgemm_does_the_same_flops(cell, gates, mode, count):
+    step = contenders.MatmulStep(contenders.Workload(Row(cell, 12, 2, 8), mode))
     with FlopCounterMode(display=False) as counter:
         step.run()
-    assert counter.get_total_flops() == count * 2 * (12 * 2) * 8 * 8
+    assert counter.get_total_flops() == count * gates * 2 * (12 * 2) * 8 * 8
 
 
 def test_compare_writes_everything(tmp_path, capsys):
     sizes = ["--rows", "12,2,8", "12,2,8,5"]
-    assert compare.main([*sizes, *FAST, "--out", str(tmp_path)]) == 0
+    assert compare.main(["--cells", "rnn", *sizes, *FAST, "--out", str(tmp_path)]) == 0
     found = results.load(tmp_path / "compare.json")
     assert found["complete"]
     assert [(r["row"], r["mode"]) for r in found["records"]] == [
@@ -204,7 +298,10 @@ def test_compare_writes_everything(tmp_path, capsys):
         assert set(record["ms"]) == {"fastbptt", "sgemm", *record["speedup"]}
     facts = {"isa": fastbptt._C.cpu_isa(), "threads": torch.get_num_threads()}
     assert facts.items() <= found["machine"].items()
-    again = "python -m benchmarks.compare --rows 12,2,8 12,2,8,5 --rounds 2 --budget 0"
+    again = (
+        "python -m benchmarks.compare --cells rnn --peers torch "
+        "--rows 12,2,8 12,2,8,5 --rounds 2 --budget 0"
+    )
     assert found["settings"]["command"] == again
     assert {(s["mode"], s["peer"], s["rows"]) for s in found["summary"]} == {
         (FORWARD, "torch.nn.RNN", 1),
@@ -224,7 +321,7 @@ def test_a_wrong_result_is_refused(tmp_path, capsys, broken, monkeypatch):
     monkeypatch.setattr(
         results, "interleave", lambda *args, **kw: timed.append(1) or interleave(*args, **kw)
     )
-    assert compare.main(["--rows", "12,2,8", *FAST, "--out", str(tmp_path)]) == 1
+    assert compare.main([*RNN, "--rows", "12,2,8", *FAST, "--out", str(tmp_path)]) == 1
     forward, backward = results.load(tmp_path / "compare.json")["records"]
     assert forward["error"] is None
     assert backward["error"].startswith("dweight_hh_l0 is off by 0.001 from torch.nn.RNN")
@@ -241,7 +338,7 @@ def test_what_was_measured_survives_an_interruption(tmp_path, monkeypatch):
         return results.measure(row, mode, **settings)
 
     monkeypatch.setattr(compare, "measure", interrupted)
-    assert compare.main(["--rows", "12,2,8", *FAST, "--out", str(tmp_path)]) == 130
+    assert compare.main([*RNN, "--rows", "12,2,8", *FAST, "--out", str(tmp_path)]) == 130
     found = results.load(tmp_path / "compare.json")
     assert len(found["records"]) == 1
     assert not found["complete"]
@@ -255,6 +352,7 @@ def test_what_was_measured_survives_an_interruption(tmp_path, monkeypatch):
         (["--threads", "two"], "must be an integer above 0, got 'two'"),
         (["--rows", "1,2"], "must be T,B,H or T,B,H,k"),
         (["--cells", "elman"], "invalid choice: 'elman'"),
+        (["--peers", "keras"], "invalid choice: 'keras'"),
         (["--modes", "backward"], "invalid choice: 'backward'"),
         (["--filter", "9999"], "none of the rows is left"),
         (["--budget", "-1"], "must be seconds from 0"),
@@ -297,7 +395,7 @@ def test_summary_is_geometric_mean_and_least():
 def measured(tmp_path_factory):
     """The results of a tiny comparison, and the folder that holds them."""
     folder = tmp_path_factory.mktemp("results")
-    assert compare.main(["--rows", "12,2,8", *FAST, "--out", str(folder)]) == 0
+    assert compare.main([*RNN, "--rows", "12,2,8", *FAST, "--out", str(folder)]) == 0
     return results.load(folder / "compare.json"), folder
 
 
@@ -397,3 +495,38 @@ def test_memory_prints_multiples_of_the_output(capsys, monkeypatch):
     assert [line.split() for line in lines[2:]] == [
         [name, "1.50x", "unknown"] for name in ("fastbptt", "torch.nn.RNN")
     ]
+
+
+def test_recompute_is_compared_in_memory_gradients_and_time(capsys, monkeypatch):
+    times = [2.0], [3.0]
+    sizes = {"fastbptt": 4 * 2**20, memory.RECOMPUTE: 2**20}
+    monkeypatch.setattr(
+        memory, "measure", lambda row, label, threads: dict(allocated=sizes[label], resident=None)
+    )
+    monkeypatch.setattr(
+        memory, "interleave", lambda steps, **_: dict(zip(steps, times, strict=True))
+    )
+    assert memory.main(["--cell", "lstm", "--row", "1024,2,128", "--recompute"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-2] for line in lines[2:4]] == ["4.00x", "1.00x"]
+    assert lines[4] == "recompute / default, allocated: 0.25"
+    assert lines[5].startswith("recompute / default, time: 1.50 ")
+    assert lines[6].startswith("results and gradients are the same")
+
+
+def test_recompute_with_other_gradients_is_refused(capsys, monkeypatch):
+    def wrong(work):
+        step = right(work)
+        monkeypatch.setattr(step.module, "recompute", False)
+        step.module.truncation = Chunked(5)
+        return step
+
+    right = memory._recomputing
+    monkeypatch.setattr(memory, "measure", lambda *_: dict(allocated=1, resident=1))
+    monkeypatch.setattr(memory, "_recomputing", wrong)
+    monkeypatch.setattr(memory, "interleave", lambda *_, **__: pytest.fail("timed"))
+    assert memory.main(["--cell", "gru", "--row", "12,2,8", "--recompute"]) == 1
+    assert "FAILED, not timed: recompute=True: dinput is off by" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        memory.main(["--recompute"])
+    assert "argument --recompute: needs --cell gru or lstm" in capsys.readouterr().err

@@ -26,7 +26,7 @@ sys.path.insert(0, str(EXAMPLES))
 
 import char_lm  # noqa: E402
 from char_lm_lib import training  # noqa: E402
-from char_lm_lib.model import CharLM, DetachLoop, generate  # noqa: E402
+from char_lm_lib.model import CELLS, CharLM, DetachLoop, generate  # noqa: E402
 from char_lm_lib.parallel import Team  # noqa: E402
 from char_lm_lib.text import (  # noqa: E402
     UNKNOWN,
@@ -150,9 +150,10 @@ def test_unigram_perplexity_is_that_of_smoothed_frequencies():
 # ---- model
 
 
-def test_detach_loop_cuts_at_every_chunk():
+@pytest.mark.parametrize("make", [torch.nn.RNN, torch.nn.LSTM])
+def test_detach_loop_cuts_at_every_chunk(make):
     torch.manual_seed(0)
-    layer = torch.nn.RNN(3, 4)
+    layer = make(3, 4)
     x = torch.randn(12, 2, 3, requires_grad=True)
     output, state = DetachLoop(layer, 5)(x)
     expected, expected_state = layer(x)
@@ -163,16 +164,19 @@ def test_detach_loop_cuts_at_every_chunk():
 
 
 @pytest.mark.parametrize("truncation", [None, 1, 5, 16, 40])
-def test_backends_agree_from_the_same_seed(truncation):
+@pytest.mark.parametrize("cell", CELLS)
+def test_backends_agree_from_the_same_seed(cell, truncation):
     results = []
     for backend in ("torch", "fastbptt"):
         torch.manual_seed(0)
-        model = CharLM(20, backend, "rnn", 8, 16, truncation).double()
+        model = CharLM(20, backend, cell, 8, 16, truncation).double()
         codes = torch.randint(20, (17, 4), generator=torch.Generator().manual_seed(1))
-        logits, state = model(codes[:-1], torch.full((1, 4, 16), 0.1, dtype=torch.float64))
+        h = torch.full((1, 4, 16), 0.1, dtype=torch.float64)
+        logits, state = model(codes[:-1], (h, -h) if cell == "lstm" else h)
         loss = cross_entropy(logits.flatten(0, 1), codes[1:].flatten())
         loss.backward()
-        results.append([loss, logits, state, *(p.grad for p in model.parameters())])
+        states = state if cell == "lstm" else (state,)
+        results.append([loss, logits, *states, *(p.grad for p in model.parameters())])
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
@@ -285,6 +289,18 @@ def test_both_backends_end_alike_and_learn(run, tmp_path):
     assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_backends_learn_alike_with_every_cell(run, tmp_path, cell):
+    status, out, _ = run("--backend=both", f"--cell={cell}", f"--max-steps={EPOCH}")
+    assert status == 0 and "fastbptt continues" in out
+    theirs, ours = (
+        load(tmp_path / f"out/checkpoint-{b}.pt")["progress"]["losses"]
+        for b in ("torch", "fastbptt")
+    )
+    assert len(ours) == EPOCH and ours == pytest.approx(theirs, rel=1e-3)
+    assert sum(ours[-5:]) < 0.9 * sum(ours[:5])
+
+
 def test_learns_a_text_that_can_be_predicted(run, tmp_path):
     text = tmp_path / "fox.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 100)
@@ -296,11 +312,17 @@ def test_learns_a_text_that_can_be_predicted(run, tmp_path):
 # ---- checkpoints
 
 
-@pytest.mark.parametrize("sampling", ["sequential", "random"])
-@pytest.mark.parametrize("cut", [17, EPOCH, EPOCH + 4])
-def test_resumed_equals_uninterrupted(run, tmp_path, sampling, cut):
+@pytest.mark.parametrize(
+    ("cell", "sampling", "cut"),
+    [
+        *(("rnn", s, cut) for s in ("sequential", "random") for cut in (17, EPOCH, EPOCH + 4)),
+        ("gru", "sequential", 17),
+        ("lstm", "sequential", 17),
+    ],
+)
+def test_resumed_equals_uninterrupted(run, tmp_path, cell, sampling, cut):
     last = EPOCH + 9
-    arguments = ("--backend=fastbptt", f"--sampling={sampling}")
+    arguments = ("--backend=fastbptt", f"--cell={cell}", f"--sampling={sampling}")
     assert run(*arguments, f"--max-steps={cut}", "--save-every=5")[0] == 0
     assert run(*arguments, f"--max-steps={last}", "--resume")[0] == 0
     assert run(*arguments, f"--max-steps={last}", out="whole")[0] == 0
@@ -469,8 +491,10 @@ def test_resume_from_a_damaged_or_foreign_checkpoint(run, trained, tmp_path, mon
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("sampling", ["sequential", "random"])
-def test_state_is_carried_in_sequential_sampling_alone(run, monkeypatch, sampling):
+@pytest.mark.parametrize(
+    ("cell", "sampling"), [("rnn", "sequential"), ("rnn", "random"), ("lstm", "sequential")]
+)
+def test_state_is_carried_in_sequential_sampling_alone(run, monkeypatch, cell, sampling):
     forward, begins, ends = CharLM.forward, [], []
 
     def note(model, codes, state=None):
@@ -481,13 +505,17 @@ def test_state_is_carried_in_sequential_sampling_alone(run, monkeypatch, samplin
         return logits, after
 
     monkeypatch.setattr(CharLM, "forward", note)
-    assert run(f"--sampling={sampling}", "--epochs=2")[0] == 0
+    assert run(f"--cell={cell}", f"--sampling={sampling}", "--epochs=2")[0] == 0
     assert len(begins) == 2 * EPOCH
     for step, begin in enumerate(begins):
         if sampling == "random" or step % EPOCH == 0:
             assert begin is None
         else:
-            assert torch.equal(begin, ends[step - 1]) and not begin.requires_grad
+            pairs = [(begin, ends[step - 1])]
+            if cell == "lstm":
+                pairs = list(zip(begin, ends[step - 1], strict=True))
+            assert len(pairs) == (2 if cell == "lstm" else 1)
+            assert all(torch.equal(a, b) and not a.requires_grad for a, b in pairs)
 
 
 def test_gradient_norm_is_clipped_at_one(run):
@@ -573,17 +601,18 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 def test_two_processes_train_as_one(run, text, tmp_path):
     last = EPOCH + 4
-    assert run("--backend=both", "--max-steps=10", out="two")[0] == 0  # by one, then by two
-    process = start(text, tmp_path / "two", "--backend=both", f"--max-steps={last}",
+    arguments = ("--cell=lstm", "--backend=both")  # a state of two parts
+    assert run(*arguments, "--max-steps=10", out="two")[0] == 0  # by one, then by two
+    process = start(text, tmp_path / "two", *arguments, f"--max-steps={last}",
                     "--save-every=10", "--resume", launcher=TORCHRUN)  # fmt: skip
     assert finish(process) == 0, (tmp_path / "two.log").read_text()
-    _, one, _ = run("--backend=both", f"--max-steps={last}", out="one")
+    _, one, _ = run(*arguments, f"--max-steps={last}", out="one")
     log = (tmp_path / "two.log").read_text()
     for line in ("loss curves:", "unigram model:", "torch / fastbptt"):
         assert log.count(line) == one.count(line) == 1
     for backend in ("torch", "fastbptt"):
         two, one = (load(tmp_path / f"{o}/checkpoint-{backend}.pt") for o in ("two", "one"))
-        assert two["state"].shape == one["state"].shape == (1, 4, 16)
+        assert [part.shape for part in two["state"]] == 2 * [(1, 4, 16)]
         torch.testing.assert_close(two["state"], one["state"], rtol=0, atol=1e-3)
         assert_same_model(two, one, rtol=0, atol=1e-3)
         for (step, ours), (expected_step, expected) in zip(

@@ -12,7 +12,11 @@ from .text import UNKNOWN, Vocabulary
 State = Tensor | tuple[Tensor, ...] | None  # [layers, B, H], or several of them; None is zeros
 
 # The recurrent layers to choose from: name -> (torch's, ours).
-CELLS = {"rnn": (nn.RNN, fastbptt.RNN)}
+CELLS = {
+    "rnn": (nn.RNN, fastbptt.RNN),
+    "gru": (nn.GRU, fastbptt.GRU),
+    "lstm": (nn.LSTM, fastbptt.LSTM),
+}
 
 
 def map_state(function: Callable[[Tensor], Tensor], state: State) -> State:
