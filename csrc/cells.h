@@ -10,8 +10,8 @@ template <typename V>
 struct Bits;
 
 // Constants of exp's argument reduction x = n ln2 + r, |r| <= ln2 / 2. kLn2High has so few digits
-// that n * kLn2High is exact. kTanhLimit: beyond it tanh rounds to 1. kExpLimit: exp(-kExpLimit) is
-// still a normal number.
+// that n * kLn2High is exact. kTanhLimit: beyond it tanh rounds to 1. kExpLimit: exp(-kExpLimit)
+// comes out as 0, since its power of two has the exponent field 0.
 template <typename scalar_t>
 struct ExpConstants;
 
@@ -22,7 +22,7 @@ struct ExpConstants<float> {
   static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
   static constexpr float kRound = 0x1.8p+23f;  // adding it leaves the nearest integer in low bits
   static constexpr float kTanhLimit = 10.0f;
-  static constexpr float kExpLimit = 87.0f;
+  static constexpr float kExpLimit = 88.0f;
   static constexpr int kTerms = 7;  // r^8/8! is below half an ulp of r
 };
 
@@ -33,7 +33,7 @@ struct ExpConstants<double> {
   static constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
   static constexpr double kRound = 0x1.8p+52;
   static constexpr double kTanhLimit = 20.0;
-  static constexpr double kExpLimit = 708.0;
+  static constexpr double kExpLimit = 709.0;
   static constexpr int kTerms = 13;
 };
 

@@ -48,8 +48,10 @@ inline CellKind parse_cell(c10::string_view name) {
   if (name == "relu") return CellKind::kRelu;
   if (name == "identity") return CellKind::kIdentity;
   if (name == "gru") return CellKind::kGru;
-  TORCH_CHECK(name == "lstm", "cell must be an Elman cell's nonlinearity (\"tanh\", \"relu\" or "
-              "\"identity\"), \"gru\" or \"lstm\", got \"", name, "\"");
+  TORCH_CHECK(name == "lstm",
+              "cell must be an Elman cell's nonlinearity (\"tanh\", \"relu\" or "
+              "\"identity\"), \"gru\" or \"lstm\", got \"",
+              name, "\"");
   return CellKind::kLstm;
 }
 

@@ -37,11 +37,11 @@ const auto& rnn_bwd() {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fastbptt::rnn_bwd", "")
-          .typed<BackwardResult(const OptionalTensor&, const OptionalTensor&,
-                                const OptionalTensor&, const Tensor&, const Tensor&,
-                                const Tensor&, const Tensor&, const OptionalTensor&,
-                                const OptionalTensor&, TensorList, bool, const OptionalTensor&,
-                                bool, c10::string_view, int64_t, c10::List<bool>)>();
+          .typed<BackwardResult(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                                const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                const OptionalTensor&, const OptionalTensor&, TensorList, bool,
+                                const OptionalTensor&, bool, c10::string_view, int64_t,
+                                c10::List<bool>)>();
   return op;
 }
 
@@ -107,10 +107,9 @@ Result run_layers(const Options& net, const Tensor& input, const OptionalTensor&
       layer.input = output * layer.mask;
     }
     Tensor layer_h_n, layer_c_n;
-    std::tie(output, layer_h_n, layer_c_n, layer.c, layer.gates) =
-        rnn_fwd().call(layer.input, of_layer(hx, net, i), of_layer(cx, net, i),
-                       of_layer(weights, net, i), net.has_biases, batch_sizes, net.batch_first,
-                       net.cell, keep_gates);
+    std::tie(output, layer_h_n, layer_c_n, layer.c, layer.gates) = rnn_fwd().call(
+        layer.input, of_layer(hx, net, i), of_layer(cx, net, i), of_layer(weights, net, i),
+        net.has_biases, batch_sizes, net.batch_first, net.cell, keep_gates);
     layer.output = output;
     result.layers.push_back(std::move(layer));
     h_n.push_back(layer_h_n);
@@ -138,8 +137,8 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     ctx->set_materialize_grads(false);
     ctx->saved_data["cell"] = net.cell;
     ctx->saved_data["options"] =
-        std::vector<int64_t>{net.num_layers, net.directions, net.has_biases, net.batch_first,
-                             net.chunk, int64_t(weights.size())};
+        std::vector<int64_t>{net.num_layers,  net.directions, net.has_biases,
+                             net.batch_first, net.chunk,      int64_t(weights.size())};
     return {result.output, result.h_n, result.c_n};
   }
 
@@ -202,12 +201,13 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
 
 std::tuple<Tensor, Tensor, Tensor> network(const Tensor& input, const OptionalTensor& hx,
                                            const OptionalTensor& cx, TensorList weights,
-                                           bool has_biases, int64_t num_layers,
-                                           bool bidirectional, const OptionalTensor& batch_sizes,
-                                           bool batch_first, c10::string_view cell,
-                                           double dropout, int64_t chunk, bool recompute) {
-  const Options net{num_layers,        bidirectional ? 2 : 1, has_biases, batch_first,
-                    std::string(cell), dropout,               chunk,      recompute};
+                                           bool has_biases, int64_t num_layers, bool bidirectional,
+                                           const OptionalTensor& batch_sizes, bool batch_first,
+                                           c10::string_view cell, double dropout, int64_t chunk,
+                                           bool recompute) {
+  const Options net{
+      num_layers, bidirectional ? 2 : 1, has_biases, batch_first, std::string(cell), dropout, chunk,
+      recompute};
   TORCH_CHECK(num_layers > 0, "num_layers must be positive, got ", num_layers);
   TORCH_CHECK(int64_t(weights.size()) % (num_layers * net.directions) == 0 && !weights.empty(),
               "weights must hold as many tensors for each of ", num_layers, " layers and ",
@@ -221,11 +221,9 @@ std::tuple<Tensor, Tensor, Tensor> network(const Tensor& input, const OptionalTe
   const auto wants_grad = [](const OptionalTensor& tensor) {
     return tensor.has_value() && tensor->requires_grad();
   };
-  if (at::GradMode::is_enabled() &&
-      (wants_grad(input) || wants_grad(hx) || wants_grad(cx) ||
-       std::any_of(weights.begin(), weights.end(), wants_grad))) {
-    const variable_list result =
-        NetworkFunction::apply(input, hx, cx, batch_sizes, weights, net);
+  if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(hx) || wants_grad(cx) ||
+                                     std::any_of(weights.begin(), weights.end(), wants_grad))) {
+    const variable_list result = NetworkFunction::apply(input, hx, cx, batch_sizes, weights, net);
     return {result[0], result[1], result[2]};
   }
   const Result result = run_layers(net, input, hx, cx, batch_sizes, weights, false);

@@ -21,13 +21,8 @@ struct OwnedLayout {
   Layout layout;
 
   OwnedLayout(const LayerShape& shape, const OptionalTensor& batch_sizes, bool batch_first) {
-    layout = {shape.T,
-              shape.B,
-              shape.N,
-              batch_first ? 1 : shape.B,
-              batch_first ? shape.T : 1,
-              nullptr,
-              nullptr};
+    layout = {shape.T, shape.B, shape.N, batch_first ? 1 : shape.B, batch_first ? shape.T : 1,
+              nullptr, nullptr};
     if (!batch_sizes.has_value()) return;
     layout.batch_sizes = batch_sizes->const_data_ptr<int64_t>();
     offsets.resize(shape.T + 1);
@@ -121,9 +116,9 @@ void run_kernel(const Kernel<Params>& kernel, Params* p, const Tensor& input) {
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_fwd_cpu(
-    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
-    at::TensorList weights, bool has_biases, const OptionalTensor& batch_sizes, bool batch_first,
-    c10::string_view cell, bool keep_gates) {
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
+    bool has_biases, const OptionalTensor& batch_sizes, bool batch_first, c10::string_view cell,
+    bool keep_gates) {
   const LayerShape shape =
       check_layer(input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell);
   const LayerTensors tensors(input, hx, cx, weights);
@@ -157,16 +152,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_fwd_cpu(
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_cpu(
     const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
     const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& output, const Tensor& c,
-    const Tensor& gates, const OptionalTensor& hx, const OptionalTensor& cx,
-    at::TensorList weights, bool has_biases, const OptionalTensor& batch_sizes, bool batch_first,
-    c10::string_view cell, int64_t chunk, c10::List<bool> needs) {
+    const Tensor& gates, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
+    bool has_biases, const OptionalTensor& batch_sizes, bool batch_first, c10::string_view cell,
+    int64_t chunk, c10::List<bool> needs) {
   const LayerShape shape =
       check_layer(input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell);
   const bool has_c = shape.has_cell_state();
   const std::vector<int64_t> out_sizes = output_sizes(input, shape);
   check_tensor(output, "output", out_sizes, input);
   check_tensor(c, "c", {has_c ? shape.D : 0, shape.N, shape.H}, input);
-  const bool kept = shape.S > 0 && gates.dim() > 0 && gates.size(0) > 0;  // else they are computed again
+  const bool kept =
+      shape.S > 0 && gates.dim() > 0 && gates.size(0) > 0;  // else they are computed again
   check_tensor(gates, "gates", {kept ? shape.D : 0, shape.N, shape.S * shape.H}, input);
   if (grad_output.has_value()) check_tensor(*grad_output, "grad_output", out_sizes, input);
   if (grad_h_n.has_value()) {

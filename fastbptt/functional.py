@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastbptt import ops
+from fastbptt.nn import check_lstm_states
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -43,9 +44,7 @@ def rnn(
         NotImplementedError: there is no kernel for the dtype or device.
     """
     if nonlinearity not in ("tanh", "relu", "identity"):
-        raise ValueError(
-            f"nonlinearity must be 'tanh', 'relu' or 'identity', got {nonlinearity!r}"
-        )
+        raise ValueError(f"nonlinearity must be 'tanh', 'relu' or 'identity', got {nonlinearity!r}")
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     output, h_n, _ = _run_layer(nonlinearity, input, (hx, None), weights, None, truncation)
     return output, h_n
@@ -112,6 +111,7 @@ def lstm(
         As :func:`fastbptt.rnn`.
     """
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
+    check_lstm_states(hx)
     states = (None, None) if hx is None else hx
     output, h_n, c_n = _run_layer("lstm", input, states, weights, weight_hr, truncation)
     return output, (h_n, c_n)
@@ -133,7 +133,10 @@ def _run_layer(
         missing = "bias_hh" if bias_hh is None else "bias_ih"
         raise ValueError(f"bias_ih and bias_hh must both be given or both be None; {missing} is")
     for name, state in zip(("hx", "cx"), states, strict=True):
-        if state is not None and state.dim() != dims - 1:
+        if state is None:
+            if states[0] is not None and cell == "lstm":
+                raise TypeError("hx must be None or a pair of Tensors (h_0, c_0), got c_0 = None")
+        elif state.dim() != dims - 1:
             raise RuntimeError(
                 f"{name} must have {dims - 1} dimensions for a {dims}-D input, got {state.dim()}"
             )

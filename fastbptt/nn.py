@@ -157,7 +157,8 @@ class _Recurrent(torch.nn.RNNBase):
         if input.dtype != weight_dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight_dtype}). "
-                f"Convert input: input.to({weight_dtype}), or convert model: model.to({input.dtype})"
+                f"Convert input: input.to({weight_dtype}), "
+                f"or convert model: model.to({input.dtype})"
             )
         expected_dims = 3 if batch_sizes is None else 2
         if input.dim() != expected_dims:
@@ -396,9 +397,21 @@ class LSTM(_Recurrent):
             ValueError, RuntimeError: where torch.nn.LSTM raises them.
             NotImplementedError: a truncation for which there is no kernel.
         """
-        if hx is not None and not (isinstance(hx, tuple | list) and len(hx) == 2):
-            raise TypeError(f"hx must be a pair of Tensors (h_0, c_0), got {type(hx).__name__}")
+        check_lstm_states(hx, packed=isinstance(input, PackedSequence))
         return self._call(input, hx, truncation)  # type: ignore[return-value]
+
+
+def check_lstm_states(hx: object, *, packed: bool = False) -> None:
+    """Refuses what is no pair of states, with the exception types of torch.nn.LSTM."""
+    wanted = "hx must be None or a pair of Tensors (h_0, c_0), got"
+    if isinstance(hx, Tensor):
+        error = TypeError if packed else RuntimeError
+        raise error(f"{wanted} one Tensor of shape {tuple(hx.shape)}")
+    if hx is not None and not isinstance(hx, tuple | list):
+        raise TypeError(f"{wanted} {type(hx).__name__}")
+    if hx is not None and len(hx) != 2:
+        error = TypeError if len(hx) < 2 else RuntimeError
+        raise error(f"{wanted} {len(hx)} of them")
 
 
 def _refuse_projection(kwargs: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ States = Tensor | tuple[Tensor, Tensor]  # what a call takes and returns: h, or 
 
 # Every cell, by the operators' name of it.
 CELLS = ("tanh", "relu", "identity", "gru", "lstm")
-GATES = {"gru": 3, "lstm": 4}  # of a unit; the others have one
 
 # What the choice of kernel, tile and division of labour depends on: (T, B, I, H).
 SHAPES = [
@@ -91,9 +90,8 @@ class Case:
             return torch.randn(*shape, generator=generator).to(self.dtype)
 
         batch = () if self.B is None else (self.B,)
-        x: Tensor | PackedSequence = draw(
-            *((*batch, self.T) if self.batch_first and batch else (self.T, *batch)), self.I
-        )
+        first = (*batch, self.T) if self.batch_first else (self.T, *batch)
+        x: Tensor | PackedSequence = draw(*first, self.I)
         if self.lengths is not None:
             x = pack_padded_sequence(x, self.lengths, self.batch_first, enforce_sorted=False)
             if list(self.lengths) == sorted(self.lengths, reverse=True):
@@ -114,7 +112,9 @@ def parts(states: States | None) -> tuple[Tensor, ...]:
 
 def whole(states: Sequence[Tensor]) -> States | None:
     """The inverse of parts: what a module's call takes."""
-    return (None, *states)[-1] if len(states) < 2 else tuple(states)
+    if len(states) == 2:
+        return tuple(states)
+    return states[0] if states else None
 
 
 def tensors_of(results: tuple[Tensor | PackedSequence, States]) -> tuple[Tensor, ...]:
@@ -200,8 +200,10 @@ def step(module, input, hx=None, *, call: Callable | None = None, through=None):
     module.zero_grad()
     tensors = tensors_of((call or module)(input, whole(states)))
     results = dict(zip(("output", "h_n", "c_n"), tensors, strict=False))
-    in_loss = [(t, seed) for seed, (n, t) in enumerate(results.items()) if n in (through or results)]
-    torch.autograd.backward([t for t, _ in in_loss], [cotangent(t, seed) for t, seed in in_loss])
+    torch.autograd.backward(
+        [t for name, t in results.items() if name in (through or results)],
+        [cotangent(t, i) for i, (n, t) in enumerate(results.items()) if n in (through or results)],
+    )
     grads = {"dinput": x, **dict(zip(("dhx", "dcx"), states, strict=False))}
     grads |= {"d" + name: p for name, p in module.named_parameters()}
     results |= {name: t.grad for name, t in grads.items()}

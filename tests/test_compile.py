@@ -8,42 +8,47 @@ import pytest
 import torch
 
 import fastbptt
-from common import assert_matches
+from common import assert_matches, parts, whole
 
 # inductor may order the sums of the loss around our operators in its own way: to rounding.
 RTOL = 1e-12
 
 
 class Model(torch.nn.Module):
-    def __init__(self, **options) -> None:
+    def __init__(self, cls: type = fastbptt.RNN, **options) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.rnn = fastbptt.RNN(3, 8, dtype=torch.float64, **options)
-        width = 16 if self.rnn.bidirectional else 8
+        self.rnn = cls(3, 8, dtype=torch.float64, **options)
+        width = (self.rnn.proj_size or 8) * (2 if self.rnn.bidirectional else 1)
         self.head = torch.nn.Linear(width, 2, dtype=torch.float64)
 
-    def forward(self, x, h):
-        output, h_n = self.rnn(x.tanh(), h)
-        return self.head(output).square().mean() + h_n.sum(), h_n
+    def forward(self, x, hx):
+        output, hx = self.rnn(x.tanh(), hx)
+        last = hx[1] if isinstance(hx, tuple) else hx
+        return self.head(output).square().mean() + last.sum(), hx
+
+    def initial(self):
+        count = self.rnn.num_layers * (2 if self.rnn.bidirectional else 1)
+        sizes = [self.rnn.proj_size or 8] + [8] * isinstance(self.rnn, fastbptt.LSTM)
+        return whole([torch.zeros(count, 4, size, dtype=torch.float64) for size in sizes])
 
 
 def train(model, forward, lengths=(5, 5, 5)):
-    """Three steps, the state carried and detached in between: parameters, losses, state."""
+    """Three steps, the states carried and detached in between: parameters, losses, states."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    states = model.rnn.num_layers * (2 if model.rnn.bidirectional else 1)
-    h = torch.zeros(states, 4, 8, dtype=torch.float64)
+    hx = model.initial()
     generator = torch.Generator().manual_seed(1)
     losses = []
     for T in lengths:
         shape = (4, T, 3) if model.rnn.batch_first else (T, 4, 3)
         x = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
         optimizer.zero_grad()
-        loss, h_n = forward(x, h.detach())
+        loss, hx = forward(x, whole([state.detach() for state in parts(hx)]))
         loss.backward()
         optimizer.step()
-        h = h_n
         losses += [loss.detach(), x.grad]
-    results = {n: p.detach() for n, p in model.named_parameters()} | {"h": h.detach()}
+    results = {n: p.detach() for n, p in model.named_parameters()}
+    results |= {f"state {i}": state.detach() for i, state in enumerate(parts(hx))}
     return results | {f"loss and dx {i}": value for i, value in enumerate(losses)}
 
 
@@ -52,6 +57,11 @@ OPTIONS = [
     {"truncation": 2},
     {"num_layers": 2, "bidirectional": True, "truncation": 3},
     {"batch_first": True, "bias": False, "nonlinearity": "relu", "num_layers": 2},
+    {"cls": fastbptt.GRU, "num_layers": 2, "bidirectional": True, "truncation": 3},
+    {"cls": fastbptt.GRU, "batch_first": True, "bias": False, "recompute": True},
+    {"cls": fastbptt.LSTM, "truncation": 2},
+    {"cls": fastbptt.LSTM, "num_layers": 2, "bidirectional": True, "proj_size": 5},
+    {"cls": fastbptt.LSTM, "batch_first": True, "bias": False, "recompute": True},
 ]
 
 
@@ -71,9 +81,10 @@ def test_aot_eager(options):
     assert_matches(train(model, compiled), expected, RTOL)
 
 
+@pytest.mark.parametrize("cls", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
 @pytest.mark.parametrize("truncation", [None, 4], ids="truncation={}".format)
-def test_lengths_that_change(truncation):
-    model = Model(truncation=truncation)
+def test_lengths_that_change(truncation, cls):
+    model = Model(cls, truncation=truncation)
     other = copy.deepcopy(model)
     lengths = (5, 9, 3, 12, 4)
     expected = train(other, other, lengths)
@@ -100,16 +111,19 @@ def test_functional_with_the_truncation_in_the_call():
         torch.testing.assert_close(a, b, rtol=RTOL, atol=0)
 
 
-def test_without_gradients():
-    model = Model()
-    x, h = torch.randn(5, 4, 3, dtype=torch.float64), torch.zeros(1, 4, 8, dtype=torch.float64)
+@pytest.mark.parametrize("cls", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_without_gradients(cls):
+    model = Model(cls)
+    x, hx = torch.randn(5, 4, 3, dtype=torch.float64), model.initial()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        assert torch.equal(compiled(x, h)[1], model(x, h)[1])
+        for a, b in zip(parts(compiled(x, hx)[1]), parts(model(x, hx)[1]), strict=True):
+            assert torch.equal(a, b)
 
 
-def test_inductor():
-    model = Model(num_layers=2, truncation=2)
+@pytest.mark.parametrize("cls", [fastbptt.RNN, fastbptt.LSTM])
+def test_inductor(cls):
+    model = Model(cls, num_layers=2, truncation=2)
     other = copy.deepcopy(model)
     expected = train(other, other)
     compiled = torch.compile(model, fullgraph=True)

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastbptt
-from common import Case, python
+from common import Case, python, twin
 from fastbptt import Chunked
 
 M = {"input_size": 3, "hidden_size": 4, "num_layers": 2, "bidirectional": True}
@@ -43,7 +43,6 @@ BAD_CALLS = {
     "hx packed": (lambda: (packed(5, 2, 3), zeros(4, 3, 4)), "hx|hidden"),
     "input dtype": (lambda: (zeros(5, 2, 3, dtype=torch.float64),), "input"),
     "input integer": (lambda: (zeros(5, 2, 3, dtype=torch.int64),), "input"),
-    "input packed dtype": (lambda: (packed(5, 2, 3, dtype=torch.float64),), "input"),
     "hx dtype": (lambda: (zeros(5, 2, 3), zeros(4, 2, 4, dtype=torch.float64)), "hx|hidden"),
     "input device": (lambda: (zeros(5, 2, 3, device="meta"),), "input"),
     "hx device": (lambda: (zeros(5, 2, 3), zeros(4, 2, 4, device="meta")), "hx|hidden"),
@@ -53,16 +52,20 @@ BAD_CALLS = {
 }
 
 
-@pytest.mark.parametrize("truncation", [None, 2], ids="truncation={}".format)
-@pytest.mark.parametrize("make, word", BAD_CALLS.values(), ids=BAD_CALLS)
-def test_module_call(make, word, truncation):
-    ours, theirs = fastbptt.RNN(**M, truncation=truncation), torch.nn.RNN(**M)
-    ours.load_state_dict(theirs.state_dict())
+CLASSES = {cls.__name__: cls for cls in (fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM)}
+every_class = pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
+
+
+def refuses(cls: type, make, word: str, options: dict, truncation: int | None = None) -> None:
+    """The call fails as torch's does, with the word, and leaves a module that works."""
+    ours = cls(**options, truncation=truncation)
+    theirs = twin(ours)
     with pytest.raises(Exception) as expected:  # noqa: B017
         theirs(*make())
     with pytest.raises(Exception, match=f"(?i){word}") as got:  # noqa: B017
         ours(*make())
-    own = (TypeError,) if expected.type is AttributeError else ()  # torch: 'list' has no 'dim'
+    # torch where it looks at no type: 'list' has no 'dim', a number no items, a tuple no second.
+    own = (TypeError,) if expected.type in (AttributeError, IndexError) else ()
     assert got.type in (expected.type, *own), f"{got.value!r}, where torch: {expected.value!r}"
 
     for name, value in theirs.state_dict().items():
@@ -70,6 +73,71 @@ def test_module_call(make, word, truncation):
     assert ours.truncation == (truncation and Chunked(truncation))
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+
+
+@every_class
+@pytest.mark.parametrize("truncation", [None, 2], ids="truncation={}".format)
+@pytest.mark.parametrize("make, word", BAD_CALLS.values(), ids=BAD_CALLS)
+def test_module_call(make, word, truncation, cls):
+    def call():
+        input, *hx = make()
+        # An LSTM gets the same fault in both states.
+        return (input, (hx[0], hx[0])) if hx and cls is fastbptt.LSTM else (input, *hx)
+
+    refuses(cls, call, word, M, truncation)
+
+
+@every_class
+def test_packed_input_of_another_dtype(cls):
+    # What nn.RNN and nn.GRU raise; nn.LSTM forgets to look, and fails in a matrix product.
+    with pytest.raises(ValueError, match="input dtype"):
+        cls(**M)(packed(5, 2, 3, dtype=torch.float64))
+
+
+P = {**M, "proj_size": 2}  # h [4, 2, 2], c [4, 2, 4]
+X, H, C = (5, 2, 3), (4, 2, 2), (4, 2, 4)
+BAD_LSTM_STATES = {
+    "a single tensor": (lambda: (zeros(*X), zeros(*C)), "hx"),
+    "a single tensor, unbatched": (lambda: (zeros(5, 3), zeros(4, 4)), "hx"),
+    "a single tensor, packed": (lambda: (packed(*X), zeros(*C)), "hx|hidden"),
+    "a pair in a tensor": (lambda: (zeros(*X), torch.zeros(2, *C)), "hx|hidden"),
+    "one of two": (lambda: (zeros(*X), (zeros(*H),)), "hx"),
+    "three": (lambda: (zeros(*X), (zeros(*H), zeros(*C), zeros(*C))), "hx"),
+    "none of two": (lambda: (zeros(*X), ()), "hx"),
+    "c None": (lambda: (zeros(*X), (zeros(*H), None)), "hx"),
+    "h None": (lambda: (zeros(*X), (None, zeros(*C))), "hx"),
+    "a number": (lambda: (zeros(*X), 0.5), "hx"),
+    "h as wide as c": (lambda: (zeros(*X), (zeros(*C), zeros(*C))), r"hx|hidden\[0\]"),
+    "c as narrow as h": (lambda: (zeros(*X), (zeros(*H), zeros(*H))), r"cx|hidden\[1\]"),
+    "exchanged": (lambda: (zeros(*X), (zeros(*C), zeros(*H))), "hx|hidden"),
+    "c's batch": (lambda: (zeros(*X), (zeros(*H), zeros(4, 3, 4))), r"cx|hidden\[1\]"),
+    "c's batch of one": (lambda: (zeros(*X), (zeros(*H), zeros(4, 1, 4))), r"cx|hidden\[1\]"),
+    "c's layers": (lambda: (zeros(*X), (zeros(*H), zeros(2, 2, 4))), r"cx|hidden\[1\]"),
+    "c unbatched": (lambda: (zeros(*X), (zeros(*H), zeros(4, 4))), "cx"),
+    "c batched": (lambda: (zeros(5, 3), (zeros(4, 2), zeros(*C))), "cx"),
+    "c packed": (lambda: (packed(*X), (zeros(*H), zeros(4, 3, 4))), r"cx|hidden\[1\]"),
+    "c dtype": (lambda: (zeros(*X), (zeros(*H), zeros(*C, dtype=torch.float64))), "cx|hidden"),
+    "h dtype": (lambda: (zeros(*X), (zeros(*H, dtype=torch.float64), zeros(*C))), "hx|hidden"),
+    "c device": (lambda: (zeros(*X), (zeros(*H), zeros(*C, device="meta"))), "cx|hidden"),
+}
+
+
+@pytest.mark.parametrize("make, word", BAD_LSTM_STATES.values(), ids=BAD_LSTM_STATES)
+def test_lstm_states(make, word):
+    refuses(fastbptt.LSTM, make, word, P)
+
+
+@pytest.mark.parametrize("pair", [list, tuple])
+def test_lstm_states_in_a_list_or_a_tuple(pair):
+    module, states = fastbptt.LSTM(**P), (torch.randn(*H), torch.randn(*C))
+    x = torch.randn(*X)
+    torch.testing.assert_close(module(x, pair(states)), twin(module)(x, states))
+
+
+@pytest.mark.parametrize("cls", [fastbptt.RNN, fastbptt.GRU])
+def test_a_pair_of_states_is_an_lstms(cls):
+    with pytest.raises(TypeError, match="hx.*tuple"):
+        cls(**M)(zeros(*X), (zeros(*C), zeros(*C)))
 
 
 BAD_OPTIONS = {
@@ -85,15 +153,26 @@ BAD_OPTIONS = {
 }
 
 
+@every_class
 @pytest.mark.parametrize(
     "name, value", [(name, value) for name, values in BAD_OPTIONS.items() for value in values]
 )
-def test_constructor(name, value):
+def test_constructor(name, value, cls):
+    if cls is fastbptt.LSTM and name == "proj_size":
+        value = 4  # hidden_size; 2 is right
     options = {"input_size": 3, "hidden_size": 4, "num_layers": 2, name: value}
     with pytest.raises(Exception) as expected:  # noqa: B017
-        torch.nn.RNN(**options)
+        getattr(torch.nn, cls.__name__)(**options)
     with pytest.raises(expected.type, match=name):
-        fastbptt.RNN(**options)
+        cls(**options)
+
+
+@pytest.mark.parametrize("value", [-1, 4, 5])
+def test_proj_size(value):
+    with pytest.raises(ValueError, match="proj_size"):
+        torch.nn.LSTM(3, 4, proj_size=value)
+    with pytest.raises(ValueError, match="proj_size"):
+        fastbptt.LSTM(3, 4, proj_size=value)
 
 
 # (the value, the exception): torch has no truncation, so Python's own habits decide.
@@ -109,29 +188,37 @@ BAD_TRUNCATIONS = [
 ]
 
 
+@every_class
 @pytest.mark.parametrize("value, error", BAD_TRUNCATIONS, ids=lambda v: repr(v))
-def test_truncation(value, error):
-    x, w_ih, w_hh = zeros(5, 2, 3), zeros(4, 3), zeros(4, 4)
+def test_truncation(value, error, cls):
+    x, gates = zeros(5, 2, 3), {"RNN": 1, "GRU": 3, "LSTM": 4}[cls.__name__]
+    weights = zeros(gates * 4, 3), zeros(gates * 4, 4)
     with pytest.raises(error, match="(?i)truncation") as caught:
-        fastbptt.RNN(3, 4, truncation=value)
+        cls(3, 4, truncation=value)
     assert re.search(re.escape(str(value)), str(caught.value)), "it says what the value was"
-    module = fastbptt.RNN(3, 4, truncation=2)
+    module = cls(3, 4, truncation=2)
     with pytest.raises(error, match="(?i)truncation"):
         module(x, truncation=value)
     assert module.truncation == Chunked(2)
-    with pytest.raises(error, match="(?i)truncation"):
-        fastbptt.rnn(x, None, w_ih, w_hh, truncation=value)
-    with pytest.raises(error, match="(?i)truncation"):
-        fastbptt.reference.rnn(x, None, w_ih, w_hh, truncation=value)
+    for namespace in (fastbptt, fastbptt.reference):
+        with pytest.raises(error, match="(?i)truncation"):
+            getattr(namespace, cls.__name__.lower())(x, None, *weights, truncation=value)
     with pytest.raises(error, match="k must be"):
         Chunked(value)
 
 
-def test_truncation_is_checked_with_the_rest_right():
+def test_truncation_and_recompute_are_keywords_only():
     with pytest.raises(TypeError):
-        fastbptt.RNN(3, 4, 1, "tanh", True, False, 0.0, False, None, None, 4)  # keyword only
+        fastbptt.RNN(3, 4, 1, "tanh", True, False, 0.0, False, None, None, 4)
     with pytest.raises(TypeError):
-        fastbptt.RNN(3, 4)(zeros(5, 2, 3), None, 4)
+        fastbptt.GRU(3, 4, 1, True, False, 0.0, False, 0, None, None, 4)
+    with pytest.raises(TypeError):
+        fastbptt.LSTM(3, 4, 1, True, False, 0.0, False, 0, None, None, 4)
+    for cls in CLASSES.values():
+        with pytest.raises(TypeError):
+            cls(3, 4)(zeros(5, 2, 3), None, 4)
+    with pytest.raises(TypeError):
+        fastbptt.RNN(3, 4, recompute=True)  # it keeps no gates
 
 
 # The functional's arguments by name; each case replaces one.
@@ -186,6 +273,60 @@ def test_functional(name, value):
         fastbptt.rnn(**arguments | {name: value})
 
 
+def gated(**replaced) -> dict[str, object]:
+    """Good arguments of fastbptt.gru, or of lstm with a projection, but for those replaced."""
+    lstm = "weight_hr" in replaced or isinstance(replaced.get("hx"), tuple)
+    G, R = (4, 2) if lstm else (3, 4)
+    arguments = {
+        "input": zeros(5, 2, 3),
+        "hx": (zeros(2, 2), zeros(2, 4)) if lstm else zeros(2, 4),
+        "weight_ih": zeros(4 * G, 3),
+        "weight_hh": zeros(4 * G, R),
+        "bias_ih": zeros(4 * G),
+        "bias_hh": zeros(4 * G),
+    }
+    return arguments | ({"weight_hr": zeros(2, 4)} if lstm else {}) | replaced
+
+
+BAD_GRU = [
+    ("input", zeros(5, 2, 7), "weight_ih"),
+    ("hx", zeros(2, 5), "hx"),
+    ("hx", zeros(4), "hx"),
+    ("weight_ih", zeros(4, 3), "weight_ih"),
+    ("weight_hh", zeros(16, 4), "weight_hh"),
+    ("weight_hh", zeros(11, 4), "weight_hh"),
+    ("bias_hh", zeros(4), "bias_hh"),
+    ("bias_hh", None, "bias_hh"),
+]
+BAD_LSTM = [
+    ("hx", (zeros(2, 4), zeros(2, 4)), "hx"),
+    ("hx", (zeros(2, 2), zeros(2, 2)), "cx"),
+    ("hx", (zeros(2, 2), zeros(1, 2, 4)), "cx"),
+    ("hx", (zeros(2, 2),), "hx"),
+    ("hx", (zeros(2, 2), zeros(2, 4), zeros(2, 4)), "hx"),
+    ("hx", zeros(2, 4), "hx"),
+    ("hx", (zeros(2, 2), None), "hx|cx"),
+    ("weight_hr", zeros(4, 2), "weight_hr"),
+    ("weight_hr", None, "weight_hh"),
+    ("weight_hr", zeros(2, 4, dtype=torch.float64), "weight_hr"),
+]
+
+
+@pytest.mark.parametrize("name, value, word", BAD_GRU)
+def test_functional_gru(name, value, word):
+    fastbptt.gru(**gated())
+    with pytest.raises((RuntimeError, ValueError), match=word):
+        fastbptt.gru(**gated(**{name: value}))
+
+
+@pytest.mark.parametrize("name, value, word", BAD_LSTM)
+def test_functional_lstm(name, value, word):
+    good = gated(weight_hr=zeros(2, 4))
+    fastbptt.lstm(**good)
+    with pytest.raises((RuntimeError, ValueError, TypeError), match=word):
+        fastbptt.lstm(**good | {name: value})
+
+
 @pytest.mark.parametrize("nonlinearity", ["sigmoid", "Tanh", "", None, 3])
 def test_functional_nonlinearity(nonlinearity):
     arguments = {n: zeros(*shape) for n, shape in GOOD.items()}
@@ -199,8 +340,10 @@ def test_reference_refuses_what_it_does_not_know():
         fastbptt.reference.run(fastbptt.RNN(3, 4, 2, dropout=0.5), zeros(5, 2, 3))
     eval_mode = fastbptt.RNN(3, 4, 2, dropout=0.5).eval()
     assert torch.isfinite(fastbptt.reference.run(eval_mode, zeros(5, 2, 3))[0]).all()
-    with pytest.raises(ValueError, match="LSTM"):
-        fastbptt.reference.run(torch.nn.LSTM(3, 4), zeros(5, 2, 3))
+    unknown = fastbptt.GRU(3, 4)
+    unknown.mode = "SRU"
+    with pytest.raises(ValueError, match="SRU"):
+        fastbptt.reference.run(unknown, zeros(5, 2, 3))
 
 
 def test_instruction_sets():
@@ -225,13 +368,14 @@ def test_instruction_set_by_environment(monkeypatch):
 # Data types without a kernel.
 
 
+@every_class
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_other_dtypes_go_torchs_way(dtype):
+def test_other_dtypes_go_torchs_way(dtype, cls):
     script = f"""
 import torch, fastbptt
 torch.manual_seed(0)
-ours = fastbptt.RNN(3, 4, 2, bidirectional=True, dtype={dtype})
-theirs = torch.nn.RNN(3, 4, 2, bidirectional=True, dtype={dtype})
+ours = fastbptt.{cls.__name__}(3, 4, 2, bidirectional=True, dtype={dtype})
+theirs = torch.nn.{cls.__name__}(3, 4, 2, bidirectional=True, dtype={dtype})
 theirs.load_state_dict(ours.state_dict())
 for _ in range(3):
     x = torch.randn(5, 2, 3, dtype={dtype})
@@ -245,22 +389,23 @@ for a, b in zip(ours.parameters(), theirs.parameters()):
     assert "fastbptt" in warnings[0] and str(dtype).removeprefix("torch.") in warnings[0]
 
 
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_a_truncation_that_cannot_be_honoured(dtype):
-    case = Case(dtype=dtype, nonlinearity="tanh")
-    x, h = case.data()
+def test_a_truncation_that_cannot_be_honoured(dtype, cell):
+    case = Case(dtype=dtype, cell=cell)
+    x, hx = case.data()
     module = case.module(truncation=2)
     name = str(dtype).removeprefix("torch.")
     with pytest.raises(NotImplementedError, match=f"truncation.*{name}"):
-        module(x, h)
+        module(x, hx)
     with pytest.raises(NotImplementedError, match=f"truncation.*{name}"):
-        case.module()(x, h, truncation=Chunked(2))
+        case.module()(x, hx, truncation=Chunked(2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_what_torch_has_not_either(dtype):
     name = str(dtype).removeprefix("torch.")
-    case = Case(dtype=dtype, nonlinearity="identity")
+    case = Case(dtype=dtype, cell="identity")
     with pytest.raises(NotImplementedError, match=f"identity.*{name}"):
         case.module()(*case.data())
     arguments = {n: zeros(*shape, dtype=dtype) for n, shape in GOOD.items()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
+import itertools
 import pickle
 
 import pytest
@@ -11,42 +13,72 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import fastbptt
-from common import Case, assert_matches, cotangent, referee, step, surrounded, twin
+from benchmarks import memory
+from benchmarks.rows import Row
+from common import (
+    Case,
+    assert_matches,
+    cotangent,
+    parts,
+    referee,
+    step,
+    surrounded,
+    tensors_of,
+    twin,
+    whole,
+)
 from fastbptt import Chunked
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
-STACK = Case(6, 3, 4, 5, layers=2, bidirectional=True)
+STACKS = {
+    "rnn": Case(6, 3, 4, 5, layers=2, bidirectional=True),
+    "gru": Case(6, 3, 4, 5, layers=2, bidirectional=True, cell="gru"),
+    "lstm": Case(6, 3, 4, 5, layers=2, bidirectional=True, cell="lstm", proj=3),
+}
+STACK = STACKS["rnn"]
+every_stack = pytest.mark.parametrize("case", STACKS.values(), ids=STACKS)
+every_cell = pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+CLASSES = {cls.__name__: cls for cls in (fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM)}
+every_class = pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
 
 
+@every_class
 @pytest.mark.parametrize("bias", [False, True], ids="bias={}".format)
-def test_state_dict_goes_both_ways(bias):
+def test_state_dict_goes_both_ways(bias, cls):
     options = {"num_layers": 2, "bidirectional": True, "bias": bias}
-    ours, theirs = fastbptt.RNN(4, 5, **options), torch.nn.RNN(4, 5, **options)
+    if cls is fastbptt.LSTM:
+        options["proj_size"] = 3
+    theirs_cls = getattr(torch.nn, cls.__name__)
+    ours, theirs = cls(4, 5, **options), theirs_cls(4, 5, **options)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict(), strict=True)
     assert_matches(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=0)
-    fresh = torch.nn.RNN(4, 5, **options)
+    fresh = theirs_cls(4, 5, **options)
     fresh.load_state_dict(ours.state_dict(), strict=True)
     assert_matches(dict(fresh.state_dict()), dict(ours.state_dict()), rtol=0)
     x = torch.randn(3, 2, 4)
     torch.testing.assert_close(ours(x)[0], fresh(x)[0])
     with pytest.raises(RuntimeError, match="size mismatch"):
-        ours.load_state_dict(fastbptt.RNN(4, 6, **options).state_dict())
+        ours.load_state_dict(cls(4, 6, **options).state_dict())
 
 
-def test_same_seed_same_initialisation():
-    torch.manual_seed(3)
-    ours = fastbptt.RNN(4, 5, 2, "relu", bidirectional=True)
-    torch.manual_seed(3)
-    theirs = torch.nn.RNN(4, 5, 2, "relu", bidirectional=True)
+@every_stack
+def test_same_seed_same_initialisation(case):
+    ours = case.module()
+    options = {"bidirectional": True, "dtype": case.dtype}
+    if case.proj:
+        options["proj_size"] = case.proj
+    torch.manual_seed(case.seed)
+    theirs = getattr(torch.nn, type(ours).__name__)(case.I, case.H, case.layers, **options)
     assert_matches(dict(ours.state_dict()), dict(theirs.state_dict()), rtol=0)
 
 
-def test_is_not_an_nn_rnn_but_an_rnn_base():
-    # torch.compile refuses instances of nn.RNN, subclasses too.
-    assert issubclass(fastbptt.RNN, torch.nn.RNNBase)
-    assert not issubclass(fastbptt.RNN, torch.nn.RNN)
+@every_class
+def test_is_not_an_nn_module_of_the_name_but_an_rnn_base(cls):
+    # torch.compile refuses instances of nn.RNN and its siblings, subclasses too.
+    assert issubclass(cls, torch.nn.RNNBase)
+    assert not issubclass(cls, torch.nn.RNN | torch.nn.GRU | torch.nn.LSTM)
 
 
 def through_pickle(module):
@@ -74,30 +106,42 @@ def test_repr():
     assert repr(fastbptt.RNN(4, 5)) == "RNN(4, 5)"
     text = repr(fastbptt.RNN(4, 5, 2, truncation=7, batch_first=True))
     assert "4, 5, num_layers=2, batch_first=True" in text and "truncation=Chunked(k=7)" in text
+    assert repr(fastbptt.GRU(4, 5, recompute=True)) == "GRU(4, 5, recompute=True)"
+    text = repr(fastbptt.LSTM(4, 5, proj_size=3, truncation=7))
+    assert text == "LSTM(4, 5, proj_size=3, truncation=Chunked(k=7))"
 
 
-def test_positional_arguments_are_torchs():
-    ours = fastbptt.RNN(4, 5, 2, "relu", False, True, 0.25, True)
-    theirs = torch.nn.RNN(4, 5, 2, "relu", False, True, 0.25, True)
-    for name in (*torch.nn.RNNBase.__constants__, "nonlinearity"):
+@pytest.mark.parametrize(
+    "cls, arguments",
+    [
+        (fastbptt.RNN, (4, 5, 2, "relu", False, True, 0.25, True)),
+        (fastbptt.GRU, (4, 5, 2, False, True, 0.25, True)),
+        (fastbptt.LSTM, (4, 5, 2, False, True, 0.25, True, 3, "cpu", torch.float64)),
+    ],
+)
+def test_positional_arguments_are_torchs(cls, arguments):
+    ours, theirs = cls(*arguments), getattr(torch.nn, cls.__name__)(*arguments)
+    for name in (*torch.nn.RNNBase.__constants__, *["nonlinearity"] * (cls is fastbptt.RNN)):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert list(ours.state_dict()) == list(theirs.state_dict())
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0])
 @pytest.mark.parametrize("truncation", [None, 2])
-def test_dropout(p, truncation):
+@every_class
+def test_dropout(cls, p, truncation):
+    options = {"dtype": torch.float64, "truncation": truncation}
     x = torch.randn(4, 3, 6, dtype=torch.float64)
     torch.manual_seed(0)
-    module = fastbptt.RNN(6, 32, 3, dropout=p, dtype=torch.float64, truncation=truncation)
-    no_dropout = fastbptt.RNN(6, 32, 3, dtype=torch.float64, truncation=truncation)
+    module = cls(6, 32, 3, dropout=p, **options)
+    no_dropout = cls(6, 32, 3, **options)
     no_dropout.load_state_dict(module.state_dict())
     assert_matches(step(module.eval(), x), step(no_dropout, x), rtol=0)
 
     # In training a mask lies between layers, and none after the last: by hand, layer by layer.
     # The masks are torch's, drawn in order from its generator, so the seed gives them.
     module.train()
-    layers = [fastbptt.RNN(n, 32, dtype=torch.float64, truncation=truncation) for n in (6, 32, 32)]
+    layers = [cls(n, 32, **options) for n in (6, 32, 32)]
     for i, layer in enumerate(layers):
         values = {n: getattr(module, n.replace("_l0", f"_l{i}")) for n in layer.state_dict()}
         layer.load_state_dict(values)
@@ -107,33 +151,34 @@ def test_dropout(p, truncation):
         for i, layer in enumerate(layers):
             if i > 0:
                 x = torch.nn.functional.dropout(x, p, training=True)
-            x, h_n = layer(x)
-            finals.append(h_n)
-        return x, torch.cat(finals)
+            x, last = layer(x)
+            finals.append(parts(last))
+        return x, whole([torch.cat(of_all) for of_all in zip(*finals, strict=True)])
 
     def outputs_and_dinput(call):
         torch.manual_seed(7)
         got = step(module, x, call=call)
-        return {name: got[name] for name in ("output", "h_n", "dinput")}
+        return {name: got[name] for name in got if name == "dinput" or not name.startswith("d")}
 
     assert_matches(outputs_and_dinput(module), outputs_and_dinput(by_hand))
     if truncation is None:
         assert_matches(outputs_and_dinput(module), outputs_and_dinput(twin(module)))
 
 
-def test_replaced_parameters_are_used():
-    module, other = STACK.module(), STACK.module()
+@every_stack
+def test_replaced_parameters_are_used(case):
+    module, other = case.module(), case.module()
     torch.manual_seed(9)
     new = {n: torch.nn.Parameter(torch.randn_like(p)) for n, p in module.named_parameters()}
     for name, value in new.items():
         setattr(module, name, value)
-    expected = step(twin(module), *STACK.data())
-    assert_matches(step(module, *STACK.data()), expected)
+    expected = step(twin(module), *case.data())
+    assert_matches(step(module, *case.data()), expected)
 
     def call(x, hx):
         return torch.func.functional_call(other, dict(module.named_parameters()), (x, hx))
 
-    assert_matches(step(module, *STACK.data(), call=call), expected)
+    assert_matches(step(module, *case.data(), call=call), expected)
 
 
 def test_parameters_of_another_dtype_for_one_call():
@@ -180,30 +225,40 @@ def test_cast_and_move():
 
 
 @pytest.mark.parametrize("truncation", [None, 4], ids="truncation={}".format)
-@pytest.mark.parametrize("through", [("output",), ("h_n",)], ids=str)
-def test_through_one_output(through, truncation):
+@pytest.mark.parametrize(
+    "cell, through",
+    [
+        *itertools.product(("tanh", "gru", "lstm"), [("output",), ("h_n",)]),
+        *itertools.product(("lstm",), [("c_n",), ("output", "c_n"), ("h_n", "c_n")]),
+    ],
+)
+def test_through_some_outputs(cell, through, truncation):
     for lengths in (None, (6, 2, 4)):
-        case = Case(6, 3, 4, 5, 2, True, lengths=lengths)
+        case = Case(6, 3, 4, 5, 2, True, cell=cell, proj=3 * (cell == "lstm"), lengths=lengths)
         double, call = referee(case.module(), truncation)
         expected = step(double, *case.data(), through=through, call=call)
         module = case.module(truncation=truncation)
         assert_matches(step(module, *case.data(), through=through), expected)
 
 
-def test_gradients_only_where_asked_for():
-    module = STACK.module(truncation=4)
-    x, h = STACK.data()
-    full = step(module, x, h)
+@every_stack
+def test_gradients_only_where_asked_for(case):
+    module = case.module(truncation=4)
+    x, hx = case.data()
+    full = step(module, x, hx)
     names = [n for n, _ in module.named_parameters()]
-    wanted = [{"dinput"}, {"dhx"}, {"d" + n for n in names}, {"dweight_hh_l1"}]
-    wanted += [{"dinput", "dbias_ih_l0_reverse"}, {"dhx", "dweight_ih_l0"}]
+    states = dict(zip(("dhx", "dcx"), parts(hx), strict=False))
+    wanted = [{"dinput"}, *({name} for name in states), {"d" + n for n in names}]
+    wanted += [{"dweight_hh_l1"}, {"dinput", "dbias_ih_l0_reverse"}, {*states, "dweight_ih_l0"}]
+    wanted += [{"d" + n} for n in names if "weight_hr" in n]
     for some in wanted:
         module.zero_grad()
-        leaves = {"dinput": x.clone(), "dhx": h.clone()}
+        leaves = {"dinput": x.clone(), **{name: t.clone() for name, t in states.items()}}
+        initial = whole([leaves[name] for name in states])
         leaves |= {"d" + n: p for n, p in module.named_parameters()}
         for name, t in leaves.items():
             t.requires_grad_(name in some)
-        outputs = module(leaves["dinput"], leaves["dhx"])
+        outputs = tensors_of(module(leaves["dinput"], initial))
         torch.autograd.backward(outputs, [cotangent(t, i) for i, t in enumerate(outputs)])
         got = {n: t.grad for n, t in leaves.items() if t.grad is not None}
         assert_matches(got, {n: full[n] for n in some})
@@ -222,11 +277,12 @@ def test_no_gradient():
         assert torch.equal(silent, output) and torch.equal(silent_h, h_n)
 
 
-def test_retained_graph_gives_the_same_again():
-    module = STACK.module(truncation=3)
-    x, h = (t.requires_grad_() for t in STACK.data())
-    leaves = [x, h, *module.parameters()]
-    loss = module(x, h)[0].sin().sum()
+@every_stack
+def test_retained_graph_gives_the_same_again(case):
+    module = case.module(truncation=3)
+    x, hx = case.data()
+    leaves = [*(t.requires_grad_() for t in (x, *parts(hx))), *module.parameters()]
+    loss = module(x, hx)[0].sin().sum()
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     second = torch.autograd.grad(loss, leaves)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -234,58 +290,68 @@ def test_retained_graph_gives_the_same_again():
         torch.autograd.grad(loss, leaves)
 
 
-def test_gradients_accumulate():
-    module = STACK.module()
-    x, h = STACK.data()
-    once = step(module, x, h)
-    output, h_n = module(x, h)
-    torch.autograd.backward([output, h_n], [cotangent(output, 0), cotangent(h_n, 1)])
+@every_stack
+def test_gradients_accumulate(case):
+    module = case.module()
+    once = step(module, *case.data())
+    outputs = tensors_of(module(*case.data()))
+    torch.autograd.backward(outputs, [cotangent(t, i) for i, t in enumerate(outputs)])
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter.grad, 2 * once["d" + name]), name
 
 
+@every_stack
 @pytest.mark.parametrize("truncation", [None, 3], ids="truncation={}".format)
-def test_second_derivatives_are_refused(truncation):
-    module = STACK.module(truncation=truncation)
-    x, h = (t.requires_grad_() for t in STACK.data())
-    loss = module(x, h)[0].square().sum()
+def test_second_derivatives_are_refused(truncation, case):
+    module = case.module(truncation=truncation)
+    x, hx = case.data()
+    loss = module(x.requires_grad_(), hx)[0].square().sum()
     (dx,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|differentiat.* twice"):
+    with pytest.raises(RuntimeError, match="derivative for fastbptt::rnn_bwd is not implemented"):
         dx.sum().backward()
 
 
-@pytest.mark.parametrize("victim", ["input", "hx", "output", "weight_hh_l0"])
-def test_a_saved_tensor_changed_in_place_is_noticed(victim):
-    module = STACK.module()
-    x, h = STACK.data()
-    output, h_n = module(x, h)
-    tensors = {"input": x, "hx": h, "output": output, "weight_hh_l0": module.weight_hh_l0}
+@every_stack
+@pytest.mark.parametrize("victim", ["input", "hx", "cx", "output", "weight_hh_l0", "weight_hr_l1"])
+def test_a_saved_tensor_changed_in_place_is_noticed(victim, case):
+    module = case.module()
+    x, hx = case.data()
+    results = tensors_of(module(x, hx))
+    tensors = {"input": x, "output": results[0], **dict(module.named_parameters())}
+    tensors |= dict(zip(("hx", "cx"), parts(hx), strict=False))
+    if victim not in tensors:
+        assert case.cell != "lstm"
+        return
     with torch.no_grad():
         tensors[victim].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        (output.sum() + h_n.sum()).backward()
+        sum(t.sum() for t in results).backward()
 
 
-def test_outputs_share_no_memory_with_arguments():
-    module = Case(1, 2, 3, 4).module()
-    x, h = Case(1, 2, 3, 4).data()
-    output, h_n = module(x, h)
-    x_before, h_before = x.clone(), h.clone()
-    with torch.no_grad():
-        h_n.zero_()
-        assert output.any(), "h_n is a view of output"
-        output.zero_()
-    assert torch.equal(x, x_before) and torch.equal(h, h_before)
+@pytest.mark.parametrize("victim", ["output", "h_n", "c_n"])
+@pytest.mark.parametrize("T", [1, 3])
+@every_cell
+def test_results_share_no_memory(cell, T, victim):
+    case = Case(T, 2, 3, 4, cell=cell)
+    module = case.module().requires_grad_(False)
+    x, hx = case.data()
+    tensors = {"x": x, **{f"state {i}": t for i, t in enumerate(parts(hx))}}
+    tensors |= dict(zip(("output", "h_n", "c_n"), tensors_of(module(x, hx)), strict=False))
+    if victim in tensors:
+        before = {name: t.clone() for name, t in tensors.items() if name != victim}
+        tensors[victim].zero_()
+        assert_matches({name: tensors[name] for name in before}, before, rtol=0)
 
 
-def test_checkpoint_and_saved_tensor_hooks():
-    module = STACK.module(truncation=3)
-    expected = step(module, *STACK.data())
+@every_stack
+def test_checkpoint_and_saved_tensor_hooks(case):
+    module = case.module(truncation=3)
+    expected = step(module, *case.data())
 
     def checkpointed(x, h):
         return checkpoint(module, x, h, use_reentrant=False)
 
-    assert_matches(step(module, *STACK.data(), call=checkpointed), expected, rtol=0)
+    assert_matches(step(module, *case.data(), call=checkpointed), expected, rtol=0)
     packed = []
 
     def pack(tensor):
@@ -296,73 +362,104 @@ def test_checkpoint_and_saved_tensor_hooks():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             return module(x, h)
 
-    assert_matches(step(module, *STACK.data(), call=hooked), expected, rtol=0)
+    assert_matches(step(module, *case.data(), call=hooked), expected, rtol=0)
     assert packed
+
+
+@pytest.mark.parametrize("case", [STACKS["gru"], STACKS["lstm"]], ids=["gru", "lstm"])
+@pytest.mark.parametrize("truncation", [None, 4], ids="truncation={}".format)
+def test_recompute_gives_the_same(truncation, case, isa, threads):
+    for shape in [(6, 3, 4, 5), (5, 13, 9, 70), (40, 1, 64, 33)]:
+        for dtype in (torch.float32, torch.float64):
+            T, B, I, H = shape
+            lengths = (T, *(1 + b % T for b in range(B - 1)))
+            kind = dataclasses.replace(case, T=T, B=B, I=I, H=H, dtype=dtype)
+            for this in (kind, dataclasses.replace(kind, lengths=lengths, hx=False)):
+                expected = step(this.module(truncation=truncation), *this.data())
+                again = this.module(truncation=truncation, recompute=True)
+                rtol = 1e-12 if dtype == torch.float64 else 64 * torch.finfo(dtype).eps
+                assert_matches(step(again, *this.data()), expected, rtol)
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_recompute_takes_at_most_half_the_memory(cell):
+    row = Row(cell, 256, 16, 64, None)
+    kept, recomputed = (memory.allocated(row, label) for label in (memory.OURS, memory.RECOMPUTE))
+    gates = 256 * 16 * 4 * 64 * 4  # bytes
+    assert kept >= gates
+    assert recomputed <= kept / 2, f"{recomputed} bytes of {kept}"
 
 
 # What lies in memory.
 
 
+@every_cell
 @pytest.mark.parametrize("contiguous", [True, False], ids="contiguous={}".format)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_surrounding_memory_is_not_read(dtype, contiguous, isa):
+def test_surrounding_memory_is_not_read(dtype, contiguous, cell, isa):
     for B, H, k in [(3, 5, None), (13, 33, 4), (1, 70, None), (1, 64, 3), (6, 130, None)]:
-        case = Case(7, B, 6, H, 2, bidirectional=True, dtype=dtype)
+        proj = 3 if cell == "lstm" and B > 1 else 0
+        case = Case(7, B, 6, H, 2, bidirectional=True, cell=cell, proj=proj, dtype=dtype)
         module = case.module(truncation=k)
         expected = step(module, *case.data())
         for name, parameter in module.named_parameters():
             setattr(module, name, torch.nn.Parameter(surrounded(parameter, contiguous)))
-        x, h = (surrounded(t, contiguous).requires_grad_() for t in case.data())
-        output, h_n = module(x, h)
+        x, hx = case.data()
+        x, *states = (surrounded(t, contiguous).requires_grad_() for t in (x, *parts(hx)))
+        tensors = tensors_of(module(x, whole(states)))
         torch.autograd.backward(
-            [output, h_n],
-            [surrounded(cotangent(t, seed), contiguous) for seed, t in enumerate((output, h_n))],
+            tensors, [surrounded(cotangent(t, i), contiguous) for i, t in enumerate(tensors)]
         )
-        actual = {"output": output, "h_n": h_n, "dinput": x.grad, "dhx": h.grad}
-        actual |= {"d" + n: p.grad for n, p in module.named_parameters()}
+        actual = dict(zip(("output", "h_n", "c_n"), tensors, strict=False))
+        actual |= {name: t.grad for name, t in zip(("dhx", "dcx"), states, strict=False)}
+        actual |= {"dinput": x.grad, **{"d" + n: p.grad for n, p in module.named_parameters()}}
         # Another stride may mean another order of summation in a GEMM, so: to rounding.
         assert_matches(actual, expected, rtol=16 * torch.finfo(dtype).eps)
 
 
-def test_expanded_and_transposed_arguments():
-    case = Case(6, 4, 3, 5, 1)
+@every_cell
+def test_expanded_and_transposed_arguments(cell):
+    case = Case(6, 4, 3, 5, 1, cell=cell)
     module = case.module(truncation=4)
     other, call = referee(module, 4)
-    x, h = case.data()
-    for x_view, h_view in [
-        (x[:, :1].expand(6, 4, 3), h[:, :1].expand(1, 4, 5)),
-        (x.transpose(0, 1).contiguous().transpose(0, 1), h.mT.contiguous().mT),
-        (x.flip(0)[::2], h),
-        (x[..., :1].expand(6, 4, 3), h),
+    x, hx = case.data()
+    expanded = whole([state[:, :1].expand(1, 4, 5) for state in parts(hx)])
+    transposed = whole([state.mT.contiguous().mT for state in parts(hx)])
+    for x_view, hx_view in [
+        (x[:, :1].expand(6, 4, 3), expanded),
+        (x.transpose(0, 1).contiguous().transpose(0, 1), transposed),
+        (x.flip(0)[::2], hx),
+        (x[..., :1].expand(6, 4, 3), hx),
     ]:
         grads = []
         for m, f in ((module, module), (other, call)):
             m.zero_grad()
-            output, h_n = f(x_view, h_view)
+            output, *_ = tensors_of(f(x_view, hx_view))
             output.sum().backward()  # an expanded gradient: stride 0 everywhere
             grads.append({n: p.grad.clone() for n, p in m.named_parameters()} | {"output": output})
         assert_matches(*grads)
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "gru", "lstm"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_nan_and_inf_spread_as_in_torch(value, nonlinearity, isa):
+def test_nan_and_inf_spread_as_in_torch(value, cell, isa):
     for B, H in [(3, 5), (1, 64), (13, 33)]:
-        case = Case(6, B, 4, H, nonlinearity=nonlinearity)
+        case = Case(6, B, 4, H, cell=cell)
         module = case.module()
-        x, h = case.data()
+        x, hx = case.data()
         x[2, 0, 1] = value
-        h[0, B - 1, 0] = value
-        actual, expected = step(module, x, h), step(twin(module), x, h)
+        parts(hx)[0][0, B - 1, 0] = value
+        actual, expected = step(module, x, hx), step(twin(module), x, hx)
         for name in expected:
             torch.testing.assert_close(
                 actual[name], expected[name], rtol=1e-11, atol=1e-11, equal_nan=True, msg=name
             )
 
 
-def test_empty_batch():
+@every_stack
+def test_empty_batch(case):
     for batch_first in (False, True):
-        case = Case(5, 0, 3, 4, 2, True, batch_first)
+        case = dataclasses.replace(case, B=0, batch_first=batch_first)
         module = case.module(truncation=2)
         actual = step(module, *case.data())
         assert_matches(actual, step(twin(module), *case.data()))
@@ -370,12 +467,12 @@ def test_empty_batch():
             assert torch.equal(actual["d" + name], torch.zeros_like(parameter)), name
 
 
-def test_autocast():
-    case = Case(6, 3, 4, 5, dtype=torch.float32)
+@every_cell
+def test_autocast(cell):
+    case = Case(6, 3, 4, 5, cell=cell, dtype=torch.float32)
     module = case.module()
-    x, h = case.data()
     with torch.autocast("cpu", torch.bfloat16):
-        actual, expected = module(x, h), twin(module)(x, h)
-    truth = fastbptt.reference.run(module, x, h)
+        actual, expected = (tensors_of(m(*case.data())) for m in (module, twin(module)))
+    truth = tensors_of(fastbptt.reference.run(module, *case.data()))
     for a, e, t in zip(actual, expected, truth, strict=True):
         assert (a - t).abs().max() <= 2 * (e - t).abs().max() + 4 * torch.finfo(t.dtype).eps

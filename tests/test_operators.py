@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 import fastbptt  # noqa: F401  (registers them)
-from common import Case, assert_matches, cotangent, referee, step
+from common import Case, assert_matches, cotangent, parts, referee, step
 
 rnn_fwd, rnn_bwd = torch.ops.fastbptt.rnn_fwd, torch.ops.fastbptt.rnn_bwd
 
@@ -18,53 +18,69 @@ CASES = {
     "plain": Case(),
     "bare": Case(hx=False, bias=False),
     "one row": Case(B=1, H=9),
-    "both directions": Case(bidirectional=True, nonlinearity="relu"),
-    "batch first": Case(batch_first=True, nonlinearity="identity", dtype=torch.float32),
+    "both directions": Case(bidirectional=True, cell="relu"),
+    "batch first": Case(batch_first=True, cell="identity", dtype=torch.float32),
     "batch first, both directions": Case(batch_first=True, bidirectional=True, bias=False),
     "packed": Case(lengths=(5, 3, 1)),
     "packed, no hx": Case(lengths=(5, 5, 2), hx=False, bidirectional=True, dtype=torch.float32),
     "empty batch": Case(B=0, bidirectional=True),
+    "gru": Case(cell="gru"),
+    "gru, bare": Case(cell="gru", B=1, hx=False, bias=False, bidirectional=True),
+    "gru, packed": Case(cell="gru", lengths=(5, 3, 1), bidirectional=True),
+    "gru, empty batch": Case(cell="gru", B=0),
+    "lstm": Case(cell="lstm"),
+    "lstm, bare": Case(cell="lstm", B=1, hx=False, bias=False, bidirectional=True),
+    "lstm, projection": Case(cell="lstm", proj=2, batch_first=True, bidirectional=True),
+    "lstm, projection, bare": Case(cell="lstm", proj=3, bias=False, dtype=torch.float32),
+    "lstm, packed": Case(cell="lstm", proj=3, lengths=(5, 3, 1), bidirectional=True),
+    "lstm, packed, no hx": Case(cell="lstm", lengths=(5, 5, 2), hx=False),
+    "lstm, empty batch": Case(cell="lstm", proj=2, B=0),
+    "projected": Case(cell="lstm", proj=2),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def forward_arguments(case: Case) -> dict[str, object]:
-    x, hx = case.data()
+    x, states = case.data()
+    hx, cx = (*parts(states), None, None)[:2]
     return {
         "input": x.data,
         "hx": hx,
+        "cx": cx,
         "weights": [p.detach() for p in case.module().parameters()],
         "has_biases": case.bias,
         "batch_sizes": x.batch_sizes if isinstance(x, PackedSequence) else None,
         "batch_first": case.batch_first,
-        "cell": case.nonlinearity,
-        "cx": None,
+        "cell": case.cell,
         "keep_gates": True,
     }
 
 
-def backward_arguments(case: Case, chunk: int = 0, needs=(True, True, True)) -> dict[str, object]:
+ALL = (True, True, True, True)  # needs: input, hx, cx, weights
+
+
+def backward_arguments(case: Case, chunk: int = 0, needs=ALL) -> dict[str, object]:
     forward = forward_arguments(case)
-    output, h_n, _, c, gates = rnn_fwd(**forward)
+    output, h_n, c_n, c, gates = rnn_fwd(**forward)
     del forward["keep_gates"]
+    states = (case.hx, case.hx and case.cell == "lstm")
     return {
         "grad_output": cotangent(output, 0),
         "grad_h_n": cotangent(h_n, 1),
-        "grad_c_n": None,
+        "grad_c_n": cotangent(c_n, 2) if case.cell == "lstm" else None,
         **forward,
         "output": output,
         "c": c,
         "gates": gates,
         "chunk": chunk,
-        "needs": [needs[0], needs[1] and case.hx, False, needs[2]],
+        "needs": [needs[0], needs[1] and states[0], needs[2] and states[1], needs[3]],
     }
 
 
 def named(gradients, case: Case) -> dict[str, torch.Tensor]:
     dinput, dhx, dcx, dweights = gradients
-    assert dcx.numel() == 0
-    names = ["dinput", "dhx", *("d" + n for n, _ in case.module().named_parameters())]
-    return dict(zip(names, [dinput, dhx, *dweights], strict=True))
+    names = ["dinput", "dhx", "dcx", *("d" + n for n, _ in case.module().named_parameters())]
+    return dict(zip(names, [dinput, dhx, dcx, *dweights], strict=True))
 
 
 @every_case
@@ -75,6 +91,10 @@ def test_opcheck(case, chunk):
     torch.library.opcheck(rnn_bwd.default, (), arguments)
     torch.library.opcheck(rnn_bwd.default, (), arguments | {"grad_output": None})
     torch.library.opcheck(rnn_bwd.default, (), arguments | {"needs": [False, False, False, True]})
+    if case.cell in ("gru", "lstm"):
+        torch.library.opcheck(rnn_fwd.default, (), forward_arguments(case) | {"keep_gates": False})
+        empty = arguments["gates"].new_empty((0, *arguments["gates"].shape[1:]))
+        torch.library.opcheck(rnn_bwd.default, (), arguments | {"gates": empty})
 
 
 @every_case
@@ -84,25 +104,56 @@ def test_called_directly(case, chunk):
     case = dataclasses.replace(case, dtype=torch.float64)
     module, call = referee(case.module(), chunk or None)
     expected = step(module, *case.data(), call=call)
-    output, h_n, *_ = rnn_fwd(**forward_arguments(case))
-    actual = {"output": output, "h_n": h_n}
+    output, h_n, c_n, *_ = rnn_fwd(**forward_arguments(case))
+    actual = {"output": output, "h_n": h_n, "c_n": c_n}
     actual |= named(rnn_bwd(**backward_arguments(case, chunk)), case)
-    if not case.hx:
-        assert actual.pop("dhx").numel() == 0
+    for name in actual.keys() - expected.keys():  # what the case has not
+        assert actual.pop(name).numel() == 0
     assert_matches(actual, expected)
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("name", ["plain", "both directions", "packed", "batch first"])
+@every_case
+def test_what_is_kept(case):
+    x, _ = case.data()
+    rows, D = x.data.shape[:-1].numel(), 2 if case.bidirectional else 1
+    width = {"gru": 4 * case.H, "lstm": 4 * case.H}.get(case.cell, 0)
+    for keep in (True, False):
+        *_, c_n, c, gates = rnn_fwd(**forward_arguments(case) | {"keep_gates": keep})
+        assert gates.shape == (D if keep and width else 0, rows, width)
+        assert not gates.isnan().any()
+        with_c = D if case.cell == "lstm" else 0
+        assert c.shape == (with_c, rows, case.H) and not c.isnan().any()
+        assert c_n.shape == (with_c, 3 if case.B is None else case.B, case.H)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("name", [n for n, c in CASES.items() if c.cell in ("gru", "lstm")])
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_gates_computed_again(name, chunk):
+    case = CASES[name]
+    arguments = backward_arguments(case, chunk)
+    kept = named(rnn_bwd(**arguments), case)
+    *_, gates = rnn_fwd(**forward_arguments(case) | {"keep_gates": False})
+    again = named(rnn_bwd(**arguments | {"gates": gates}), case)
+    eps = torch.finfo(case.dtype).eps  # a GEMM over all steps sums in its own order
+    assert_matches(again, kept, rtol=64 * eps)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(
+    "name", ["plain", "both directions", "packed", "batch first", "gru", "lstm, projection"]
+)
 @pytest.mark.parametrize("chunk", [0, 2])
 def test_only_what_is_needed(name, chunk):
     case = CASES[name]
     full = named(rnn_bwd(**backward_arguments(case, chunk)), case)
-    for needs in itertools.product((False, True), repeat=3):
-        some = named(rnn_bwd(**backward_arguments(case, chunk, needs)), case)
+    for needs in itertools.product((False, True), repeat=4):
+        arguments = backward_arguments(case, chunk, needs)
+        some = named(rnn_bwd(**arguments), case)
         for grad, tensor in some.items():
-            index = {"dinput": 0, "dhx": 1}.get(grad, 2)
-            if needs[index]:
+            index = {"dinput": 0, "dhx": 1, "dcx": 2}.get(grad, 3)
+            if arguments["needs"][index]:
                 assert_matches({grad: tensor}, {grad: full[grad]}, rtol=0)
             else:
                 assert tensor.numel() == 0, f"{grad} was not asked for"
@@ -112,7 +163,9 @@ def test_only_what_is_needed(name, chunk):
 @every_case
 def test_a_gradient_that_is_absent_is_zero(case):
     arguments = backward_arguments(case, 2)
-    for name in ("grad_output", "grad_h_n"):
+    for name in ("grad_output", "grad_h_n", "grad_c_n"):
+        if arguments[name] is None:
+            continue
         zeros = torch.zeros_like(arguments[name])
         absent = rnn_bwd(**arguments | {name: None})
         present = rnn_bwd(**arguments | {name: zeros})
@@ -142,6 +195,10 @@ def zeros(*shape: int, **kwargs) -> torch.Tensor:
 
 def sizes(*values: int, dtype=torch.int64) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype)
+
+
+def projected(hh=(16, 2), hr=(2, 4)) -> list[torch.Tensor]:
+    return [zeros(16, 3), zeros(*hh), zeros(16), zeros(16), zeros(*hr)]
 
 
 # (T, B, I, H) = (5, 3, 3, 4), one direction, biases; packed: lengths 5, 3, 1. Each call replaces
@@ -186,6 +243,28 @@ BAD_FORWARD = [
     ("packed", "batch_sizes", sizes(3, 2, 2, 1, 1, dtype=torch.int32), "batch_sizes"),
     ("packed", "batch_sizes", sizes(3, 2, 2, 1, 1)[None], "batch_sizes"),
     ("packed", "batch_sizes", torch.tensor(9), "batch_sizes"),
+    ("gru", "cell", "lstm", "weight"),
+    ("gru", "cx", zeros(1, 3, 4), "cx"),
+    ("gru", "hx", zeros(1, 3, 12), "hx"),
+    ("gru", "weights", [zeros(11, 3), zeros(11, 4), zeros(11), zeros(11)], "weight_hh"),
+    ("gru", "weights", [zeros(4, 3), zeros(12, 4), zeros(12), zeros(12)], "weight_ih"),
+    ("gru", "weights", [zeros(12, 3), zeros(12, 4), zeros(12), zeros(4)], "bias_hh"),
+    ("gru", "weights", [zeros(12, 3), zeros(12, 4), zeros(12), zeros(12), zeros(4, 4)], "weights"),
+    ("lstm", "cell", "gru", "weight"),
+    ("lstm", "hx", zeros(1, 2, 4), "hx"),
+    ("lstm", "cx", zeros(1, 2, 4), "cx"),
+    ("lstm", "cx", zeros(3, 4), "cx"),
+    ("lstm", "cx", zeros(1, 3, 4, dtype=torch.float32), "cx"),
+    ("lstm", "weights", [zeros(16, 3), zeros(16, 5), zeros(16), zeros(16)], "weight_hh"),
+    ("lstm", "weights", [zeros(15, 3), zeros(15, 4), zeros(15), zeros(15)], "weight_hh"),
+    ("lstm", "weights", [zeros(16, 3), zeros(16, 4), zeros(16)], "weights"),
+    ("projected", "cx", zeros(1, 3, 2), "cx"),
+    ("projected", "hx", zeros(1, 3, 4), "hx"),
+    ("projected", "weights", projected(hr=(4, 2)), "weight_hr"),
+    ("projected", "weights", projected(hr=(2,)), "weight_hr"),
+    ("projected", "weights", projected(hh=(16, 4)), "hx|weight_h"),
+    ("projected", "weights", projected(hh=(16, 0), hr=(0, 4)), "weight_hh"),
+    ("projected", "weights", projected()[:4], "weight_hh"),
 ]
 BAD_BACKWARD = [
     ("plain", "grad_output", zeros(5, 3, 5), "grad_output"),
@@ -209,6 +288,23 @@ BAD_BACKWARD = [
     ("packed", "grad_output", zeros(8, 4), "grad_output"),
     ("packed", "batch_sizes", sizes(2, 3, 2, 1, 1), "batch_sizes"),
     ("packed", "batch_sizes", None, "input"),
+    ("gru", "grad_c_n", zeros(1, 3, 4), "grad_c_n"),
+    ("gru", "c", zeros(1, 15, 4), "c must"),
+    ("gru", "gates", zeros(1, 15, 12), "gates"),
+    ("gru", "gates", zeros(1, 15, 16, dtype=torch.float32), "gates"),
+    ("gru", "needs", ALL, "cx"),
+    ("lstm", "grad_c_n", zeros(3, 4), "grad_c_n"),
+    ("lstm", "grad_c_n", zeros(1, 3, 4, dtype=torch.float32), "grad_c_n"),
+    ("lstm", "c", zeros(0, 15, 4), "c must"),
+    ("lstm", "c", zeros(1, 14, 4), "c must"),
+    ("lstm", "gates", zeros(1, 15, 15), "gates"),
+    ("lstm", "gates", zeros(2, 15, 16), "gates"),
+    ("lstm", "cx", zeros(1, 2, 4), "cx"),
+    ("lstm, packed, no hx", "needs", [True, False, True, True], "cx"),
+    ("projected", "grad_output", zeros(5, 3, 4), "grad_output"),
+    ("projected", "grad_h_n", zeros(1, 3, 4), "grad_h_n"),
+    ("projected", "grad_c_n", zeros(1, 3, 2), "grad_c_n"),
+    ("projected", "output", zeros(5, 3, 4), "output"),
 ]
 
 
@@ -229,10 +325,14 @@ def test_bad_backward(case, name, value, word):
     refuses(rnn_bwd, backward_arguments(CASES[case], 2), name, value, word)
 
 
-@pytest.mark.parametrize("name", ["input", "hx", "grad_output", "grad_h_n", "output"])
+FORWARD_TENSORS = ["input", "hx", "cx"]
+BACKWARD_TENSORS = ["grad_output", "grad_h_n", "grad_c_n", "output", "c", "gates"]
+
+
+@pytest.mark.parametrize("name", FORWARD_TENSORS + BACKWARD_TENSORS)
 def test_devices_do_not_mix(name):
-    arguments = backward_arguments(CASES["plain"])
+    arguments = backward_arguments(CASES["lstm"])
     word = "device" if name == "input" else name  # then all others are on another than input's
     refuses(rnn_bwd, arguments, name, arguments[name].to("meta"), word)
-    if not name.startswith("grad") and name != "output":
-        refuses(rnn_fwd, forward_arguments(CASES["plain"]), name, arguments[name].to("meta"), word)
+    if name in FORWARD_TENSORS:
+        refuses(rnn_fwd, forward_arguments(CASES["lstm"]), name, arguments[name].to("meta"), word)

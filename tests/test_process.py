@@ -23,15 +23,19 @@ import os, sys, threading
 import torch, fastbptt
 
 torch.manual_seed(0)
-rnn = fastbptt.RNN(32, 128, 2, bidirectional=True, truncation=10, dtype=torch.float64)
+options = {"bidirectional": True, "truncation": 10, "dtype": torch.float64}
+rnn = fastbptt.RNN(32, 128, 2, **options)
+gru = fastbptt.GRU(32, 64, **options)
+lstm = fastbptt.LSTM(32, 64, proj_size=40, **options)
 x = torch.randn(50, 16, 32, dtype=torch.float64)
 
 def step(module=rnn, x=x):
     leaf = x.detach().requires_grad_()
-    output, h_n = module(leaf)
-    grads = torch.autograd.grad([output, h_n], [leaf, *module.parameters()],
-                                [output.detach(), h_n.detach()])
-    return [output.detach(), h_n.detach(), *grads]
+    output, states = module(leaf)
+    results = [output, *(states if isinstance(states, tuple) else [states])]
+    grads = torch.autograd.grad(results, [leaf, *module.parameters()],
+                                [result.detach() for result in results])
+    return [*(result.detach() for result in results), *grads]
 
 def same(a, b):
     return all(torch.allclose(p, q, rtol=0, atol=1e-12 * float(q.abs().max()))
@@ -42,14 +46,15 @@ def same(a, b):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("truncation", [None, 7])
-def test_a_thousand_passes_leak_nothing(truncation):
+def test_hundreds_of_passes_leak_nothing(truncation):
     # The smallest tensor of a pass but for the biases is h_n with 4 KB; one of them a pass would
-    # be 4 MB. The collector is off, so that a reference cycle counts as a leak.
+    # be 2.4 MB. The collector is off, so that a reference cycle counts as a leak.
     script = f"""
 import gc, resource, torch, fastbptt
 from torch.nn.utils.rnn import pack_padded_sequence
 
-rnn = fastbptt.RNN(16, 32, 2, bidirectional=True, truncation={truncation})
+rnn, gru, lstm = (cls(16, 32, 2, bidirectional=True, truncation={truncation})
+                  for cls in (fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM))
 functional = [p.detach().clone().requires_grad_() for p in list(rnn.parameters())[:4]]
 x = torch.randn(32, 8, 16)
 packed = pack_padded_sequence(x, [32, 30, 20, 20, 9, 3, 1, 1])
@@ -61,6 +66,12 @@ def once():
     output, h_n = rnn(packed, h_n)  # never differentiated: the graph dies by itself
     output, h_n = fastbptt.rnn(leaf, h_n[0].detach(), *functional, truncation={truncation})
     h_n.sum().backward()
+    output, h_n = gru(leaf)
+    (output.sum() + h_n.sum()).backward()
+    output, states = lstm(leaf)
+    (output.sum() + states[1].sum()).backward()
+    output, states = lstm(packed, states)
+    lstm.recompute = gru.recompute = not gru.recompute
     leaf.grad = None
 
 def resident():
@@ -69,10 +80,10 @@ def resident():
 
 gc.collect()
 gc.disable()
-for _ in range(200):
+for _ in range(150):
     once()
 before = resident()
-for _ in range(1000):
+for _ in range(600):
     once()
 print(resident() - before)
 """
@@ -85,19 +96,21 @@ def test_forked_loader_worker():
         + """
 from torch.utils.data import DataLoader, Dataset
 
+modules = [rnn, gru, lstm]
+
 class Steps(Dataset):
     def __len__(self):
         return 6
     def __getitem__(self, i):
-        return step(x=x + i)
+        return step(modules[i % 3], x + i)
 
 torch.set_num_threads(2)
-expected = [step(x=x + i) for i in range(6)]  # the parent's threads are running when it forks
+expected = [Steps()[i] for i in range(6)]  # the parent's threads are running when it forks
 loader = DataLoader(Steps(), batch_size=None, num_workers=1, multiprocessing_context="fork")
 count = 0
 for got, want in zip(loader, expected, strict=True):
     assert same(got, want)
-    assert same(step(x=x + count), want)  # and the parent goes on
+    assert same(Steps()[count], want)  # and the parent goes on
     count += 1
 assert count == 6
 """
@@ -113,17 +126,20 @@ def test_fork(threads):
         + f"""
 torch.set_num_threads({threads})
 x = x[:15, :8].contiguous()
-expected = [t.numpy() for t in step(x=x)]
+def results():
+    return [t.numpy() for module in (rnn, gru, lstm) for t in step(module, x)]
+
+expected = results()
 child = os.fork()
 if child == 0:
     try:
-        got = [t.numpy() for t in step(x=x)]
+        got = results()
         ok = all(abs(g - e).max() <= 1e-12 * abs(e).max() for g, e in zip(got, expected))
     except BaseException as error:
         print(error, file=sys.stderr, flush=True)
         ok = False
     os._exit(0 if ok else 1)
-assert same(step(x=x), [torch.from_numpy(e) for e in expected])
+assert all(abs(g - e).max() <= 1e-12 * abs(e).max() for g, e in zip(results(), expected))
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """,
         timeout=60,
@@ -151,7 +167,8 @@ def test_threads_change_while_running():
     python(
         SET_UP
         + """
-expected, done = step(), threading.Event()
+modules = [rnn, gru, lstm]
+expected, done = [step(module) for module in modules], threading.Event()
 
 def change():
     i = 0
@@ -162,8 +179,8 @@ def change():
 changer = threading.Thread(target=change)
 changer.start()
 try:
-    for _ in range(60):
-        assert same(step(), expected)
+    for i in range(60):
+        assert same(step(modules[i % 3]), expected[i % 3])
 finally:
     done.set()
     changer.join()
@@ -175,13 +192,14 @@ def test_more_threads_than_cores():
     python(
         SET_UP
         + """
-expected = step()
-lone = fastbptt.RNN(32, 512, dtype=torch.float64)  # one row: shared over units, barrier a step
-want = step(lone, x[:, :1])
+modules = [(rnn, x), (gru, x), (lstm, x)]
+for cls in (fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM):  # one row: over units, a barrier a step
+    modules.append((cls(32, 256, dtype=torch.float64), x[:, :1]))
+expected = [step(*pair) for pair in modules]
 torch.set_num_threads(4 * os.cpu_count())
-for _ in range(5):
-    assert same(step(), expected)
-    assert same(step(lone, x[:, :1]), want)
+for _ in range(4):
+    for pair, want in zip(modules, expected):
+        assert same(step(*pair), want)
 """
     )
 
@@ -191,8 +209,8 @@ def test_python_threads():
         SET_UP
         + """
 torch.set_num_threads(2)
-modules = [rnn, rnn, fastbptt.RNN(32, 96, 2, dtype=torch.float64)]  # two share one module
-inputs = [x, x[:33] + 1, x - 1]
+modules = [rnn, rnn, gru, lstm]  # two share one module
+inputs = [x, x[:33] + 1, x - 1, x]
 expected = [step(m, i) for m, i in zip(modules, inputs)]
 wrong = []
 

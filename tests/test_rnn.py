@@ -1,4 +1,4 @@
-"""fastbptt.RNN is torch.nn.RNN: the same outputs and the same gradients, each by its name."""
+"""The modules are torch.nn's: the same outputs and the same gradients, each by its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import fastbptt
-from common import SHAPES, Case, assert_matches, detach_loop, referee, step, twin
+from common import CELLS, SHAPES, Case, assert_matches, detach_loop, referee, step, twin
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -23,6 +23,14 @@ LAYOUTS = {
 }
 BOOLS = (False, True)
 
+# The cells that kernels differ for, with the rest of what they are checked with: full, truncated.
+KINDS = {
+    "rnn": ({}, {"cell": "relu"}),
+    "gru": ({"cell": "gru"}, {"cell": "gru"}),
+    "lstm": ({"cell": "lstm"}, {"cell": "lstm"}),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
 
 def check(case: Case, truncation=None) -> None:
     """Against the reference and, where torch has the same, against torch itself."""
@@ -30,51 +38,66 @@ def check(case: Case, truncation=None) -> None:
     actual = step(module, *case.data())
     double, call = referee(module, truncation)
     assert_matches(actual, step(double, *case.data(), call=call))
-    if truncation is None and case.nonlinearity != "identity":
+    if truncation is None and case.cell != "identity":
         assert_matches(actual, step(twin(module), *case.data()))
 
 
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu", "identity"])
+@pytest.mark.parametrize("cell, proj", [*((cell, 0) for cell in CELLS), ("lstm", 2)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("bidirectional", BOOLS, ids="bidirectional={}".format)
 @pytest.mark.parametrize("layers", [1, 2, 3], ids="layers={}".format)
-def test_every_option(layers, bidirectional, layout, nonlinearity):
+def test_every_option(layers, bidirectional, layout, cell, proj):
     for bias, batch_first, hx, k in itertools.product(BOOLS, BOOLS, BOOLS, (None, 2)):
         case = Case(
             layers=layers,
             bidirectional=bidirectional,
             bias=bias,
             batch_first=batch_first,
-            nonlinearity=nonlinearity,
+            cell=cell,
+            proj=proj,
             hx=hx,
             **LAYOUTS[layout],
         )
         check(case, k)
 
 
+@every_kind
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_shapes(shape, isa, threads):
+def test_shapes(shape, kind, isa, threads):
     assert fastbptt._C.cpu_isa() == isa
-    T, B, I, H = shape
-    check(Case(T, B, I, H))
-    check(Case(T, B, I, H, nonlinearity="relu", hx=False), truncation=3)
+    full, truncated = KINDS[kind]
+    check(Case(*shape, **full))
+    check(Case(*shape, **truncated, hx=False), truncation=3)
+
+
+# (T, B, I, H, R): projections narrow and almost as wide as the layer.
+PROJECTIONS = [(3, 1, 2, 2, 1), (9, 1, 5, 64, 17), (6, 5, 9, 33, 32), (5, 13, 16, 130, 64)]
+
+
+@pytest.mark.parametrize("shape", PROJECTIONS, ids=str)
+def test_projections(shape, isa, threads):
+    *sizes, proj = shape
+    check(Case(*sizes, cell="lstm", proj=proj))
+    check(Case(*sizes, cell="lstm", proj=proj, bias=False, hx=False), truncation=2)
 
 
 @pytest.mark.parametrize("shape", [(6, 2, 9, 384), (5, 3, 40, 300), (4, 13, 8, 200)], ids=str)
+@every_kind
 @pytest.mark.parametrize("count", [4, 5, 8], ids="threads={}".format)
-def test_batch_and_units_both_shared(shape, count, isa):
+def test_batch_and_units_both_shared(shape, count, kind, isa):
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        check(Case(*shape))
-        check(Case(*shape), truncation=2)
+        full, truncated = KINDS[kind]
+        check(Case(*shape, **full))
+        check(Case(*shape, **truncated), truncation=2)
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("truncation", [None, 1000])
-def test_a_very_long_sequence(truncation):
-    case = Case(70_000, 1, 1, 3, hx=False)  # more than 2^16 steps
+@pytest.mark.parametrize("cell, truncation", [("tanh", None), ("gru", 1000), ("lstm", None)])
+def test_a_very_long_sequence(cell, truncation):
+    case = Case(100_000, 1, 1, 3, cell=cell, hx=False)  # more than 2^16 steps
     module = case.module(truncation=truncation)
     actual, other = step(module, *case.data()), twin(module)
     expected = step(other, *case.data(), call=detach_loop(other, truncation or case.T))
@@ -91,11 +114,13 @@ LENGTHS = {
 }
 
 
+@every_kind
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-def test_packed_shapes(lengths, isa, threads):
+def test_packed_shapes(lengths, kind, isa, threads):
     case = partial(Case, max(lengths), len(lengths), 5, 37, lengths=lengths)
-    check(case())
-    check(case(layers=2, bidirectional=True), truncation=4)
+    full, truncated = KINDS[kind]
+    check(case(**full))
+    check(case(layers=2, bidirectional=True, **truncated), truncation=4)
 
 
 @st.composite
@@ -105,16 +130,18 @@ def cases(draw) -> tuple[Case, int | None]:
     lengths = None
     if layout == "packed":
         lengths = draw(st.lists(st.integers(1, T), min_size=B, max_size=B).map(tuple))
+    cell, H = draw(st.sampled_from(CELLS)), draw(st.integers(1, 140))
     case = Case(
         T=max(lengths) if lengths else T,
         B=None if layout == "unbatched" else B,
         I=draw(st.integers(1, 40)),
-        H=draw(st.integers(1, 140)),
+        H=H,
         layers=draw(st.integers(1, 3)),
         bidirectional=draw(st.booleans()),
         batch_first=draw(st.booleans()),
         bias=draw(st.booleans()),
-        nonlinearity=draw(st.sampled_from(["tanh", "relu", "identity"])),
+        cell=cell,
+        proj=draw(st.integers(0, H - 1)) if cell == "lstm" else 0,
         hx=draw(st.booleans()),
         lengths=lengths,
         seed=draw(st.integers(0, 9)),
@@ -130,8 +157,9 @@ def test_any_configuration(isa, threads, case_and_k):
 
 @pytest.mark.parametrize("shape", [(11, 29, 9, 70), (9, 1, 5, 256), (5, 3, 4, 300)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_same_input_same_bits(shape, dtype, isa, threads):
-    case = Case(*shape, layers=2, bidirectional=True, dtype=dtype)
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+def test_same_input_same_bits(cell, shape, dtype, isa, threads):
+    case = Case(*shape, layers=2, bidirectional=True, cell=cell, dtype=dtype)
     module = case.module(truncation=4)
     first = step(module, *case.data())
     for _ in range(5):

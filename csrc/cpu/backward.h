@@ -219,8 +219,8 @@ struct Backward {
                    });
         mine.group.arrive();
       }
-      *progress = {active, block.d + (first_row + mine.first_lane) * stride +
-                               Cell::kFirstRecurrent * p.H};
+      *progress = {active,
+                   block.d + (first_row + mine.first_lane) * stride + Cell::kFirstRecurrent * p.H};
       first_row += all.active_at(s);
     }
   }
@@ -229,8 +229,8 @@ struct Backward {
   void finish_initial_states(const Share& mine, const Progress& progress) const {
     mine.group.await();
     if (p.d_hx) {
-      step_tiles(mine.panels, w_hh, G * p.H, progress.d, stride * mine.lane_step, 0,
-                 mine.num_lanes, [&](int64_t i, int64_t panel, const scalar_t* acc) {
+      step_tiles(mine.panels, w_hh, G * p.H, progress.d, stride * mine.lane_step, 0, mine.num_lanes,
+                 [&](int64_t i, int64_t panel, const scalar_t* acc) {
                    const Lane& lane = mine.lane(i);
                    if (!lane.from_start) return;
                    for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {
@@ -270,8 +270,8 @@ struct Backward {
     }
     if (!p.d_w_ih) return;
     constexpr int kInOrder[] = {0, 1, 2, 3};
-    const OuterProduct<scalar_t> inputs{block.d, stride, block.num_rows, G, Cell::kInputGate, p.H,
-                                        !first_block};
+    const OuterProduct<scalar_t> inputs{block.d,          stride, block.num_rows, G,
+                                        Cell::kInputGate, p.H,    !first_block};
     OuterProduct<scalar_t> states = inputs;
     states.d += Cell::kFirstRecurrent * p.H;
     states.order = kInOrder;

@@ -22,8 +22,8 @@ struct Forward {
 
   const FwdParams<scalar_t>& p;
   Packed<scalar_t> w_ih, w_hh, w_hr;
-  scalar_t* bias;        // [G*H] of `pre`, whole vectors
-  scalar_t* state[2];    // [num_lanes, stride] h
+  scalar_t* bias;      // [G*H] of `pre`, whole vectors
+  scalar_t* state[2];  // [num_lanes, stride] h
   int64_t stride;
   scalar_t* unprojected;  // [num_lanes, wide_stride] h before the projection
   int64_t wide_stride;
@@ -94,9 +94,8 @@ struct Forward {
       const Range part = share(all.active_at(s), worker.id, worker.count);
       const int64_t first = (s - begin) * p.num_lanes;
       const Range rows{first + part.begin, first + part.end};
-      inputs.gather(rows, [&](int64_t r) {
-        return p.input + row_at(p, p.lanes[r - first], s) * p.I;
-      });
+      inputs.gather(rows,
+                    [&](int64_t r) { return p.input + row_at(p, p.lanes[r - first], s) * p.I; });
       add_input_products(inputs.rows, inputs.stride, rows);
     }
   }
@@ -121,8 +120,7 @@ struct Forward {
     constexpr int G = Cell::kGates;
     const Lane& lane = p.lanes[lane_index];
     const int64_t row = row_at(p, lane, s);
-    const int64_t pre_index =
-        in_blocks() ? s % block_steps * p.num_lanes + lane_index : row;
+    const int64_t pre_index = in_blocks() ? s % block_steps * p.num_lanes + lane_index : row;
     scalar_t* const pre_row = pre + pre_index * ld_pre;
     const scalar_t* c_before = nullptr;
     scalar_t* c_row = nullptr;

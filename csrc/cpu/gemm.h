@@ -12,8 +12,8 @@ namespace {
 
 // 32 registers with AVX-512, else 16: what accumulators leave must hold the operands.
 constexpr int kAccumulators = kVecBytes == 64 ? 24 : 12;
-constexpr int kMaxVecs = 4;                               // vectors in a tile's row
-constexpr int kPanelVecs = kVecBytes == 64 ? 4 : 2;       // best where the choice is free
+constexpr int kMaxVecs = 4;                          // vectors in a tile's row
+constexpr int kPanelVecs = kVecBytes == 64 ? 4 : 2;  // best where the choice is free
 constexpr int kMaxRows = 8;
 constexpr int kMaxTile = kAccumulators * kVecBytes;  // bytes of a tile's results
 // Multiply-adds that must be under way at once to hide their latency (4 cycles, 2 a cycle).
@@ -26,6 +26,9 @@ constexpr int tile_rows(int vecs) {
 // How a tile reads its left operand: a(i, k) = a[i * lda + k], or a[k * lda + i].
 enum class Left { kByRow, kByColumn };
 
+// A running sum over more values than this loses accuracy, so a long sum is one of shorter ones.
+constexpr int64_t kSumLength = 128;
+
 // acc[i][v] (+)= sum over k of a(i, k) * panel[k][v]. A small tile sums interleaved parts of the k
 // range in accumulators of their own.
 template <typename scalar_t, Left left, int rows, int vecs>
@@ -33,46 +36,52 @@ void tile(const scalar_t* a, int64_t lda, const scalar_t* panel, int64_t K, bool
           scalar_t* acc_out) {
   using V = Vec<scalar_t>;
   constexpr int W = kLanes<scalar_t>;
-  constexpr int parts = rows * vecs >= kInFlight ? 1 : (kInFlight + rows * vecs - 1) / (rows * vecs);
-  V acc[parts][rows][vecs] = {};
-  const auto multiply_add = [&](V(&sum)[rows][vecs], int64_t k) __attribute__((always_inline)) {
-    V b[vecs];
+  constexpr int parts =
+      rows * vecs >= kInFlight ? 1 : (kInFlight + rows * vecs - 1) / (rows * vecs);
+  int64_t k = 0;
+  do {
+    const int64_t end = min(K, k + kSumLength * parts);
+    V acc[parts][rows][vecs] = {};
+    const auto multiply_add = [&](V(&sum)[rows][vecs], int64_t k) __attribute__((always_inline)) {
+      V b[vecs];
 #pragma GCC unroll 8
-    for (int v = 0; v < vecs; ++v) b[v] = load(panel + (k * vecs + v) * W);
+      for (int v = 0; v < vecs; ++v) b[v] = load(panel + (k * vecs + v) * W);
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; ++i) {
+        const V x = V{} + (left == Left::kByRow ? a[i * lda + k] : a[k * lda + i]);
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; ++v) sum[i][v] += x * b[v];
+      }
+    };
+    for (; k + parts <= end; k += parts) {
+#pragma GCC unroll 8
+      for (int part = 0; part < parts; ++part) multiply_add(acc[part], k + part);
+    }
+    if constexpr (parts > 1) {
+      for (; k < end; ++k) multiply_add(acc[0], k);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
-      const V x = V{} + (left == Left::kByRow ? a[i * lda + k] : a[k * lda + i]);
 #pragma GCC unroll 8
-      for (int v = 0; v < vecs; ++v) sum[i][v] += x * b[v];
+      for (int v = 0; v < vecs; ++v) {
+        V sum = acc[0][i][v];
+#pragma GCC unroll 8
+        for (int part = 1; part < parts; ++part) sum += acc[part][i][v];
+        scalar_t* to = acc_out + (i * vecs + v) * W;
+        store(to, accumulate ? load(to) + sum : sum);
+      }
     }
-  };
-  int64_t k = 0;
-  for (; k + parts <= K; k += parts) {
-#pragma GCC unroll 8
-    for (int part = 0; part < parts; ++part) multiply_add(acc[part], k + part);
-  }
-  if constexpr (parts > 1) {
-    for (; k < K; ++k) multiply_add(acc[0], k);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < rows; ++i) {
-#pragma GCC unroll 8
-    for (int v = 0; v < vecs; ++v) {
-      V sum = acc[0][i][v];
-#pragma GCC unroll 8
-      for (int part = 1; part < parts; ++part) sum += acc[part][i][v];
-      scalar_t* to = acc_out + (i * vecs + v) * W;
-      store(to, accumulate ? load(to) + sum : sum);
-    }
-  }
+    accumulate = true;
+  } while (k < K);
 }
 
 template <typename scalar_t, Left left, int vecs>
 void tile_of(int64_t rows, const scalar_t* a, int64_t lda, const scalar_t* panel, int64_t K,
              bool accumulate, scalar_t* acc) {
-#define FASTBPTT_ROWS(n)                                                       \
-  case n:                                                                      \
-    if constexpr (n <= tile_rows(vecs)) tile<scalar_t, left, n, vecs>(a, lda, panel, K, accumulate, acc); \
+#define FASTBPTT_ROWS(n)                                                \
+  case n:                                                               \
+    if constexpr (n <= tile_rows(vecs))                                 \
+      tile<scalar_t, left, n, vecs>(a, lda, panel, K, accumulate, acc); \
     break;
   switch (rows) {
     FASTBPTT_ROWS(1)
@@ -92,14 +101,10 @@ template <typename scalar_t, Left left>
 inline void run_tile(int64_t rows, int64_t vecs, const scalar_t* a, int64_t lda,
                      const scalar_t* panel, int64_t K, scalar_t* acc, bool accumulate = false) {
   switch (vecs) {
-    case 1:
-      return tile_of<scalar_t, left, 1>(rows, a, lda, panel, K, accumulate, acc);
-    case 2:
-      return tile_of<scalar_t, left, 2>(rows, a, lda, panel, K, accumulate, acc);
-    case 3:
-      return tile_of<scalar_t, left, 3>(rows, a, lda, panel, K, accumulate, acc);
-    case 4:
-      return tile_of<scalar_t, left, 4>(rows, a, lda, panel, K, accumulate, acc);
+    case 1: return tile_of<scalar_t, left, 1>(rows, a, lda, panel, K, accumulate, acc);
+    case 2: return tile_of<scalar_t, left, 2>(rows, a, lda, panel, K, accumulate, acc);
+    case 3: return tile_of<scalar_t, left, 3>(rows, a, lda, panel, K, accumulate, acc);
+    case 4: return tile_of<scalar_t, left, 4>(rows, a, lda, panel, K, accumulate, acc);
   }
 }
 
@@ -244,8 +249,7 @@ void pack_direct(const Packed<scalar_t>& to, const scalar_t* w, int gates, const
 // vector at a time; B has one gate. Rows are taken in blocks that stay in the second-level cache
 // while the panels pass over them.
 template <typename scalar_t, typename Fn>
-void gemm_rows(const scalar_t* a, int64_t lda, const Packed<scalar_t>& b, Range rows_in,
-               Fn&& fn) {
+void gemm_rows(const scalar_t* a, int64_t lda, const Packed<scalar_t>& b, Range rows_in, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
   const int64_t block = max(24, (256 << 10) / int64_t(sizeof(scalar_t)) / b.K);
   alignas(64) char storage[kMaxTile];

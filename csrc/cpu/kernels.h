@@ -18,7 +18,7 @@ struct Kernel {
 
 template <typename scalar_t>
 struct Kernels {
-  Kernel<FwdParams<scalar_t>> forward[kNumCells];   // by CellKind
+  Kernel<FwdParams<scalar_t>> forward[kNumCells];  // by CellKind
   Kernel<BwdParams<scalar_t>> backward[kNumCells];
 };
 

@@ -36,22 +36,24 @@ struct Recomputation {
     // The last gate's recurrent part is kept apart where the cell needs it so.
     constexpr int64_t kApart = Cell::kRecurrentBias ? G - 1 : G;
     inputs.gather(rows, input_at);
-    gemm_rows(inputs.rows, inputs.stride, w_ih, rows, [&](int64_t r, int64_t n, int64_t count, V sum) {
-      if (p.b_ih) sum += load_first(p.b_ih + n, count);
-      store_first(gates + r * ld + n, sum, count);
-    });
+    gemm_rows(inputs.rows, inputs.stride, w_ih, rows,
+              [&](int64_t r, int64_t n, int64_t count, V sum) {
+                if (p.b_ih) sum += load_first(p.b_ih + n, count);
+                store_first(gates + r * ld + n, sum, count);
+              });
     states.gather(rows, state_at);
-    gemm_rows(states.rows, states.stride, w_hh, rows, [&](int64_t r, int64_t n, int64_t count, V sum) {
-      if (p.b_hh) sum += load_first(p.b_hh + n, count);
-      for (int i = 0; i < count; ++i) {
-        scalar_t* to = gates + r * ld + n + i;
-        if (n + i < kApart * p.H) {
-          *to += sum[i];
-        } else {
-          to[p.H] = sum[i];
-        }
-      }
-    });
+    gemm_rows(states.rows, states.stride, w_hh, rows,
+              [&](int64_t r, int64_t n, int64_t count, V sum) {
+                if (p.b_hh) sum += load_first(p.b_hh + n, count);
+                for (int i = 0; i < count; ++i) {
+                  scalar_t* to = gates + r * ld + n + i;
+                  if (n + i < kApart * p.H) {
+                    *to += sum[i];
+                  } else {
+                    to[p.H] = sum[i];
+                  }
+                }
+              });
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       for (int64_t unit = 0; unit < p.H; unit += W) {
         const int64_t count = p.H - unit;

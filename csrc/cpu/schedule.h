@@ -82,9 +82,9 @@ struct Share {
   int64_t first_lane;
   int64_t lane_step;
   int64_t num_lanes;
-  Range panels;      // of the units that this thread computes
-  Range projected;   // of the projected state, likewise
-  Barrier group;     // of the threads that share these lanes
+  Range panels;     // of the units that this thread computes
+  Range projected;  // of the projected state, likewise
+  Barrier group;    // of the threads that share these lanes
   bool idle;
 
   int64_t index(int64_t i) const { return first_lane + i * lane_step; }
