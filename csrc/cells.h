@@ -72,7 +72,7 @@ inline V bounded_magnitude(V x, scalar_t limit) {
 // tanh(x) = sign(x) e / (e + 2) with e = exp(2|x|) - 1 = power * fraction + (power - 1) >= 0, which
 // is accurate relative to itself also near zero.
 template <typename V>
-inline V tanh(V x) {
+[[gnu::always_inline]] inline V tanh(V x) {
   using scalar_t = typename Bits<V>::scalar_t;
   const V magnitude = bounded_magnitude(x, ExpConstants<scalar_t>::kTanhLimit);
   const SplitExp<V> exp(magnitude + magnitude);
@@ -82,7 +82,7 @@ inline V tanh(V x) {
 
 // sigmoid(x) = 1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0, with e = exp(-|x|) <= 1.
 template <typename V>
-inline V sigmoid(V x) {
+[[gnu::always_inline]] inline V sigmoid(V x) {
   using scalar_t = typename Bits<V>::scalar_t;
   const SplitExp<V> exp(-bounded_magnitude(x, ExpConstants<scalar_t>::kExpLimit));
   const V e = exp.power * exp.fraction + exp.power;

@@ -88,16 +88,16 @@ struct Forward {
     if (!in_blocks()) {
       return add_input_products(p.input, p.I, share(p.layout.N, worker.id, worker.count));
     }
-    const Share all = everyone(p);
-    const int64_t end = min(begin + block_steps, p.lanes[0].steps);
-    for (int64_t s = begin; s < end; ++s) {
-      const Range part = share(all.active_at(s), worker.id, worker.count);
-      const int64_t first = (s - begin) * p.num_lanes;
-      const Range rows{first + part.begin, first + part.end};
-      inputs.gather(rows,
-                    [&](int64_t r) { return p.input + row_at(p, p.lanes[r - first], s) * p.I; });
-      add_input_products(inputs.rows, inputs.stride, rows);
-    }
+    // Row r of a block is step begin + r / num_lanes of lane r % num_lanes; a lane that has ended
+    // leaves its row unused.
+    const int64_t steps = min(block_steps, p.lanes[0].steps - begin);
+    const Range rows = share(steps * p.num_lanes, worker.id, worker.count);
+    inputs.gather(rows, [&](int64_t r) {
+      const Lane& lane = p.lanes[r % p.num_lanes];
+      const int64_t s = begin + r / p.num_lanes;
+      return s < lane.steps ? p.input + row_at(p, lane, s) * p.I : nullptr;
+    });
+    add_input_products(inputs.rows, inputs.stride, rows);
   }
 
   void load_hx(const Share& mine, scalar_t* to, int64_t lane_stride) const {

@@ -174,24 +174,15 @@ inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
                        int64_t end, Await&& await, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
   constexpr int kEarlyPanels = 8;
-  const auto hand_over = [&](int64_t panel, int64_t first, int64_t rows, const scalar_t* acc) {
-    for (int64_t i = 0; i < rows; ++i) fn(first + i, panel, acc + i * packed.vecs_in(panel) * W);
-  };
   const bool early = K > 0 && own.made.begin < own.made.end && begin < end &&
                      own.made.end - own.made.begin < own.size &&
                      end - begin <= tile_rows(packed.panel_vecs * packed.gates) &&
                      panels.end - panels.begin <= kEarlyPanels;
   if (!early) {
     await();
-    alignas(64) char storage[kMaxTile];
-    scalar_t* acc = reinterpret_cast<scalar_t*>(storage);
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-      const int64_t vecs = packed.vecs_in(panel);
-      for_each_tile(begin, end, tile_rows(vecs), [&](int64_t first, int64_t rows) {
-        run_tile<scalar_t, Left::kByRow>(rows, vecs, state + first * stride, stride,
-                                         packed.panel(panel), K, acc);
-        hand_over(panel, first, rows, acc);
-      });
+      panel_product(state, stride, packed, panel, K, begin, end,
+                    [&](int64_t r, const scalar_t* acc) { fn(r, panel, acc); });
     }
     return;
   }
@@ -220,7 +211,9 @@ inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
       from = g * own.size + own.made.end;
     }
     add(panel, from, K, true);
-    hand_over(panel, begin, end - begin, acc_of(panel));
+    for (int64_t i = 0; i < end - begin; ++i) {
+      fn(begin + i, panel, acc_of(panel) + i * packed.vecs_in(panel) * W);
+    }
   }
 }
 

@@ -85,9 +85,10 @@ constexpr double kStepCycles = 60;  // activation latency and loop overhead
 // One step of one thread with `rows` lanes and `vecs` vectors of columns.
 double step_cycles(int64_t rows, int64_t K, int64_t vecs, int vec_bytes) {
   const double products = double(K) * vecs;
-  return std::max(products * rows / 2,
-                  products / vectors_per_cycle(products * vec_bytes, vec_bytes)) +
-         kStepCycles;
+  const double compute = products * rows / 2;
+  const double read = products / vectors_per_cycle(products * vec_bytes, vec_bytes);
+  // They overlap, but not wholly.
+  return std::max(compute, read) + std::min(compute, read) / 4 + kStepCycles;
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
