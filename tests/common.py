@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -282,3 +284,14 @@ def python(script: str, *args: object, timeout: float = 120, check: bool = True,
     if check:
         assert process.returncode == 0, err or f"ended with {process.returncode}"
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def through_pickle(module: torch.nn.Module) -> torch.nn.Module:
+    return pickle.loads(pickle.dumps(module))
+
+
+def through_file(module: torch.nn.Module) -> torch.nn.Module:
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)

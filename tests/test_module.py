@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
 import itertools
-import pickle
 
 import pytest
 import torch
@@ -24,6 +22,8 @@ from common import (
     step,
     surrounded,
     tensors_of,
+    through_file,
+    through_pickle,
     twin,
     whole,
 )
@@ -79,17 +79,6 @@ def test_is_not_an_nn_module_of_the_name_but_an_rnn_base(cls):
     # torch.compile refuses instances of nn.RNN and its siblings, subclasses too.
     assert issubclass(cls, torch.nn.RNNBase)
     assert not issubclass(cls, torch.nn.RNN | torch.nn.GRU | torch.nn.LSTM)
-
-
-def through_pickle(module):
-    return pickle.loads(pickle.dumps(module))
-
-
-def through_file(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, copy.copy, through_pickle, through_file])

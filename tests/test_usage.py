@@ -19,7 +19,19 @@ from torch.nn.utils.rnn import (
 )
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from common import Case, assert_matches, cotangent, parts, python, step, tensors_of, twin, whole
+from common import (
+    Case,
+    assert_matches,
+    cotangent,
+    parts,
+    python,
+    step,
+    tensors_of,
+    through_file,
+    through_pickle,
+    twin,
+    whole,
+)
 
 STACKS = {
     "rnn": Case(6, 3, 4, 5, layers=2, bidirectional=True),
@@ -78,17 +90,6 @@ def numbers(seed=0, shape=(6, 3)):
 
 
 # Copies and files.
-
-
-def through_pickle(module):
-    return pickle.loads(pickle.dumps(module))
-
-
-def through_file(module):
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, copy.copy, through_pickle, through_file])
