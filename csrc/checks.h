@@ -147,6 +147,35 @@ inline LayerShape check_layer(const at::Tensor& input, const std::optional<at::T
   return shape;
 }
 
+// One value for each step of each sequence: [T, B] ([B, T] if batch_first), or packed [N].
+inline void check_rows(const std::optional<at::Tensor>& rows, const std::string& name,
+                       at::ScalarType dtype, const at::Tensor& input) {
+  if (!rows.has_value()) return;
+  const at::IntArrayRef sizes = input.sizes().slice(0, input.dim() - 1);
+  TORCH_CHECK(rows->scalar_type() == dtype, name, " must have dtype ", dtype, ", got ",
+              rows->scalar_type());
+  TORCH_CHECK(rows->sizes() == sizes, name, " must have shape ", sizes, ", got ", rows->sizes());
+  TORCH_CHECK(rows->device() == input.device(), name, " must be on input's device ", input.device(),
+              ", got ", rows->device());
+}
+
+// Where a backward pass is cut, as the operators take it.
+inline void check_windows(const LayerShape& shape, int64_t k1, int64_t k2, bool last_only,
+                          int64_t first_window, int64_t num_windows) {
+  TORCH_CHECK(k1 >= 0, "k1 must be 0 (no windows) or positive, got ", k1);
+  TORCH_CHECK(k2 >= k1, "k2 must be at least k1 = ", k1, ", got ", k2);
+  TORCH_CHECK(k1 > 0 || (k2 == 0 && !last_only), "k2 and last_only are for windows, and k1 is 0");
+  TORCH_CHECK(shape.D == 1 || k2 == k1, "k2 must be k1 = ", k1,
+              " for two directions, since windows would overlap, got ", k2);
+  TORCH_CHECK(first_window >= 0 && num_windows >= 0 && (num_windows == 0 || k2 > k1),
+              "first_window and num_windows must not be negative, and are for k2 > k1, got ",
+              first_window, " and ", num_windows);
+  const int64_t windows = k1 == 0 ? 1 : (shape.T - 1) / k1 + 1;
+  TORCH_CHECK(num_windows <= windows && first_window <= windows - num_windows,
+              "first_window + num_windows must be at most ", windows, ", got ", first_window,
+              " and ", num_windows);
+}
+
 // The shape of the layer's output, and of its gradient.
 inline std::vector<int64_t> output_sizes(const at::Tensor& input, const LayerShape& shape) {
   std::vector<int64_t> sizes = input.sizes().vec();

@@ -1,4 +1,4 @@
-// The stretches of time that a pass runs, from the layout of a batch and the truncation.
+// The stretches of time that a pass runs, from the layout of a batch, its resets and the truncation.
 #pragma once
 
 #include <algorithm>
@@ -7,6 +7,41 @@
 #include "params.h"
 
 namespace fastbptt {
+
+// Where the lanes of a pass begin and end. A boundary between the steps t-1 and t belongs to t, in
+// both directions.
+struct Cuts {
+  int64_t k1 = 0, k2 = 0;  // windows begin every k1 steps and are k2 long; 0: one whole window
+  bool last_only = false;  // of a window's losses only the last one counts
+  int64_t first_window = 0, num_windows = 0;  // some of the windows; 0: all
+  const bool* resets = nullptr;               // [N] the state before this step is zeros
+  const bool* closed = nullptr;               // [N] the gate before this step is 0
+
+  bool overlapping() const { return k2 > k1; }
+
+  // Says the same with numbers that cannot overflow.
+  void limit_to(int64_t T) {
+    const int64_t reach_back = std::min(k2 - k1, T);
+    k1 = std::min(k1, T);
+    k2 = k1 == T ? T : k1 + reach_back;
+  }
+};
+
+inline int64_t count_windows(int64_t T, int64_t k1) { return k1 == 0 ? 1 : (T + k1 - 1) / k1; }
+
+// Steps t.
+struct Span {
+  int64_t begin, end;
+};
+
+// Those that the windows of `cuts` lie in.
+inline Span span_of(int64_t T, const Cuts& cuts) {
+  if (cuts.num_windows == 0) return {0, T};
+  const int64_t last_window =
+      std::min(count_windows(T, cuts.k1), cuts.first_window + cuts.num_windows);
+  return {std::max<int64_t>(0, cuts.first_window * cuts.k1 - (cuts.k2 - cuts.k1)),
+          std::min(T, last_window * cuts.k1)};
+}
 
 // The length of each sequence, [B].
 inline std::vector<int64_t> sequence_lengths(const Layout& layout) {
@@ -19,19 +54,63 @@ inline std::vector<int64_t> sequence_lengths(const Layout& layout) {
   return lengths;
 }
 
-// One lane for each chunk of `chunk` steps of each sequence, or for each whole sequence if `chunk`
-// is 0. Chunks begin at t = 0, chunk, 2 chunk, ... in both directions.
-inline std::vector<Lane> make_lanes(const Layout& layout, int direction, int64_t chunk) {
+// Rows of (step, lane).
+inline int64_t count_rows(const std::vector<Lane>& lanes) {
+  int64_t rows = 0;
+  for (const Lane& lane : lanes) rows += lane.steps;
+  return rows;
+}
+
+// The lanes of each window of each sequence: the window itself, or the pieces that resets and closed
+// gates cut it into. Windows begin at t = 0, k1, 2 k1, ... in both directions. Where windows overlap,
+// a piece without a loss has no gradient and is left out; else the lanes cover every step once.
+inline std::vector<Lane> make_lanes(const Layout& layout, int direction, const Cuts& cuts) {
   const std::vector<int64_t> lengths = sequence_lengths(layout);
-  if (chunk == 0) chunk = layout.T;
+  const int64_t k1 = cuts.k1 == 0 ? layout.T : cuts.k1;
+  const int64_t reach_back = cuts.k2 - cuts.k1;
+  const int64_t windows = count_windows(layout.T, k1);
+  const int64_t first_window = cuts.num_windows == 0 ? 0 : cuts.first_window;
+  const int64_t last_window =
+      cuts.num_windows == 0 ? windows
+                            : first_window + std::min(cuts.num_windows, windows - first_window);
+  const auto is_reset = [&](int64_t t, int64_t b) {
+    return cuts.resets && cuts.resets[layout.row(t, b)];
+  };
+  const auto is_cut = [&](int64_t t, int64_t b) {
+    return is_reset(t, b) || (cuts.closed && cuts.closed[layout.row(t, b)]);
+  };
   std::vector<Lane> lanes;
-  for (int64_t begin = 0; begin < layout.T; begin += chunk) {
+  const auto add = [&](int64_t b, int64_t begin, int64_t end, int64_t loss_begin,
+                       int64_t loss_end) {
+    loss_begin = std::max(loss_begin, begin);
+    loss_end = std::max(loss_begin, std::min(loss_end, end));
+    if (cuts.overlapping() && loss_begin == loss_end) return;
+    const bool starts = begin == 0, ends = end == lengths[b];
+    const auto enters = [&](bool initial, int64_t boundary) {
+      if (direction < 0 && initial) return Before::kInitial;  // no boundary beyond the last step
+      if (is_reset(boundary, b)) return Before::kZeros;
+      return initial ? Before::kInitial : Before::kStep;
+    };
+    if (direction > 0) {
+      lanes.push_back({begin, b, end - begin, enters(starts, begin), ends, loss_begin - begin,
+                       loss_end - begin});
+    } else {
+      lanes.push_back(
+          {end - 1, b, end - begin, enters(ends, end), starts, end - loss_end, end - loss_begin});
+    }
+  };
+  for (int64_t window = first_window; window < last_window; ++window) {
     for (int64_t b = 0; b < layout.B; ++b) {
-      if (begin >= lengths[b]) continue;
-      const int64_t end = std::min(begin + chunk, lengths[b]);
-      const bool first = begin == 0, last = end == lengths[b];
-      lanes.push_back(direction > 0 ? Lane{begin, b, end - begin, first, last}
-                                    : Lane{end - 1, b, end - begin, last, first});
+      if (window * k1 >= lengths[b]) continue;
+      const int64_t end = std::min((window + 1) * k1, lengths[b]);
+      const int64_t loss_begin = cuts.last_only ? end - 1 : window * k1;
+      int64_t begin = std::max<int64_t>(0, window * k1 - reach_back);
+      for (int64_t t = begin + 1; (cuts.resets || cuts.closed) && t < end; ++t) {
+        if (!is_cut(t, b)) continue;
+        add(b, begin, t, loss_begin, end);
+        begin = t;
+      }
+      add(b, begin, end, loss_begin, end);
     }
   }
   std::stable_sort(lanes.begin(), lanes.end(),

@@ -1,6 +1,8 @@
 // A whole network, every layer and direction of one module call, as one autograd node.
 //
-// Truncation is defined on the network, not on a layer, so the node spans the stack. It calls one
+// Truncation is defined on the network, not on a layer, so the node spans the stack. Where windows
+// overlap, the backward pass takes them in groups: a group goes through all layers, from the top to
+// the bottom, with the gradients between layers kept apart for each window. The node calls one
 // operator per layer and pass, and keeps what the backward pass cannot do without: each layer's
 // input and output, the mask of the dropout between layers, and of a gated cell its activations (for
 // the Elman cell the derivative follows from the output alone). It is a torch::autograd::Function
@@ -12,9 +14,15 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
+
+#include "lanes.h"
+#include "workspace.h"
 
 namespace fastbptt {
 namespace {
+
+std::atomic<int64_t> workspace_bytes{256 << 20};
 
 using at::Tensor;
 using at::TensorList;
@@ -31,7 +39,7 @@ const auto& rnn_fwd() {
           .findSchemaOrThrow("fastbptt::rnn_fwd", "")
           .typed<ForwardResult(const Tensor&, const OptionalTensor&, const OptionalTensor&,
                                TensorList, bool, const OptionalTensor&, bool, c10::string_view,
-                               bool)>();
+                               bool, const OptionalTensor&)>();
   return op;
 }
 
@@ -39,11 +47,12 @@ const auto& rnn_bwd() {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fastbptt::rnn_bwd", "")
-          .typed<BackwardResult(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                                const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                const OptionalTensor&, const OptionalTensor&, TensorList, bool,
-                                const OptionalTensor&, bool, c10::string_view, int64_t,
-                                c10::List<bool>)>();
+          .typed<BackwardResult(
+              const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
+              const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
+              const OptionalTensor&, TensorList, bool, const OptionalTensor&, bool,
+              c10::string_view, c10::List<bool>, int64_t, int64_t, bool, const OptionalTensor&,
+              const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, bool, bool)>();
   return op;
 }
 
@@ -53,8 +62,29 @@ struct Options {
   bool has_biases, batch_first;
   std::string cell;
   double dropout;  // probability between layers; 0 outside training
-  int64_t chunk;
+  int64_t k1, k2;  // windows of the backward pass, as in Cuts
+  bool last_only;
   bool recompute;
+};
+
+// The tensors of a call besides input and weights.
+struct Context {
+  OptionalTensor hx, cx, batch_sizes, resets, kappa;
+
+  static constexpr int64_t kTensors = 5;
+  variable_list to_list() const {
+    variable_list list;
+    for (const OptionalTensor* each : {&hx, &cx, &batch_sizes, &resets, &kappa}) {
+      list.push_back(each->value_or(Tensor()));
+    }
+    return list;
+  }
+  static Context from_list(TensorList list) {
+    const auto at = [&](size_t i) {
+      return list[i].defined() ? OptionalTensor(list[i]) : std::nullopt;
+    };
+    return {at(0), at(1), at(2), at(3), at(4)};
+  }
 };
 
 // What one layer read and computed, as the backward pass will need it.
@@ -95,9 +125,8 @@ Tensor dropout_mask(const Tensor& like, double probability) {
   return at::empty_like(like).bernoulli_(1 - probability).div_(1 - probability);
 }
 
-Result run_layers(const Options& net, const Tensor& input, const OptionalTensor& hx,
-                  const OptionalTensor& cx, const OptionalTensor& batch_sizes, TensorList weights,
-                  bool keep_gates) {
+Result run_layers(const Options& net, const Tensor& input, const Context& context,
+                  TensorList weights, bool keep_gates) {
   Result result;
   std::vector<Tensor> h_n, c_n;
   Tensor output = input;
@@ -109,9 +138,10 @@ Result run_layers(const Options& net, const Tensor& input, const OptionalTensor&
       layer.input = output * layer.mask;
     }
     Tensor layer_h_n, layer_c_n;
-    std::tie(output, layer_h_n, layer_c_n, layer.c, layer.gates) = rnn_fwd().call(
-        layer.input, of_layer(hx, net, i), of_layer(cx, net, i), of_layer(weights, net, i),
-        net.has_biases, batch_sizes, net.batch_first, net.cell, keep_gates);
+    std::tie(output, layer_h_n, layer_c_n, layer.c, layer.gates) =
+        rnn_fwd().call(layer.input, of_layer(context.hx, net, i), of_layer(context.cx, net, i),
+                       of_layer(weights, net, i), net.has_biases, context.batch_sizes,
+                       net.batch_first, net.cell, keep_gates, context.resets);
     layer.output = output;
     result.layers.push_back(std::move(layer));
     h_n.push_back(layer_h_n);
@@ -123,14 +153,71 @@ Result run_layers(const Options& net, const Tensor& input, const OptionalTensor&
   return result;
 }
 
+// Groups of windows that overlap, or one group that stands for everything.
+struct Group {
+  int64_t first_window, num_windows;  // 0 windows: all, at once
+};
+
+// How many windows a group takes: so many that the steps which two groups share cost little, and that
+// rows fill the kernels' tiles; but not more than the workspace limit has room for.
+int64_t windows_in_group(const Options& net, const Cuts& cuts, int64_t B, const Tensor& w_hh) {
+  const int64_t columns = (net.cell == "gru" ? 4 * w_hh.size(1) : w_hh.size(0));
+  const int64_t row_bytes = w_hh.element_size() * columns;
+  const int64_t shared_steps = cuts.k2 - cuts.k1;
+  constexpr int64_t kRows = 1024, kOwnToShared = 8;
+  const int64_t wanted = std::max(kRows / std::max<int64_t>(B, 1) + 1,
+                                  kOwnToShared * ((shared_steps + cuts.k1 - 1) / cuts.k1));
+  // Of a window: two steps of the recurrence, its own steps of their sum, and the gradients between
+  // layers.
+  const int64_t between = net.num_layers > 1 ? 2 * cuts.k2 * w_hh.size(1) * w_hh.element_size() : 0;
+  const int64_t window_bytes = B * ((2 + cuts.k1) * row_bytes + between) + 1;
+  const int64_t room = workspace_limit() - B * shared_steps * row_bytes;
+  return std::max<int64_t>(1, std::min(wanted, room / window_bytes));
+}
+
+std::vector<Group> groups_of(const Options& net, const Cuts& cuts, int64_t T, int64_t B,
+                             const Tensor& w_hh) {
+  if (!cuts.overlapping()) return {{0, 0}};
+  const int64_t windows = count_windows(T, cuts.k1);
+  const int64_t most = windows_in_group(net, cuts, B, w_hh);
+  const int64_t count = (windows + most - 1) / most;
+  std::vector<Group> groups;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = windows * i / count;
+    groups.push_back({first, windows * (i + 1) / count - first});
+  }
+  return groups;
+}
+
+// The part of a gradient of input that belongs to some steps.
+Tensor rows_of_steps(const Tensor& d_input, const Options& net, const OptionalTensor& batch_sizes,
+                     Span span) {
+  if (!batch_sizes.has_value()) {
+    return d_input.narrow(net.batch_first ? 1 : 0, span.begin, span.end - span.begin);
+  }
+  const auto rows = [&](int64_t begin, int64_t end) {
+    return batch_sizes->narrow(0, begin, end - begin).sum().item<int64_t>();
+  };
+  return d_input.narrow(0, rows(0, span.begin), rows(span.begin, span.end));
+}
+
+void add(Tensor* sum, const Tensor& part) {
+  if (sum->defined()) {
+    sum->add_(part);
+  } else {
+    *sum = part;
+  }
+}
+
 class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& hx,
                                const OptionalTensor& cx, const OptionalTensor& batch_sizes,
+                               const OptionalTensor& resets, const OptionalTensor& kappa,
                                TensorList weights, const Options& net) {
-    Result result = run_layers(net, input, hx, cx, batch_sizes, weights, !net.recompute);
-    variable_list saved{hx.value_or(Tensor()), cx.value_or(Tensor()),
-                        batch_sizes.value_or(Tensor())};
+    const Context context{hx, cx, batch_sizes, resets, kappa};
+    Result result = run_layers(net, input, context, weights, !net.recompute);
+    variable_list saved = context.to_list();
     saved.insert(saved.end(), weights.begin(), weights.end());
     for (const Layer& layer : result.layers) {
       saved.insert(saved.end(), {layer.input, layer.output, layer.c, layer.gates, layer.mask});
@@ -138,9 +225,9 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
     ctx->saved_data["cell"] = net.cell;
-    ctx->saved_data["options"] =
-        std::vector<int64_t>{net.num_layers,  net.directions, net.has_biases,
-                             net.batch_first, net.chunk,      int64_t(weights.size())};
+    ctx->saved_data["options"] = std::vector<int64_t>{
+        net.num_layers, net.directions, net.has_biases, net.batch_first,
+        net.k1,         net.k2,         net.last_only,  int64_t(weights.size())};
     return {result.output, result.h_n, result.c_n};
   }
 
@@ -151,65 +238,98 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     net.directions = kept[1];
     net.has_biases = kept[2];
     net.batch_first = kept[3];
-    net.chunk = kept[4];
+    net.k1 = kept[4];
+    net.k2 = kept[5];
+    net.last_only = kept[6];
     net.cell = ctx->saved_data["cell"].toStringRef();
-    const int64_t num_weights = kept[5];
+    const int64_t num_weights = kept[7];
 
     // One gradient for each tensor argument that is there, in their order.
-    variable_list saved = ctx->get_saved_variables();
-    const OptionalTensor hx = optional(saved[0]), cx = optional(saved[1]),
-                         batch_sizes = optional(saved[2]);
-    const TensorList weights = TensorList(saved).slice(3, num_weights);
+    const variable_list saved = ctx->get_saved_variables();
+    const Context context = Context::from_list(TensorList(saved).slice(0, Context::kTensors));
+    const TensorList weights = TensorList(saved).slice(Context::kTensors, num_weights);
+    const Tensor* layers = &saved[Context::kTensors + num_weights];
     int64_t next = 0;
     const auto is_needed = [&](bool is_there) { return is_there && ctx->needs_input_grad(next++); };
-    const bool needs_input = is_needed(true), needs_hx = is_needed(hx.has_value()),
-               needs_cx = is_needed(cx.has_value());
-    is_needed(batch_sizes.has_value());
+    const bool needs_input = is_needed(true), needs_hx = is_needed(context.hx.has_value()),
+               needs_cx = is_needed(context.cx.has_value());
+    for (const OptionalTensor* each : {&context.batch_sizes, &context.resets, &context.kappa}) {
+      is_needed(each->has_value());
+    }
     std::vector<bool> needs_weight(num_weights);
     for (int64_t i = 0; i < num_weights; ++i) needs_weight[i] = is_needed(true);
 
-    const int64_t kOthers = 4;  // input, hx, cx, batch_sizes
+    const int64_t kOthers = 1 + Context::kTensors;  // input, and the context's
     variable_list result(kOthers + num_weights + 1);
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return result;
     std::vector<Tensor> d_hx(net.num_layers), d_cx(net.num_layers);
-    const int64_t per_layer = num_weights / net.num_layers;
-    Tensor grad = grads[0];
-    for (int64_t i = net.num_layers - 1; i >= 0; --i) {
-      const Tensor* layer = &saved[3 + num_weights + i * Layer::kTensors];
-      const Tensor &input = layer[0], &output = layer[1], &c = layer[2], &gates = layer[3],
-                   &mask = layer[4];
-      const auto first = needs_weight.begin() + i * per_layer;
-      const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
-      Tensor d_input;
-      std::vector<Tensor> d_weights;
-      std::tie(d_input, d_hx[i], d_cx[i], d_weights) = rnn_bwd().call(
-          optional(grad), of_layer(optional(grads[1]), net, i),
-          of_layer(optional(grads[2]), net, i), input, output, c, gates, of_layer(hx, net, i),
-          of_layer(cx, net, i), of_layer(weights, net, i), net.has_biases, batch_sizes,
-          net.batch_first, net.cell, net.chunk,
-          c10::List<bool>({needs_input || i > 0, needs_hx, needs_cx, needs_weights}));
-      grad = mask.defined() ? d_input * mask : d_input;
-      for (int64_t j = 0; j < per_layer; ++j) {
-        const int64_t index = i * per_layer + j;
-        if (needs_weight[index]) result[kOthers + index] = d_weights[j];
+    const int64_t per_layer = num_weights / net.num_layers, top = net.num_layers - 1;
+
+    const bool packed = context.batch_sizes.has_value();
+    const int64_t T = packed ? context.batch_sizes->size(0) : layers[0].size(net.batch_first);
+    const int64_t B = layers[0].numel() / std::max<int64_t>(1, T * layers[0].size(-1));
+    Cuts cuts;
+    cuts.k1 = net.k1;
+    cuts.k2 = net.k2;
+    cuts.limit_to(T);
+    const std::vector<Group> groups = groups_of(net, cuts, T, B, weights[1]);
+    if (needs_input && groups.size() > 1) result[0] = at::zeros_like(layers[0]);
+    for (const Group& group : groups) {
+      Tensor grad = grads[0];
+      for (int64_t i = top; i >= 0; --i) {
+        const Tensor* layer = layers + i * Layer::kTensors;
+        const Tensor &input = layer[0], &output = layer[1], &c = layer[2], &gates = layer[3],
+                     &mask = layer[4];
+        const auto first = needs_weight.begin() + i * per_layer;
+        const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
+        auto [d_input, layer_d_hx, layer_d_cx, d_weights] = rnn_bwd().call(
+            optional(grad), of_layer(optional(grads[1]), net, i),
+            of_layer(optional(grads[2]), net, i), input, output, c, gates,
+            of_layer(context.hx, net, i), of_layer(context.cx, net, i), of_layer(weights, net, i),
+            net.has_biases, context.batch_sizes, net.batch_first, net.cell,
+            c10::List<bool>({needs_input || i > 0, needs_hx, needs_cx, needs_weights}), cuts.k1,
+            cuts.k2, net.last_only && (i == top || cuts.overlapping()), context.resets,
+            context.kappa, optional(mask), group.first_window, group.num_windows,
+            cuts.overlapping() && i < top, cuts.overlapping() && i > 0);
+        grad = d_input;
+        if (needs_hx) add(&d_hx[i], layer_d_hx);
+        if (needs_cx) add(&d_cx[i], layer_d_cx);
+        for (int64_t j = 0; j < per_layer; ++j) {
+          const int64_t index = i * per_layer + j;
+          if (needs_weight[index]) add(&result[kOthers + index], d_weights[j]);
+        }
+      }
+      if (!needs_input) continue;
+      if (groups.size() == 1) {
+        result[0] = grad;
+      } else {
+        Cuts part = cuts;
+        part.first_window = group.first_window;
+        part.num_windows = group.num_windows;
+        rows_of_steps(result[0], net, context.batch_sizes, span_of(T, part)).add_(grad);
       }
     }
-    if (needs_input) result[0] = grad;
     if (needs_hx) result[1] = concatenate(d_hx);
     if (needs_cx) result[2] = concatenate(d_cx);
     return result;
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> network(const Tensor& input, const OptionalTensor& hx,
-                                           const OptionalTensor& cx, TensorList weights,
-                                           bool has_biases, int64_t num_layers, bool bidirectional,
-                                           const OptionalTensor& batch_sizes, bool batch_first,
-                                           c10::string_view cell, double dropout, int64_t chunk,
-                                           bool recompute) {
-  const Options net{
-      num_layers, bidirectional ? 2 : 1, has_biases, batch_first, std::string(cell), dropout, chunk,
-      recompute};
+std::tuple<Tensor, Tensor, Tensor> network(
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, TensorList weights,
+    bool has_biases, int64_t num_layers, bool bidirectional, const OptionalTensor& batch_sizes,
+    bool batch_first, c10::string_view cell, double dropout, int64_t k1, int64_t k2, bool last_only,
+    bool recompute, const OptionalTensor& resets, const OptionalTensor& kappa) {
+  const Options net{num_layers,
+                    bidirectional ? 2 : 1,
+                    has_biases,
+                    batch_first,
+                    std::string(cell),
+                    dropout,
+                    k1,
+                    k2,
+                    last_only,
+                    recompute};
   TORCH_CHECK(num_layers > 0, "num_layers must be positive, got ", num_layers);
   TORCH_CHECK(int64_t(weights.size()) % (num_layers * net.directions) == 0 && !weights.empty(),
               "weights must hold as many tensors for each of ", num_layers, " layers and ",
@@ -225,22 +345,29 @@ std::tuple<Tensor, Tensor, Tensor> network(const Tensor& input, const OptionalTe
   };
   if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(hx) || wants_grad(cx) ||
                                      std::any_of(weights.begin(), weights.end(), wants_grad))) {
-    const variable_list result = NetworkFunction::apply(input, hx, cx, batch_sizes, weights, net);
+    const variable_list result =
+        NetworkFunction::apply(input, hx, cx, batch_sizes, resets, kappa, weights, net);
     return {result[0], result[1], result[2]};
   }
-  const Result result = run_layers(net, input, hx, cx, batch_sizes, weights, false);
+  const Result result =
+      run_layers(net, input, {hx, cx, batch_sizes, resets, kappa}, weights, false);
   return {result.output, result.h_n, result.c_n};
 }
 
 }  // namespace
 
+int64_t workspace_limit() { return workspace_bytes; }
+void set_workspace_limit(int64_t bytes) { workspace_bytes = bytes; }
+
 TORCH_LIBRARY_FRAGMENT(fastbptt, m) {
   // num_layers layers of rnn_fwd, with dropout between them; states are stacked by layer, then by
   // direction. recompute: keep no gates for the backward pass. c_n is empty unless cell is "lstm".
+  // The rest as for the layer's operators.
   m.def(
       "network(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, bool has_biases, "
       "int num_layers, bool bidirectional, Tensor? batch_sizes, bool batch_first, str cell, "
-      "float dropout, int chunk, bool recompute) -> (Tensor output, Tensor h_n, Tensor c_n)",
+      "float dropout, int k1=0, int k2=0, bool last_only=False, bool recompute=False, "
+      "Tensor? resets=None, Tensor? kappa=None) -> (Tensor output, Tensor h_n, Tensor c_n)",
       network);
 }
 

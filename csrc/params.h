@@ -23,17 +23,28 @@ struct Layout {
   int64_t batch_stride;        // rows from b to b+1   (uniform: 1, or T if batch_first)
   const int64_t* offsets;      // [T+1] first row of step t, or null if uniform
   const int64_t* batch_sizes;  // [T] sequences that reach step t, or null if uniform
+
+  int64_t row(int64_t t, int64_t b) const {
+    return offsets ? offsets[t] + b : t * time_stride + b * batch_stride;
+  }
 };
 
-// One stretch of one sequence that is run from its own start: a whole sequence in the forward pass,
-// a window of it in a truncated backward pass. Local step s stands at t = first + direction * s.
-// Lanes are sorted by descending length, so the lanes that have a step s are always a prefix.
+// What state enters the first step of a lane: the sequence's initial one (hx), zeros after a reset,
+// or, detached, that of the step before, which only a backward pass may take for known.
+enum class Before : int { kInitial, kZeros, kStep };
+
+// One stretch of one sequence that is run from its own start: in the forward pass a whole sequence or
+// what lies between two resets, in a truncated backward pass a window of it. Local step s stands at
+// t = first + direction * s. Lanes are sorted by descending length, so the lanes that have a step s
+// are always a prefix. Those of a backward pass may overlap.
 struct Lane {
-  int64_t first;    // t of local step 0
-  int64_t batch;    // b
-  int64_t steps;    // length
-  bool from_start;  // local step 0 is the sequence's own first step: its state comes from hx
-  bool to_end;      // the last local step is the sequence's own last step: its state is h_n
+  int64_t first;       // t of local step 0
+  int64_t batch;       // b
+  int64_t steps;       // length
+  Before before;       // what enters local step 0
+  bool to_end;         // the last local step is the sequence's own last step: its state is h_n
+  int64_t loss_begin;  // local steps [loss_begin, loss_end) have losses that count
+  int64_t loss_end;
 };
 
 // What both passes of one direction need. Pointers that a cell has no use for are null.
@@ -66,6 +77,9 @@ struct FwdParams : LayerParams<scalar_t> {
   scalar_t* c_n;     // [B, H]
 };
 
+// A row for each step of each lane, M in all, in the order in which the backward pass takes them: by
+// local step from the last to the first, then by lane. Where lanes overlap, what one layer of a stack
+// hands to the next is kept apart like this, so that no loss reaches further back in each layer.
 template <typename scalar_t>
 struct BwdParams : LayerParams<scalar_t> {
   const scalar_t* output;    // [N, R], row stride ld_out
@@ -74,7 +88,13 @@ struct BwdParams : LayerParams<scalar_t> {
   const scalar_t* d_output;  // [N, R], row stride ld_out, or null: zeros
   const scalar_t* d_h_n;     // [B, R] or null: zeros
   const scalar_t* d_c_n;     // [B, H] or null: zeros
-  scalar_t* d_input;         // [N, I] or null: not wanted
+  const scalar_t* d_lanes;   // [M, R] instead of d_output, or null; see below
+  const scalar_t* kappa;     // [N] gate between a step and the one before it in time, or null: 1
+  const scalar_t* mask;      // [N, I] factors of d_input (the dropout before this layer), or null
+  bool overlapping;          // lanes may share steps; else each step is in exactly one of them
+  int64_t begin, end;        // the steps t that the lanes lie in
+  scalar_t* d_input;         // [rows of those steps, I], or null: not wanted
+  bool d_input_by_lane;      // d_input is [M, I]; see below
   bool accumulate_d_input;   // add to d_input (second direction) rather than fill it
   scalar_t* d_hx;            // [B, R] or null
   scalar_t* d_cx;            // [B, H] or null

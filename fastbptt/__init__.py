@@ -4,21 +4,30 @@ import torch  # noqa: F401  (first: the extension links to its libraries)
 
 from fastbptt import _C as _C
 from fastbptt import reference
+from fastbptt.boundaries import resets_from_dones
 from fastbptt.convert import convert, revert
 from fastbptt.functional import gru, lstm, rnn
 from fastbptt.nn import GRU, LSTM, RNN
-from fastbptt.truncation import Chunked
+from fastbptt.ops import get_workspace_limit, set_workspace_limit
+from fastbptt.truncation import TBPTT, Chunked, Gated, Randomized, Sliding
 
 __version__ = "0.1.0"
 __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "TBPTT",
     "Chunked",
+    "Gated",
+    "Randomized",
+    "Sliding",
     "convert",
+    "get_workspace_limit",
     "gru",
     "lstm",
     "reference",
+    "resets_from_dones",
     "revert",
     "rnn",
+    "set_workspace_limit",
 ]

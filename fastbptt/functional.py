@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastbptt import ops
+from fastbptt.boundaries import boundaries_of
 from fastbptt.nn import check_lstm_states
 from fastbptt.truncation import Truncation, as_truncation
 
@@ -21,6 +22,7 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     truncation: Truncation | int | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """An Elman layer: h_t = phi(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh).
 
@@ -31,13 +33,15 @@ def rnn(
         bias_ih, bias_hh: [H] each; both or neither.
         nonlinearity: phi, "tanh", "relu" or "identity".
         truncation: where the backward pass is cut: None, an int k, or a truncation object.
+        resets: bool [T, B] or [T]; where it is true the state that enters step t is zeros.
 
     Returns:
         output: [T, B, H] (or [T, H]), the states of all steps.
         h_n: [B, H] (or [H]), the last of them.
 
     Raises:
-        TypeError, ValueError: ``truncation`` is no truncation.
+        TypeError, ValueError: ``truncation`` is no truncation or does not fit the input;
+            ``resets`` is no bool tensor or does not fit.
         ValueError: ``input`` has neither 2 nor 3 dimensions, ``nonlinearity`` is not known, or
             only one bias is given.
         RuntimeError: a shape, dtype or device is not as above.
@@ -46,7 +50,7 @@ def rnn(
     if nonlinearity not in ("tanh", "relu", "identity"):
         raise ValueError(f"nonlinearity must be 'tanh', 'relu' or 'identity', got {nonlinearity!r}")
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    output, h_n, _ = _run_layer(nonlinearity, input, (hx, None), weights, None, truncation)
+    output, h_n, _ = _run_layer(nonlinearity, input, (hx, None), weights, None, truncation, resets)
     return output, h_n
 
 
@@ -59,6 +63,7 @@ def gru(
     bias_hh: Tensor | None = None,
     *,
     truncation: Truncation | int | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A layer of gated recurrent units, with the formulas of :class:`fastbptt.GRU`.
 
@@ -68,6 +73,7 @@ def gru(
         weight_ih, weight_hh: [3H, I] and [3H, H], gates in the order r, z, n.
         bias_ih, bias_hh: [3H] each; both or neither.
         truncation: where the backward pass is cut: None, an int k, or a truncation object.
+        resets: bool [T, B] or [T]; where it is true the state that enters step t is zeros.
 
     Returns:
         output: [T, B, H] (or [T, H]), the states of all steps.
@@ -77,7 +83,7 @@ def gru(
         As :func:`fastbptt.rnn`.
     """
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    output, h_n, _ = _run_layer("gru", input, (hx, None), weights, None, truncation)
+    output, h_n, _ = _run_layer("gru", input, (hx, None), weights, None, truncation, resets)
     return output, h_n
 
 
@@ -91,6 +97,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     truncation: Truncation | int | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """A layer of long short-term memory, with the formulas of :class:`fastbptt.LSTM`.
 
@@ -102,6 +109,7 @@ def lstm(
         bias_ih, bias_hh: [4H] each; both or neither.
         weight_hr: [R, H], the projection of the state, or None.
         truncation: where the backward pass is cut: None, an int k, or a truncation object.
+        resets: bool [T, B] or [T]; where it is true the state that enters step t is zeros.
 
     Returns:
         output: [T, B, R] (or [T, R]), the states h of all steps.
@@ -113,7 +121,7 @@ def lstm(
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
     check_lstm_states(hx)
     states = (None, None) if hx is None else hx
-    output, h_n, c_n = _run_layer("lstm", input, states, weights, weight_hr, truncation)
+    output, h_n, c_n = _run_layer("lstm", input, states, weights, weight_hr, truncation, resets)
     return output, (h_n, c_n)
 
 
@@ -124,6 +132,7 @@ def _run_layer(
     weights: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     weight_hr: Tensor | None,
     truncation: Truncation | int | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dims = input.dim()
     if dims not in (2, 3):
@@ -142,6 +151,8 @@ def _run_layer(
             )
     cut = as_truncation(truncation)
     present = [weight for weight in (*weights, weight_hr) if weight is not None]
+    batched = input if dims == 3 else input.unsqueeze(1)
+    bounds = boundaries_of(cut, resets, batched, unbatched=dims == 2)
     options = (
         bias_ih is not None,
         1,  # layer
@@ -150,13 +161,17 @@ def _run_layer(
         False,  # time first
         cell,
         0.0,  # no dropout
-        0 if cut is None else cut.k,
+        bounds.k1,
+        bounds.k2,
+        bounds.last_only,
         False,  # no recomputation
+        bounds.resets,
+        bounds.kappa,
     )
     if dims == 3:
         hx, cx = (None if state is None else state.unsqueeze(0) for state in states)
-        output, h_n, c_n = ops.network(input, hx, cx, present, *options)
+        output, h_n, c_n = ops.network(batched, hx, cx, present, *options)
         return output, h_n[0], c_n[0] if cell == "lstm" else c_n
     hx, cx = (None if state is None else state[None, None] for state in states)
-    output, h_n, c_n = ops.network(input.unsqueeze(1), hx, cx, present, *options)
+    output, h_n, c_n = ops.network(batched, hx, cx, present, *options)
     return output.squeeze(1), h_n[0, 0], c_n[0, 0] if cell == "lstm" else c_n

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastbptt import ops
+from fastbptt.boundaries import boundaries_of
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -58,6 +59,7 @@ class _Recurrent(torch.nn.RNNBase):
         hx: Tensor | None = None,
         *,
         truncation: Truncation | int | None = _FROM_MODULE,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the network over a sequence; shapes as for the torch.nn module of the same name.
 
@@ -66,17 +68,22 @@ class _Recurrent(torch.nn.RNNBase):
             hx: initial states [num_layers * directions, B, H] ([num_layers * directions, H] for an
                 unbatched input); zeros if None.
             truncation: where this call's backward pass is cut, instead of the module's setting.
+            resets: bool [T, B], [B, T] with ``batch_first``, or [T]; for a packed input [T, B] in
+                its original order. Where it is true, the state that enters step t is zeros, in
+                every layer, and the gradient is cut: each stretch between resets runs as if
+                alone, in both directions of a bidirectional network.
 
         Returns:
             output: like ``input``, with H * directions features.
             h_n: final states, like ``hx``.
 
         Raises:
-            TypeError, ValueError: ``truncation`` is no truncation.
+            TypeError, ValueError: ``truncation`` is no truncation or does not fit the input;
+                ``resets`` is no bool tensor or does not fit.
             ValueError, RuntimeError: where torch.nn's module raises them.
-            NotImplementedError: a truncation or nonlinearity for which there is no kernel.
+            NotImplementedError: a truncation, resets or nonlinearity for which there is no kernel.
         """
-        output, (h_n,) = self._call(input, None if hx is None else (hx,), truncation)
+        output, (h_n,) = self._call(input, None if hx is None else (hx,), truncation, resets)
         return output, h_n
 
     def _call(
@@ -84,6 +91,7 @@ class _Recurrent(torch.nn.RNNBase):
         input: Tensor | PackedSequence,
         states: tuple[Tensor, ...] | None,
         truncation: Truncation | int | None,
+        resets: Tensor | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         cut = as_truncation(self.truncation if truncation is _FROM_MODULE else truncation)
         for state in states or ():
@@ -93,7 +101,7 @@ class _Recurrent(torch.nn.RNNBase):
             data, batch_sizes, sorted_indices, unsorted_indices = input
             if states is not None and sorted_indices is not None:
                 states = tuple(state.index_select(1, sorted_indices) for state in states)
-            output, states = self._run(data, batch_sizes, states, cut)
+            output, states = self._run(data, batch_sizes, states, cut, resets, sorted_indices)
             if unsorted_indices is not None:
                 states = tuple(state.index_select(1, unsorted_indices) for state in states)
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), states
@@ -114,10 +122,11 @@ class _Recurrent(torch.nn.RNNBase):
                 f"For {kind} input, {names} should also be {dims}-D but got {got} tensor"
             )
         if dims == 3:
-            return self._run(input, None, states, cut)
+            return self._run(input, None, states, cut, resets)
         batch_dim = 0 if self.batch_first else 1
         states = None if states is None else tuple(state.unsqueeze(1) for state in states)
-        output, states = self._run(input.unsqueeze(batch_dim), None, states, cut)
+        input = input.unsqueeze(batch_dim)
+        output, states = self._run(input, None, states, cut, resets, unbatched=True)
         return output.squeeze(batch_dim), tuple(state.squeeze(1) for state in states)
 
     def _run(
@@ -126,13 +135,27 @@ class _Recurrent(torch.nn.RNNBase):
         batch_sizes: Tensor | None,
         states: tuple[Tensor, ...] | None,
         cut: Truncation | None,
+        resets: Tensor | None,
+        sorted_indices: Tensor | None = None,
+        unbatched: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         weights = self._weights()
         self._check_input(input, batch_sizes, weights[0].dtype)
         if states is not None:
             self._check_states(input, batch_sizes, states)
         if not self._has_kernel(input):
-            return self._run_torch(input, batch_sizes, states, cut)
+            return self._run_torch(input, batch_sizes, states, cut, resets)
+        batch_first = self.batch_first and batch_sizes is None
+        bounds = boundaries_of(
+            cut,
+            resets,
+            input,
+            batch_sizes,
+            sorted_indices,
+            batch_first=batch_first,
+            unbatched=unbatched,
+            bidirectional=self.bidirectional,
+        )
         output, *final_states = ops.network(
             input,
             None if states is None else states[0],
@@ -142,11 +165,15 @@ class _Recurrent(torch.nn.RNNBase):
             self.num_layers,
             self.bidirectional,
             batch_sizes,
-            self.batch_first and batch_sizes is None,
+            batch_first,
             self._cell,
             self.dropout if self.training else 0.0,
-            0 if cut is None else cut.k,
+            bounds.k1,
+            bounds.k2,
+            bounds.last_only,
             self.recompute,
+            bounds.resets,
+            bounds.kappa,
         )
         return output, tuple(final_states[: self._num_states])
 
@@ -200,6 +227,7 @@ class _Recurrent(torch.nn.RNNBase):
         batch_sizes: Tensor | None,
         states: tuple[Tensor, ...] | None,
         cut: Truncation | None,
+        resets: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """torch.nn's own computation, where there is no kernel: slower, and without truncation."""
         name = type(self).__name__
@@ -210,6 +238,8 @@ class _Recurrent(torch.nn.RNNBase):
             raise NotImplementedError(
                 f"fastbptt.{name}: truncation={cut} has no kernel for {where}"
             )
+        if resets is not None:
+            raise NotImplementedError(f"fastbptt.{name}: resets have no kernel for {where}")
         if self.mode not in _TORCH:
             raise NotImplementedError(
                 f"fastbptt.{name}: nonlinearity={self._cell!r} has no kernel for {where}"
@@ -379,6 +409,7 @@ class LSTM(_Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         truncation: Truncation | int | None = _FROM_MODULE,
+        resets: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Runs the network over a sequence; shapes as for ``torch.nn.LSTM``.
 
@@ -387,18 +418,23 @@ class LSTM(_Recurrent):
             hx: initial states (h_0, c_0), [num_layers * directions, B, H] each (h_0 has proj_size
                 features if that is set; without B for an unbatched input); zeros if None.
             truncation: where this call's backward pass is cut, instead of the module's setting.
+            resets: bool [T, B], [B, T] with ``batch_first``, or [T]; for a packed input [T, B] in
+                its original order. Where it is true, both states that enter step t are zeros, in
+                every layer, and the gradient is cut: each stretch between resets runs as if
+                alone, in both directions of a bidirectional network.
 
         Returns:
             output: like ``input``, with H (or proj_size) * directions features.
             (h_n, c_n): final states, like ``hx``.
 
         Raises:
-            TypeError, ValueError: ``truncation`` is no truncation.
+            TypeError, ValueError: ``truncation`` is no truncation or does not fit the input;
+                ``resets`` is no bool tensor or does not fit.
             ValueError, RuntimeError: where torch.nn.LSTM raises them.
-            NotImplementedError: a truncation for which there is no kernel.
+            NotImplementedError: a truncation or resets for which there is no kernel.
         """
         check_lstm_states(hx, packed=isinstance(input, PackedSequence))
-        return self._call(input, hx, truncation)  # type: ignore[return-value]
+        return self._call(input, hx, truncation, resets)  # type: ignore[return-value]
 
 
 def check_lstm_states(hx: object, *, packed: bool = False) -> None:

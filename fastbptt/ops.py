@@ -9,10 +9,32 @@ import torch
 from torch import Tensor
 
 from fastbptt import _C as _C  # loading it registers the operators
+from fastbptt.truncation import _positive_int
 
 network = torch.ops.fastbptt.network.default  # made of the two below, so it needs no fake
 rnn_fwd = torch.ops.fastbptt.rnn_fwd.default
 rnn_bwd = torch.ops.fastbptt.rnn_bwd.default
+
+
+def get_workspace_limit() -> int:
+    """The bytes that the windows of a truncated backward pass may take when they are stacked."""
+    return _C.workspace_limit()
+
+
+def set_workspace_limit(bytes: int) -> None:
+    """Sets how much memory the windows of a backward pass may take at once.
+
+    Truncations whose windows overlap (``TBPTT`` with k1 < k2, ``Sliding``) run their windows side
+    by side, and need memory for each. Those that do not fit are taken in groups, one group after
+    another; a group has at least one window. It holds for all threads, from the next backward
+    pass on; the default is 256 MiB.
+
+    Raises:
+        TypeError: ``bytes`` is not an int.
+        ValueError: ``bytes`` is less than 1.
+    """
+    _C.set_workspace_limit(min(_positive_int("bytes", bytes), 2**62))
+
 
 GATES = {"tanh": 1, "relu": 1, "identity": 1, "gru": 3, "lstm": 4}
 
@@ -42,8 +64,9 @@ def _(
     batch_first: bool,
     cell: str,
     keep_gates: bool,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check_device(input, weights, has_biases, hx=hx, cx=cx)
+    _check_device(input, weights, has_biases, hx=hx, cx=cx, resets=resets)
     plain = 4 if has_biases else 2
     directions = len(weights) // (plain + (len(weights) % plain > 0))
     state_size = weights[1].shape[1]
@@ -84,8 +107,17 @@ def _(
     batch_sizes: Tensor | None,
     batch_first: bool,
     cell: str,
-    chunk: int,
     needs: Sequence[bool],
+    k1: int = 0,
+    k2: int = 0,
+    last_only: bool = False,
+    resets: Tensor | None = None,
+    kappa: Tensor | None = None,
+    mask: Tensor | None = None,
+    first_window: int = 0,
+    num_windows: int = 0,
+    grad_by_lane: bool = False,
+    input_by_lane: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     _check_device(
         input,
@@ -99,6 +131,9 @@ def _(
         gates=gates,
         hx=hx,
         cx=cx,
+        resets=resets,
+        kappa=kappa,
+        mask=mask,
     )
 
     def gradient(tensor: Tensor | None, needed: bool) -> Tensor:
@@ -106,9 +141,24 @@ def _(
             return input.new_empty(0)
         return tensor.new_empty(tensor.shape)
 
+    def input_gradient() -> Tensor:
+        if input_by_lane:  # resets decide how many rows
+            rows = torch.library.get_ctx().new_dynamic_size()
+            return input.new_empty((rows, input.shape[-1]))
+        if num_windows == 0:
+            return gradient(input, needs_input)
+        shape = list(input.shape)
+        if batch_sizes is None:
+            time = 1 if batch_first else 0
+            begin = max(0, first_window * k1 - (k2 - k1))
+            shape[time] = min(shape[time], (first_window + num_windows) * k1) - begin
+        else:  # it depends on the lengths
+            shape[0] = torch.library.get_ctx().new_dynamic_size()
+        return input.new_empty(shape)
+
     needs_input, needs_hx, needs_cx, needs_weights = needs
     return (
-        gradient(input, needs_input),
+        input_gradient() if needs_input else input.new_empty(0),
         gradient(hx, needs_hx),
         gradient(cx, needs_cx),
         [gradient(weight, needs_weights) for weight in weights],

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-__all__ = ["Chunked", "Truncation", "as_truncation"]
+import torch
+from torch import Tensor
+
+__all__ = ["TBPTT", "Chunked", "Gated", "Randomized", "Sliding", "Truncation", "as_truncation"]
 
 
 def _as_int(value: object) -> int | None:
@@ -27,8 +32,30 @@ def _positive_int(name: str, value: object) -> int:
     return number
 
 
+def _real(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    return float(value)
+
+
+class Truncation:
+    """What every way to cut a backward pass is an instance of."""
+
+
+class Windowed(Truncation):
+    """A truncation by windows: stretches of the sequence, each run from a detached state.
+
+    Window j holds the losses of steps k1 j, ..., k1 (j + 1) - 1 (``last_only``: of the last of
+    them) and begins k2 - k1 steps before the first of these.
+    """
+
+    k1: int
+    k2: int
+    last_only: bool
+
+
 @dataclass(frozen=True)
-class Chunked:
+class Chunked(Windowed):
     """Regular truncation: the state is detached every ``k`` steps.
 
     The gradient does not cross the boundaries t = k, 2k, 3k, ...; the last chunk may be short. It
@@ -46,12 +73,239 @@ class Chunked:
     """
 
     k: int
+    last_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "k", _positive_int("Chunked's k", self.k))
 
+    @property
+    def k1(self) -> int:  # type: ignore[override]
+        """Steps from one window to the next."""
+        return self.k
 
-Truncation = Chunked
+    k2 = k1
+
+
+@dataclass(frozen=True)
+class TBPTT(Windowed):
+    """TBPTT(k1, k2): every ``k1`` steps, gradients that reach ``k2`` steps back.
+
+    Window j holds the losses of steps [j k1, min((j + 1) k1, T)). It begins k2 - k1 steps before
+    its first loss (at step 0 if that is earlier), from a detached state, and every loss in it
+    reaches back to that place and no further: the gradient is what one gets by running the whole
+    network again on each window, from the detached states of all its layers. Williams and Peng,
+    "An efficient gradient-based algorithm for on-line training of recurrent network
+    trajectories", 1990.
+
+    Args:
+        k1: steps from one window to the next, at least 1.
+        k2: steps in a window, at least ``k1``. With k1 = k2 it is ``Chunked(k1)``.
+        loss: "window": the losses of all ``k1`` steps count. "last": only that of a window's last
+            step, as in the algorithm's first form; the output's gradient at other steps has no
+            effect.
+
+    Raises:
+        TypeError: ``k1`` or ``k2`` is not an int.
+        ValueError: ``k1`` is less than 1, ``k2`` less than ``k1``, or ``loss`` neither word.
+    """
+
+    k1: int
+    k2: int
+    loss: str = "window"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "k1", _positive_int("TBPTT's k1", self.k1))
+        object.__setattr__(self, "k2", _positive_int("TBPTT's k2", self.k2))
+        if self.k2 < self.k1:
+            raise ValueError(f"TBPTT's k2 must be at least k1 = {self.k1}, got {self.k2}")
+        if self.loss not in ("window", "last"):
+            raise ValueError(f"TBPTT's loss must be 'window' or 'last', got {self.loss!r}")
+
+    @property
+    def last_only(self) -> bool:  # type: ignore[override]
+        """Whether only the loss of a window's last step counts."""
+        return self.loss == "last"
+
+
+@dataclass(frozen=True)
+class Sliding(Windowed):
+    """Sliding truncation: the loss of every step reaches ``tau`` steps back.
+
+    The sum over products of step Jacobians with its first ``tau`` terms, for every step alike:
+    step t's loss runs through the steps t, t - 1, ..., t - tau + 1. The same as TBPTT(1, tau).
+
+    Args:
+        tau: steps that a loss runs through, at least 1. With tau >= T it is full
+            backpropagation through time.
+
+    Raises:
+        TypeError: ``tau`` is not an int.
+        ValueError: ``tau`` is less than 1.
+    """
+
+    tau: int
+    k1: ClassVar[int] = 1
+    last_only: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tau", _positive_int("Sliding's tau", self.tau))
+
+    @property
+    def k2(self) -> int:  # type: ignore[override]
+        """Steps in a window."""
+        return self.tau
+
+
+@dataclass(frozen=True, eq=False)
+class Gated(Truncation):
+    """Gates of one's own on the gradient's way back from each step to the one before.
+
+        lambda_t = g_t + kappa_{t+1} J_{t+1}^T lambda_{t+1}
+
+    with g_t the loss's own gradient in the state of step t and J_t = dh_t / dh_{t-1}. kappa_t
+    stands between the steps t - 1 and t, kappa_0 between ``hx`` and step 0; 1 lets the gradient
+    through and 0 cuts it. The gate is the same for every layer and, in an LSTM, for h and c; the
+    two directions of a bidirectional network share the gate between two steps (the backward
+    direction's own initial state has none).
+
+    Args:
+        kappa: [T] for all sequences alike, or [T, B]; floating point, finite. Time comes first
+            also with ``batch_first``. A packed batch takes it in the caller's order of sequences;
+            what lies beyond a sequence's end is not used.
+
+    Raises:
+        TypeError: ``kappa`` is no floating-point tensor.
+        ValueError: ``kappa`` has another number of dimensions, requires a gradient (it gets
+            none), or holds NaN or infinity.
+    """
+
+    kappa: Tensor
+
+    def __post_init__(self) -> None:
+        kappa = self.kappa
+        if not isinstance(kappa, Tensor) or not kappa.is_floating_point():
+            got = kappa.dtype if isinstance(kappa, Tensor) else type(kappa).__name__
+            raise TypeError(f"Gated's kappa must be a floating-point tensor, got {got}")
+        if kappa.dim() not in (1, 2):
+            raise ValueError(
+                f"Gated's kappa must have shape [T] or [T, B], got {tuple(kappa.shape)}"
+            )
+        if kappa.requires_grad:
+            raise ValueError("Gated's kappa must not require a gradient, since it gets none")
+        if not bool(torch.isfinite(kappa).all()):
+            raise ValueError("Gated's kappa must be finite, got NaN or infinity in it")
+
+    def __repr__(self) -> str:
+        return f"Gated(kappa=<{'x'.join(map(str, self.kappa.shape))} {self.kappa.dtype}>)"
+
+
+@dataclass(frozen=True)
+class Randomized(Truncation):
+    """Randomized truncation: cut at random places, and unbiased.
+
+    Between two steps the gradient is cut with probability c and otherwise multiplied by
+    1 / (1 - c), so that the expectation of every product of gates is 1 and the mean gradient is
+    that of full backpropagation through time. Give one of
+
+    - ``pi``: independent gates, 1 / pi with probability pi and else 0;
+    - ``mean_length``: c = 1 / mean_length, segments of that mean length; with ``alpha`` as well,
+      the power law of Tallec and Ollivier, "Unbiasing Truncated Backpropagation Through Time",
+      2017: c = (alpha - 1) / ((alpha - 2) mean_length + d) at d steps after the last cut, by
+      which long segments are rare but not exponentially rare, and the gates stay small.
+
+    Every call draws anew. ``draw`` does the same outside a call, and ``last`` is what the most
+    recent draw gave, to read back or to use again.
+
+    Args:
+        pi: probability that the gradient passes, in (0, 1].
+        mean_length: mean length of a segment in steps, more than 1.
+        alpha: exponent of the power law, more than 2.
+        generator: where the draws come from; None is torch's default generator.
+        per_sequence: draw for each sequence of a batch by itself, rather than once for all.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a number out of its range, not exactly one of ``pi`` and ``mean_length``, or
+            ``alpha`` without ``mean_length``.
+    """
+
+    pi: float | None = None
+    mean_length: float | None = None
+    alpha: float | None = None
+    generator: torch.Generator | None = field(default=None, repr=False)
+    per_sequence: bool = False
+    _last: list[Gated] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if (self.pi is None) == (self.mean_length is None):
+            raise ValueError(
+                "Randomized must have one of pi and mean_length, "
+                f"got pi={self.pi} and mean_length={self.mean_length}"
+            )
+        if self.pi is not None and not 0 < _real("Randomized's pi", self.pi) <= 1:
+            raise ValueError(f"Randomized's pi must be in (0, 1], got {self.pi}")
+        if self.mean_length is not None:
+            length = _real("Randomized's mean_length", self.mean_length)
+            if not 1 < length < math.inf:
+                raise ValueError(f"Randomized's mean_length must be more than 1, got {length}")
+        if self.alpha is not None:
+            if self.mean_length is None:
+                raise ValueError("Randomized's alpha goes with mean_length, got pi")
+            if not 2 < _real("Randomized's alpha", self.alpha) < math.inf:
+                raise ValueError(f"Randomized's alpha must be more than 2, got {self.alpha}")
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            raise TypeError(
+                "Randomized's generator must be a torch.Generator, "
+                f"got {type(self.generator).__name__}"
+            )
+        if not isinstance(self.per_sequence, bool):
+            raise TypeError(f"Randomized's per_sequence must be a bool, got {self.per_sequence!r}")
+
+    @property
+    def last(self) -> Gated | None:
+        """The gates of the most recent draw, or None before the first."""
+        return self._last[0] if self._last else None
+
+    def draw(self, steps: int, batch: int = 1) -> Gated:
+        """Draws the gates of one call.
+
+        Args:
+            steps: T, at least 1.
+            batch: B; its size only matters with ``per_sequence``.
+
+        Returns:
+            Gates of shape [T], or [T, B] with ``per_sequence``; float64, on the CPU unless the
+            generator is elsewhere. The first is 1: where a sequence begins nothing is cut.
+        """
+        steps = _positive_int("steps", steps)
+        columns = batch if self.per_sequence else 1
+        device = self.generator.device if self.generator is not None else torch.device("cpu")
+        options = {"dtype": torch.float64, "device": device}
+        # c and the probability that a segment is longer than d, for d = 1 .. T.
+        after = torch.arange(1, steps + 1, **options)
+        if self.pi is not None:
+            cut = torch.full_like(after, 1 - self.pi)
+        elif self.alpha is None:
+            cut = torch.full_like(after, 1 / self.mean_length)
+        else:
+            cut = (self.alpha - 1) / ((self.alpha - 2) * self.mean_length + after)
+        survival = torch.cumprod(1 - cut, 0)
+        # Lengths of segments by inversion, a segment a step at most: -S is ascending in d.
+        uniform = torch.rand(steps, columns, generator=self.generator, **options)
+        lengths = torch.searchsorted(-survival, -uniform.contiguous(), right=False) + 1
+        begins = torch.cumsum(lengths, 0)
+        is_cut = torch.zeros(steps + 1, columns, dtype=torch.bool, device=device)
+        is_cut.scatter_(0, begins.clamp(max=steps), True)
+        is_cut = is_cut[:steps]
+        # Steps since the last cut, where the sequence's own beginning counts as one.
+        place = torch.arange(steps, device=device).unsqueeze(1)
+        before = torch.cummax(place * is_cut, 0).values.roll(1, 0)
+        before[0] = 0
+        since = (place - before).clamp(min=1)
+        kappa = torch.where(is_cut, 0.0, 1 / (1 - cut[since - 1]))
+        kappa[0] = 1
+        self._last[:] = [Gated(kappa if self.per_sequence else kappa[:, 0])]
+        return self._last[0]
 
 
 def as_truncation(value: Truncation | int | None) -> Truncation | None:
@@ -61,11 +315,11 @@ def as_truncation(value: Truncation | int | None) -> Truncation | None:
         TypeError: ``value`` is neither None, an int nor a truncation.
         ValueError: ``value`` is an int less than 1.
     """
-    if value is None or isinstance(value, Chunked):
+    if value is None or isinstance(value, Truncation):
         return value
     if _as_int(value) is None:
         raise TypeError(
-            "truncation must be None, an int or fastbptt.Chunked, "
+            "truncation must be None, an int or a truncation such as fastbptt.Chunked, "
             f"got {value!r} of type {type(value).__name__}"
         )
     return Chunked(_positive_int("truncation", value))

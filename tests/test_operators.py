@@ -72,7 +72,8 @@ def backward_arguments(case: Case, chunk: int = 0, needs=ALL) -> dict[str, objec
         "output": output,
         "c": c,
         "gates": gates,
-        "chunk": chunk,
+        "k1": chunk,
+        "k2": chunk,
         "needs": [needs[0], needs[1] and states[0], needs[2] and states[1], needs[3]],
     }
 
@@ -278,8 +279,8 @@ BAD_BACKWARD = [
     ("plain", "output", zeros(4, 3, 4), "output"),
     ("plain", "output", zeros(5, 3, 4, dtype=torch.float32), "output"),
     ("plain", "hx", zeros(1, 2, 4), "hx"),
-    ("plain", "chunk", -1, "chunk"),
-    ("plain", "chunk", -(2**40), "chunk"),
+    ("plain", "k1", -1, "k1"),
+    ("plain", "k1", -(2**40), "k1"),
     ("plain", "needs", [], "needs"),
     ("plain", "needs", [True, True], "needs"),
     ("plain", "needs", [True] * 5, "needs"),

@@ -7,27 +7,16 @@
 // recurrence fills a block of d, [rows, stride], which is still in the cache when the products read
 // it, and d is never kept whole. Rows of a block are ordered by step, last step first, then by lane.
 // Two blocks take turns, since the first step of one reads the last step of the other.
+//
+// Where lanes overlap, the products are linear in d and their other factors the same for all lanes:
+// so each block is added to a sum of d over the lanes, and the products are those of the sum.
 #pragma once
 
-#include "cpu/products.h"
+#include "cpu/overlap.h"
 #include "cpu/recompute.h"
-#include "cpu/schedule.h"
 
 namespace fastbptt {
 namespace {
-
-// What one block of steps holds, a row for each (step, lane).
-template <typename scalar_t>
-struct Block {
-  int64_t begin, end;  // steps
-  int64_t num_rows;
-  scalar_t* d;            // [rows, stride] columns of H as the cell orders them
-  scalar_t* d_projected;  // [rows, projected_stride] gradients of the projected state
-  scalar_t* unprojected;  // [rows, wide_stride] the state before its projection
-  scalar_t* gates;        // [rows, gates_stride] the activations, where they were not kept
-  int64_t* rows;          // the row of (t, b)
-  int64_t* before;        // the row of (t-1, b), or -1 - b where that is hx
-};
 
 template <typename Cell, typename scalar_t>
 struct Backward {
@@ -37,11 +26,12 @@ struct Backward {
 
   const BwdParams<scalar_t>& p;
   Packed<scalar_t> w_ih, w_hh, w_hr;
-  int64_t block_steps;
   int64_t stride, projected_stride, wide_stride, gates_stride;
   Block<scalar_t> blocks[2];
   Recomputation<Cell, scalar_t> recomputation;
+  OverlapSum<scalar_t> sum;
   scalar_t* carry;    // [num_lanes, wide_stride]
+  scalar_t* initial;  // [num_lanes, projected_stride] where lanes overlap: d_hx of each
   scalar_t* scratch;  // [threads][OuterProduct::kScratch]
   int64_t bytes;
 
@@ -50,12 +40,11 @@ struct Backward {
     w_hh = arena.take_packed<scalar_t>(G * p.H, p.R, 1, panel_vecs_for<scalar_t>(p.R, 1, split));
     w_hr = arena.take_packed<scalar_t>(p.R, p.w_hr ? p.H : 0, 1,
                                        panel_vecs_for<scalar_t>(p.H, 1, split));
-    block_steps = min(p.lanes[0].steps, ceil_div(kBlockRows, p.num_lanes));
     stride = padded_stride<scalar_t>(Cell::kColumns * p.H);
     projected_stride = padded_stride<scalar_t>(p.R);
     wide_stride = padded_stride<scalar_t>(p.H);
     gates_stride = padded_stride<scalar_t>(Cell::kSaved * p.H);
-    const int64_t rows = block_steps * p.num_lanes;
+    const int64_t rows = max_block_rows(p);
     for (Block<scalar_t>& block : blocks) {
       block.d = arena.take<scalar_t>(rows * stride);
       block.d_projected = arena.take<scalar_t>(p.w_hr ? rows * projected_stride : 0);
@@ -67,7 +56,12 @@ struct Backward {
       recomputation = Recomputation<Cell, scalar_t>(p, &arena, rows);
       blocks[0].gates = blocks[1].gates = arena.take<scalar_t>(rows * gates_stride);
     }
+    if (p.overlapping) {
+      sum = OverlapSum<scalar_t>(p, &arena, stride, projected_stride, wide_stride);
+      for (Block<scalar_t>& block : blocks) block.sum_rows = arena.take<int64_t>(rows);
+    }
     carry = arena.take<scalar_t>(Cell::kHasCarry ? p.num_lanes * wide_stride : 0);
+    initial = arena.take<scalar_t>(p.overlapping && p.d_hx ? p.num_lanes * projected_stride : 0);
     scratch = arena.take<scalar_t>(p.threads * outer_product_scratch<scalar_t>());
     bytes = arena.used;
   }
@@ -85,11 +79,21 @@ struct Backward {
     if (recomputes()) recomputation.pack(p, worker);
   }
 
-  // Fills in which rows the steps [begin, end) of a block belong to. Each thread of a team fills
-  // every `count`-th step.
-  void start_block(Block<scalar_t>* block, int64_t begin, int64_t end, const Worker& worker) const {
+  // The first step of the block that ends with `end`.
+  int64_t block_begin(int64_t end) const {
+    const Share all = everyone(p);
+    int64_t begin = end, rows = 0;
+    while (begin > 0 && rows < kBlockRows) rows += all.active_at(--begin);
+    return begin;
+  }
+
+  // Fills in which rows the steps [begin, end) of a block belong to, after `lane_row` rows of blocks
+  // before it. Each thread of a team fills every `count`-th step.
+  void start_block(Block<scalar_t>* block, int64_t begin, int64_t end, int64_t lane_row,
+                   const Worker& worker) const {
     block->begin = begin;
     block->end = end;
+    block->lane_row = lane_row;
     const Share all = everyone(p);
     int64_t first = 0;
     for (int64_t s = end - 1; s >= begin; --s) {
@@ -98,6 +102,10 @@ struct Backward {
         for (int64_t i = 0; i < active; ++i) {
           block->rows[first + i] = row_at(p, p.lanes[i], s);
           block->before[first + i] = row_before(p, p.lanes[i], s);
+          if (p.overlapping) {
+            const int64_t t = p.lanes[i].first + p.direction * s;
+            block->sum_rows[first + i] = sum.row(p, t, p.lanes[i].batch);
+          }
         }
       }
       first += active;
@@ -109,7 +117,7 @@ struct Backward {
   static const scalar_t* state_row(const scalar_t* memory, int64_t ld, const scalar_t* initial,
                                    int64_t columns, int64_t before) {
     if (before >= 0) return memory + before * ld;
-    return initial ? initial + (-1 - before) * columns : nullptr;
+    return initial && before != kNoRow ? initial + (-1 - before) * columns : nullptr;
   }
   const scalar_t* h_before(int64_t before) const {
     return state_row(p.output, p.ld_out, p.hx, p.R, before);
@@ -129,23 +137,38 @@ struct Backward {
     const scalar_t* d;  // their d of the step just taken, as W_hh saw it
   };
 
-  // The gradient of the state of lane i at step s: `sum` from the step after it, and what the loss
+  // The gradient of the state of a lane at step s: `sum` from the step after it, and what the loss
   // adds at this step.
-  V add_gradients(V sum, const Lane& lane, int64_t s, int64_t row, int64_t unit,
+  V add_gradients(V sum, const Lane& lane, int64_t s, int64_t row, int64_t lane_row, int64_t unit,
                   int64_t count) const {
-    if (p.d_output) sum += load_first(p.d_output + row * p.ld_out + unit, count);
+    if (p.d_lanes) {
+      sum += load_first(p.d_lanes + lane_row * p.R + unit, count);
+    } else if (p.d_output && lane.loss_begin <= s && s < lane.loss_end) {
+      sum += load_first(p.d_output + row * p.ld_out + unit, count);
+    }
     if (p.d_h_n && ends_sequence(lane, s)) {
       sum += load_first(p.d_h_n + lane.batch * p.R + unit, count);
     }
     return sum;
   }
 
+  // The gate on what step s + 1 of a lane hands to step s, and on what step 0 hands to hx. It belongs
+  // to the later of the two steps in time.
+  scalar_t gate_after(const Lane& lane, int64_t s) const {
+    if (!p.kappa || s + 1 == lane.steps) return 1;
+    return p.kappa[row_at(p, lane, p.direction > 0 ? s + 1 : s)];
+  }
+  scalar_t gate_before(const Lane& lane) const {
+    return p.kappa && p.direction > 0 ? p.kappa[row_at(p, lane, 0)] : scalar_t(1);
+  }
+
   static bool ends_sequence(const Lane& lane, int64_t s) {
     return s + 1 == lane.steps && lane.to_end;
   }
 
-  // The cell's derivative for some units of one row of a block, given the gradient dh of its state.
-  void finish_units(V dh, const Lane& lane, int64_t lane_index, int64_t s,
+  // The cell's derivative for some units of one row of a block, given the gradient dh of its state
+  // and the gate behind it.
+  void finish_units(V dh, scalar_t gate, const Lane& lane, int64_t lane_index, int64_t s,
                     const Block<scalar_t>& block, int64_t block_row, int64_t unit,
                     int64_t count) const {
     const int64_t row = row_at(p, lane, s);
@@ -158,7 +181,7 @@ struct Backward {
       V saved[Cell::kSaved];
       for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load_first(gates + k * p.H, count);
       scalar_t* carried = carry + lane_index * wide_stride + unit;
-      V from_after = s + 1 == lane.steps ? V{} : load(carried);
+      V from_after = s + 1 == lane.steps ? V{} : load(carried) * gate;
       V to_before;
       const int64_t before_row = row_before(p, lane, s);
       if constexpr (Cell::kHasCellState) {
@@ -191,12 +214,14 @@ struct Backward {
       const auto finish_row = [&](int64_t i, int64_t panel, const scalar_t* acc) {
         const Lane& lane = mine.lane(i);
         const int64_t row = row_at(p, lane, s), block_row = first_row + mine.index(i);
+        const scalar_t gate = gate_after(lane, s);
         for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {
-          const V dh = add_gradients(load(acc + v * W), lane, s, row, unit, count);
+          const V dh = add_gradients(load(acc + v * W) * gate, lane, s, row,
+                                     block.lane_row + block_row, unit, count);
           if (p.w_hr) {
             store(block.d_projected + block_row * projected_stride + unit, dh);
           } else {
-            finish_units(dh, lane, mine.index(i), s, block, block_row, unit, count);
+            finish_units(dh, gate, lane, mine.index(i), s, block, block_row, unit, count);
           }
         });
       };
@@ -212,8 +237,10 @@ struct Backward {
                    block.d_projected + (first_row + mine.first_lane) * projected_stride,
                    mine.lane_step * projected_stride, 0, active,
                    [&](int64_t i, int64_t panel, const scalar_t* acc) {
+                     const Lane& lane = mine.lane(i);
+                     const scalar_t gate = gate_after(lane, s);
                      for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, int64_t count) {
-                       finish_units(load(acc + v * W), mine.lane(i), mine.index(i), s, block,
+                       finish_units(load(acc + v * W), gate, lane, mine.index(i), s, block,
                                     first_row + mine.index(i), unit, count);
                      });
                    });
@@ -232,41 +259,70 @@ struct Backward {
       step_tiles(mine.panels, w_hh, G * p.H, progress.d, stride * mine.lane_step, 0, mine.num_lanes,
                  [&](int64_t i, int64_t panel, const scalar_t* acc) {
                    const Lane& lane = mine.lane(i);
-                   if (!lane.from_start) return;
+                   if (lane.before != Before::kInitial) return;
+                   const scalar_t gate = gate_before(lane);
+                   scalar_t* to = p.overlapping ? initial + mine.index(i) * projected_stride
+                                                : p.d_hx + lane.batch * p.R;
                    for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {
                      V dh = load(acc + v * W);
                      if constexpr (Cell::kHasCarry && !Cell::kHasCellState) {
                        dh += load(carry + mine.index(i) * wide_stride + unit);
                      }
-                     store_first(p.d_hx + lane.batch * p.R + unit, dh, count);
+                     store_first(to + unit, dh * gate, count);
                    });
                  });
     }
-    if (!p.d_cx) return;
+    if (!p.d_cx || p.overlapping) return;
     const Packed<scalar_t>& units = p.w_hr ? w_hr : w_hh;
     const Range panels = p.w_hr ? mine.projected : mine.panels;
     for (int64_t i = 0; i < mine.num_lanes; ++i) {
       const Lane& lane = mine.lane(i);
-      if (!lane.from_start) continue;
+      if (lane.before != Before::kInitial) continue;
+      const scalar_t gate = gate_before(lane);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, int64_t count) {
           store_first(p.d_cx + lane.batch * p.H + unit,
-                      load(carry + mine.index(i) * wide_stride + unit), count);
+                      load(carry + mine.index(i) * wide_stride + unit) * gate, count);
         });
       }
     }
   }
 
-  // The products of a finished block: dx for a share of its rows, and its part of the weights'
-  // gradients for a share of the units.
+  // Where lanes overlap, several may begin at one initial state: the sum over them, for a share of
+  // its columns.
+  void add_initial_states(const Worker& worker) const {
+    const auto add = [&](scalar_t* to, int64_t columns, const scalar_t* from, int64_t ld) {
+      const Range mine = share(columns, worker.id, worker.count);
+      for (int64_t i = 0; i < p.num_lanes; ++i) {
+        const Lane& lane = p.lanes[i];
+        if (lane.before != Before::kInitial) continue;
+        for (int64_t n = mine.begin; n < mine.end; ++n) {
+          to[lane.batch * columns + n] += from[i * ld + n];
+        }
+      }
+    };
+    if (p.d_hx) add(p.d_hx, p.R, initial, projected_stride);
+    if (p.d_cx) add(p.d_cx, p.H, carry, wide_stride);
+  }
+
+  // dx of a block of rows, for a share of them: row r goes to row row_to(r) of d_input.
+  template <typename RowTo>
+  void input_gradient(const Block<scalar_t>& block, RowTo&& row_to, const Worker& worker) const {
+    gemm_rows(block.d, stride, w_ih, share(block.num_rows, worker.id, worker.count),
+              [&](int64_t r, int64_t column, int64_t count, V sum) {
+                scalar_t* to = p.d_input + row_to(r) * p.I + column;
+                if (p.mask) sum *= load_first(p.mask + block.rows[r] * p.I + column, count);
+                if (p.accumulate_d_input) sum += load_first(to, count);
+                store_first(to, sum, count);
+              });
+  }
+
+  // The products of a finished block of rows: dx for a share of its rows, and its part of the
+  // weights' gradients for a share of the units.
   void add_products(const Block<scalar_t>& block, bool first_block, const Worker& worker) const {
-    if (p.d_input) {
-      gemm_rows(block.d, stride, w_ih, share(block.num_rows, worker.id, worker.count),
-                [&](int64_t r, int64_t column, int64_t count, V sum) {
-                  scalar_t* to = p.d_input + block.rows[r] * p.I + column;
-                  if (p.accumulate_d_input) sum += load_first(to, count);
-                  store_first(to, sum, count);
-                });
+    if (p.d_input && !p.d_input_by_lane) {
+      const int64_t* to = p.overlapping ? block.sum_rows : block.rows;
+      input_gradient(block, [&](int64_t r) { return to[r]; }, worker);
     }
     if (!p.d_w_ih) return;
     constexpr int kInOrder[] = {0, 1, 2, 3};
@@ -304,14 +360,16 @@ void backward(const BwdParams<scalar_t>& p, const Worker& worker) {
   const Split split = split_for(p, Cell::kGates * p.H, p.R, 1, worker);
   Pass pass(p, Arena{static_cast<char*>(p.workspace)}, split);
   pass.pack(worker);
+  if (p.overlapping) pass.sum.clear(p, worker);
   worker.everyone.wait();
 
   const Share mine = share_of(p, pass.w_hh, pass.w_hr, split, worker);
   typename Pass::Progress progress{0, pass.blocks[0].d};
   const int64_t steps = p.lanes[0].steps;
-  for (int64_t end = steps, turn = 0; end > 0; end -= pass.block_steps, turn ^= 1) {
+  int64_t lane_row = 0;
+  for (int64_t end = steps, turn = 0; end > 0; turn ^= 1) {
     Block<scalar_t>& block = pass.blocks[turn];
-    pass.start_block(&block, max(0, end - pass.block_steps), end, worker);
+    pass.start_block(&block, pass.block_begin(end), end, lane_row, worker);
     if (pass.recomputes()) {
       worker.everyone.wait();
       pass.recompute(block, worker);
@@ -319,9 +377,24 @@ void backward(const BwdParams<scalar_t>& p, const Worker& worker) {
     }
     if (!mine.idle) pass.run_steps(mine, block, &progress);
     worker.everyone.wait();
-    pass.add_products(block, end == steps, worker);
+    if (p.d_input && p.d_input_by_lane) {
+      pass.input_gradient(block, [&](int64_t r) { return lane_row + r; }, worker);
+    }
+    if (p.overlapping) {
+      pass.sum.add(block, worker);
+    } else {
+      pass.add_products(block, end == steps, worker);
+    }
+    end = block.begin;
+    lane_row += block.num_rows;
   }
   if (!mine.idle) pass.finish_initial_states(mine, progress);
+  if (!p.overlapping) return;
+  worker.everyone.wait();
+  pass.add_initial_states(worker);
+  pass.sum.for_each_block([&](const Block<scalar_t>& block, bool first_block) {
+    pass.add_products(block, first_block, worker);
+  });
 }
 
 }  // namespace

@@ -4,7 +4,8 @@
 //   rec_t = h_{t-1} W_hh^T, the cell, and with a projection h_t = W_hr h_t.
 //
 // The Elman cell's `pre` stands in the output, a gated cell's where its activations will be kept. If
-// they are not kept, the pass goes in blocks of steps, each with its own `pre`.
+// they are not kept, the pass goes in blocks of steps, each with its own `pre`. A row of a block is
+// that of a step and a lane, by step, then by lane.
 //
 // The state that a step hands to the next is kept twice: in the output, where rows lie as the
 // layout says, and in a small double buffer [2][lanes][stride] that tiles read with one stride.
@@ -27,9 +28,8 @@ struct Forward {
   int64_t stride;
   scalar_t* unprojected;  // [num_lanes, wide_stride] h before the projection
   int64_t wide_stride;
-  scalar_t* pre;  // [N, ld_pre], or of a block [block_steps * num_lanes, ld_pre]
+  scalar_t* pre;  // [N, ld_pre], or of a block [its rows, ld_pre]
   int64_t ld_pre;
-  int64_t block_steps;  // all of them where there are no blocks
   RowGather<scalar_t> inputs;
   int64_t bytes;
 
@@ -44,7 +44,6 @@ struct Forward {
     bias = arena.take<scalar_t>(padded_stride<scalar_t>(Cell::kGates * p.H));
     for (scalar_t*& s : state) s = arena.take<scalar_t>(p.num_lanes * stride);
     unprojected = arena.take<scalar_t>(p.w_hr ? p.num_lanes * wide_stride : 0);
-    block_steps = p.lanes[0].steps;
     if (Cell::kSaved == 0) {
       pre = p.output;
       ld_pre = p.ld_out;
@@ -52,10 +51,9 @@ struct Forward {
       pre = p.gates;
       ld_pre = Cell::kSaved * p.H;
     } else {
-      block_steps = min(block_steps, ceil_div(kBlockRows, p.num_lanes));
       ld_pre = padded_stride<scalar_t>(Cell::kSaved * p.H);
-      pre = arena.take<scalar_t>(block_steps * p.num_lanes * ld_pre);
-      inputs = RowGather<scalar_t>(&arena, block_steps * p.num_lanes, p.I);
+      pre = arena.take<scalar_t>(max_block_rows(p) * ld_pre);
+      inputs = RowGather<scalar_t>(&arena, max_block_rows(p), p.I);
     }
     bytes = arena.used;
   }
@@ -83,52 +81,70 @@ struct Forward {
     });
   }
 
-  // `pre` of the steps from `begin` on, a share of its rows: of all steps, or of a block.
-  void project_input(int64_t begin, const Worker& worker) const {
+  // The last step of the block that begins with `begin`: without blocks, of all.
+  int64_t block_end(int64_t begin) const {
+    if (!in_blocks()) return p.lanes[0].steps;
+    const Share all = everyone(p);
+    int64_t end = begin, rows = 0;
+    while (end < p.lanes[0].steps && rows < kBlockRows) rows += all.active_at(end++);
+    return end;
+  }
+
+  // `pre` of the steps [begin, end), a share of its rows.
+  void project_input(int64_t begin, int64_t end, const Worker& worker) const {
     if (!in_blocks()) {
       return add_input_products(p.input, p.I, share(p.layout.N, worker.id, worker.count));
     }
-    // Row r of a block is step begin + r / num_lanes of lane r % num_lanes; a lane that has ended
-    // leaves its row unused.
-    const int64_t steps = min(block_steps, p.lanes[0].steps - begin);
-    const Range rows = share(steps * p.num_lanes, worker.id, worker.count);
-    inputs.gather(rows, [&](int64_t r) {
-      const Lane& lane = p.lanes[r % p.num_lanes];
-      const int64_t s = begin + r / p.num_lanes;
-      return s < lane.steps ? p.input + row_at(p, lane, s) * p.I : nullptr;
-    });
-    add_input_products(inputs.rows, inputs.stride, rows);
+    const Share all = everyone(p);
+    int64_t rows = 0;
+    for (int64_t s = begin; s < end; ++s) rows += all.active_at(s);
+    const Range mine = share(rows, worker.id, worker.count);
+    int64_t first = 0;  // row of the step's first lane
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t active = all.active_at(s);
+      inputs.gather({max(mine.begin, first), min(mine.end, first + active)},
+                    [&](int64_t r) { return p.input + row_at(p, p.lanes[r - first], s) * p.I; });
+      first += active;
+    }
+    add_input_products(inputs.rows, inputs.stride, mine);
   }
 
   void load_hx(const Share& mine, scalar_t* to, int64_t lane_stride) const {
     const Packed<scalar_t>& units = p.w_hr ? w_hr : w_hh;
     const Range panels = p.w_hr ? mine.projected : mine.panels;
     for (int64_t i = 0; i < mine.num_lanes; ++i) {
-      const scalar_t* from = p.hx + mine.lane(i).batch * p.R;
+      const Lane& lane = mine.lane(i);
+      const bool given = lane.before == Before::kInitial;
+      const scalar_t* from = p.hx + lane.batch * p.R;
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, int64_t count) {
-          store(to + i * lane_stride + unit, load_first(from + unit, count));
+          store(to + i * lane_stride + unit, given ? load_first(from + unit, count) : V{});
         });
       }
     }
   }
 
-  // The cell for step s of one lane and the units of a panel. `h_before` is the row of the state,
-  // `h` where the new one goes beside `output`, which is null where a projection is still to come.
-  void finish_row(int64_t lane_index, int64_t s, int64_t panel, const scalar_t* acc,
-                  const scalar_t* h_before, scalar_t* h, scalar_t* output, scalar_t* h_n) const {
+  static bool ends_sequence(const Lane& lane, int64_t s) {
+    return s + 1 == lane.steps && lane.to_end;
+  }
+
+  // The cell for step s of one lane and the units of a panel. `first_row` is that of the step in its
+  // block, `h_before` the row of the state, `h` where the new one goes beside `output`, which is null
+  // where a projection is still to come.
+  void finish_row(int64_t lane_index, int64_t s, int64_t first_row, int64_t panel,
+                  const scalar_t* acc, const scalar_t* h_before, scalar_t* h, scalar_t* output,
+                  scalar_t* h_n) const {
     constexpr int G = Cell::kGates;
     const Lane& lane = p.lanes[lane_index];
     const int64_t row = row_at(p, lane, s);
-    const int64_t pre_index = in_blocks() ? s % block_steps * p.num_lanes + lane_index : row;
-    scalar_t* const pre_row = pre + pre_index * ld_pre;
+    scalar_t* const pre_row = pre + (in_blocks() ? first_row + lane_index : row) * ld_pre;
     const scalar_t* c_before = nullptr;
     scalar_t* c_row = nullptr;
     if constexpr (Cell::kHasCellState) {
       c_row = p.c + row * p.H;
       if (s > 0) {
         c_before = p.c + row_at(p, lane, s - 1) * p.H;
-      } else if (p.cx) {
+      } else if (p.cx && lane.before == Before::kInitial) {
         c_before = p.cx + lane.batch * p.H;
       }
     }
@@ -145,7 +161,7 @@ struct Forward {
         V c = c_before ? load_first(c_before + unit, count) : V{};
         value = Cell::forward(in, rec, c, saved, &c);
         store_first(c_row + unit, c, count);
-        if (s + 1 == lane.steps) store_first(p.c_n + lane.batch * p.H + unit, c, count);
+        if (ends_sequence(lane, s)) store_first(p.c_n + lane.batch * p.H + unit, c, count);
       } else {
         const V before = Cell::kHasCarry && h_before ? load(h_before + unit) : V{};
         value = Cell::forward(in, rec, before, saved);
@@ -161,8 +177,8 @@ struct Forward {
     });
   }
 
-  // Runs the steps from `begin` on: all of them, or a block.
-  void run_steps(const Share& mine, int64_t begin) const {
+  // Runs the steps [begin, end): all of them, or a block.
+  void run_steps(const Share& mine, int64_t begin, int64_t end) const {
     const int64_t ld = stride * mine.lane_step, wide_ld = wide_stride * mine.lane_step;
     scalar_t* h[2] = {state[0] + mine.first_lane * stride, state[1] + mine.first_lane * stride};
     scalar_t* const wide = unprojected + mine.first_lane * wide_stride;
@@ -171,13 +187,14 @@ struct Forward {
       mine.group.arrive();
     }
     const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, 1);
-    const int64_t end = min(begin + block_steps, mine.lane(0).steps);
-    for (int64_t s = begin; s < end; ++s) {
+    const Share all = everyone(p);
+    int64_t first_row = 0;
+    for (int64_t s = begin; s < min(end, mine.lane(0).steps); ++s) {
       const int64_t active = mine.active_at(s);
       const scalar_t* before = s > 0 || p.hx ? h[s % 2] : nullptr;
       scalar_t* const after = h[(s + 1) % 2];
       const auto h_n_of = [&](const Lane& lane) {
-        return s + 1 == lane.steps ? p.h_n + lane.batch * p.R : nullptr;
+        return ends_sequence(lane, s) ? p.h_n + lane.batch * p.R : nullptr;
       };
       const auto await = [&] { mine.group.await(); };
       step_tiles(mine.panels, w_hh, before ? p.R : 0, h[s % 2], ld, own, 0, active, await,
@@ -185,14 +202,15 @@ struct Forward {
                    const Lane& lane = mine.lane(i);
                    const scalar_t* h_before = before ? before + i * ld : nullptr;
                    if (p.w_hr) {
-                     finish_row(mine.index(i), s, panel, acc, h_before, wide + i * wide_ld, nullptr,
-                                nullptr);
+                     finish_row(mine.index(i), s, first_row, panel, acc, h_before,
+                                wide + i * wide_ld, nullptr, nullptr);
                    } else {
-                     finish_row(mine.index(i), s, panel, acc, h_before, after + i * ld, p.output,
-                                h_n_of(lane));
+                     finish_row(mine.index(i), s, first_row, panel, acc, h_before, after + i * ld,
+                                p.output, h_n_of(lane));
                    }
                  });
       mine.group.arrive();
+      if (in_blocks()) first_row += all.active_at(s);
       if (!p.w_hr) continue;
       mine.group.await();
       step_tiles(mine.projected, w_hr, p.H, wide, wide_ld, 0, active,
@@ -224,11 +242,12 @@ void forward(const FwdParams<scalar_t>& p, const Worker& worker) {
   pass.pack(worker);
   worker.everyone.wait();
   const Share mine = share_of(p, pass.w_hh, pass.w_hr, split, worker);
-  for (int64_t begin = 0; begin < p.lanes[0].steps; begin += pass.block_steps) {
+  for (int64_t begin = 0, end; begin < p.lanes[0].steps; begin = end) {
+    end = pass.block_end(begin);
     if (begin > 0) worker.everyone.wait();
-    pass.project_input(begin, worker);
+    pass.project_input(begin, end, worker);
     worker.everyone.wait();
-    if (!mine.idle) pass.run_steps(mine, begin);
+    if (!mine.idle) pass.run_steps(mine, begin, end);
   }
 }
 

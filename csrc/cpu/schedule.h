@@ -27,13 +27,10 @@ struct Arena {
   }
 };
 
-// Rows of a pass that goes in blocks of steps, always whole ones, and about the rows over which one
-// tile of a weight gradient sums: enough that adding a block's part to dW costs little.
+// A pass that goes in blocks of steps takes whole steps until there are so many rows: about those
+// over which one tile of a weight gradient sums, enough that adding a block's part to dW costs
+// little.
 constexpr int64_t kBlockRows = 256;
-
-inline int64_t row_of(const Layout& layout, int64_t t, int64_t b) {
-  return layout.offsets ? layout.offsets[t] + b : t * layout.time_stride + b * layout.batch_stride;
-}
 
 // A power-of-two stride would put the rows of a tile into the same few sets of the cache.
 template <typename scalar_t>
@@ -67,13 +64,30 @@ struct RowGather {
 
 template <typename scalar_t>
 inline int64_t row_at(const LayerParams<scalar_t>& p, const Lane& lane, int64_t s) {
-  return row_of(p.layout, lane.first + p.direction * s, lane.batch);
+  return p.layout.row(lane.first + p.direction * s, lane.batch);
 }
 
-// The row of the step before, or -1 - b where that is the initial state.
+// The row of the step before, or -1 - b where that is the initial state, or kNoRow for zeros.
+constexpr int64_t kNoRow = INT64_MIN;
+
 template <typename scalar_t>
 inline int64_t row_before(const LayerParams<scalar_t>& p, const Lane& lane, int64_t s) {
-  return s > 0 || !lane.from_start ? row_at(p, lane, s - 1) : -1 - lane.batch;
+  if (s > 0 || lane.before == Before::kStep) return row_at(p, lane, s - 1);
+  return lane.before == Before::kInitial ? -1 - lane.batch : kNoRow;
+}
+
+// How many rows there are of (step, lane), [M].
+template <typename scalar_t>
+inline int64_t lane_rows(const LayerParams<scalar_t>& p) {
+  int64_t rows = 0;
+  for (int64_t i = 0; i < p.num_lanes; ++i) rows += p.lanes[i].steps;
+  return rows;
+}
+
+// The most rows of a block of steps.
+template <typename scalar_t>
+inline int64_t max_block_rows(const LayerParams<scalar_t>& p) {
+  return min(lane_rows(p), kBlockRows - 1 + p.num_lanes);
 }
 
 // One thread's part of a recurrence: lane i of its group is lane first_lane + i * lane_step of all.

@@ -1,0 +1,171 @@
+"""What a call's truncation and resets come to, step by step, in the order of its input's rows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastbptt.truncation import Gated, Randomized, Truncation, Windowed
+
+__all__ = ["Boundaries", "boundaries_of", "resets_from_dones"]
+
+
+class Boundaries(NamedTuple):
+    """The operators' arguments for it."""
+
+    k1: int = 0  # windows, or 0 for none
+    k2: int = 0
+    last_only: bool = False
+    resets: Tensor | None = None  # bool, like input without its features
+    kappa: Tensor | None = None  # of input's dtype, likewise
+
+
+def resets_from_dones(
+    dones: Tensor, initial: Tensor | bool | None = None, *, batch_first: bool = False
+) -> Tensor:
+    """Turns a rollout's ``dones`` into the ``resets`` of a recurrent call.
+
+    The two are one step apart. ``dones[t]`` says that the episode ended *after* step t, as
+    environments report it; ``resets[t]`` says that the state *entering* step t is zeros:
+
+        t         0      1      2      3
+        dones     False  True   False  False     the step at t = 1 was an episode's last
+        resets    ?      False  True   False     so the step at t = 2 begins the next one
+
+    ``initial`` fills the place of the question mark: whether the first step of the rollout begins
+    an episode, that is ``dones`` of the step before the rollout. If the state that a rollout
+    begins with is passed as ``hx`` and already has zeros there, it may be left out.
+
+    Args:
+        dones: [T], [T, B], or [B, T] with ``batch_first``; bool, or numbers 0 and 1.
+        initial: the first step's resets: a bool, or [B] like ``dones``; None is False.
+        batch_first: whether ``dones`` is [B, T].
+
+    Returns:
+        resets: bool, of the shape of ``dones``.
+
+    Raises:
+        TypeError: ``dones`` is no tensor, or ``initial`` neither a bool nor a tensor.
+        ValueError: a shape is not as above, or a value is neither 0 nor 1.
+    """
+    if not isinstance(dones, Tensor):
+        raise TypeError(f"dones must be a tensor, got {type(dones).__name__}")
+    if dones.dim() not in (1, 2):
+        raise ValueError(f"dones must have 1 or 2 dimensions, got shape {tuple(dones.shape)}")
+    dones = _as_bool("dones", dones)
+    time = 1 if batch_first and dones.dim() == 2 else 0
+    if dones.size(time) == 0:
+        return dones
+    first = torch.zeros_like(dones.select(time, 0))
+    if isinstance(initial, Tensor):
+        if initial.shape not in (first.shape, torch.Size()):
+            raise ValueError(
+                f"initial must have shape {tuple(first.shape)}, got {tuple(initial.shape)}"
+            )
+        first = _as_bool("initial", initial).to(first.device).expand_as(first)
+    elif isinstance(initial, bool):
+        first = torch.full_like(first, initial)
+    elif initial is not None:
+        raise TypeError(f"initial must be None, a bool or a tensor, got {type(initial).__name__}")
+    before = dones.narrow(time, 0, dones.size(time) - 1)
+    return torch.cat([first.unsqueeze(time), before], time)
+
+
+def _as_bool(name: str, values: Tensor) -> Tensor:
+    if values.dtype == torch.bool:
+        return values
+    flags = values != 0
+    if not bool((values == flags.to(values.dtype)).all()):
+        raise ValueError(f"{name} must hold 0 and 1 alone, got other values")
+    return flags
+
+
+def boundaries_of(
+    truncation: Truncation | None,
+    resets: Tensor | None,
+    input: Tensor,
+    batch_sizes: Tensor | None = None,
+    sorted_indices: Tensor | None = None,
+    *,
+    batch_first: bool = False,
+    unbatched: bool = False,
+    bidirectional: bool = False,
+) -> Boundaries:
+    """Checks a call's truncation and resets against its input and lays them out like its rows.
+
+    Args:
+        truncation: what ``as_truncation`` gave.
+        resets: bool [T], [T, B], or [B, T] with ``batch_first``; packed: [T, B] in the caller's
+            order of sequences.
+        input: [T, B, I], [B, T, I] with ``batch_first``, or packed [N, I].
+        batch_sizes, sorted_indices: a packed input's.
+        unbatched: the call had no batch: B is 1 and an error leaves it out.
+        bidirectional: whether the network is.
+
+    Raises:
+        TypeError: ``resets`` is no bool tensor.
+        ValueError: a shape or device does not fit, or windows overlap (k1 < k2) and the network is
+            bidirectional.
+    """
+    if truncation is None and resets is None:
+        return Boundaries()
+    if batch_sizes is None:
+        steps, batch = input.shape[:2]
+        if batch_first:
+            steps, batch = batch, steps
+    else:
+        steps, batch = batch_sizes.numel(), int(batch_sizes[0])
+
+    def rows(table: Tensor) -> Tensor:
+        """[T] or [T, B] in the order of the input's rows."""
+        if table.dim() == 1:
+            table = table.unsqueeze(1).expand(steps, batch)
+        elif sorted_indices is not None:
+            table = table.index_select(1, sorted_indices)
+        if batch_sizes is not None:
+            present = torch.arange(batch) < batch_sizes.unsqueeze(1)
+            return table[present.to(table.device)]
+        return table.t() if batch_first else table
+
+    k1 = k2 = 0
+    last_only = False
+    kappa = None
+    if isinstance(truncation, Windowed):
+        k1, k2, last_only = truncation.k1, truncation.k2, truncation.last_only
+        if k2 > k1 and bidirectional:
+            raise ValueError(
+                f"truncation={truncation} has windows that overlap (k1 < k2), which a bidirectional"
+                " network cannot have: run again on a window, its backward direction would begin"
+                " at the window's end, from another state than in the whole sequence"
+            )
+    elif isinstance(truncation, Gated | Randomized):
+        if isinstance(truncation, Randomized):
+            truncation = truncation.draw(steps, batch)
+        kappa = truncation.kappa
+        fits = [(steps,)] if unbatched else [(steps,), (steps, batch)]
+        if tuple(kappa.shape) not in fits:
+            wanted = " or ".join(map(str, fits))
+            raise ValueError(f"kappa must have shape {wanted}, got {tuple(kappa.shape)}")
+        kappa = rows(kappa.to(input.device, input.dtype))
+    elif truncation is not None:
+        raise TypeError(f"truncation must be one of fastbptt's, got {type(truncation).__name__}")
+    if resets is not None:
+        if not isinstance(resets, Tensor):
+            raise TypeError(f"resets must be a bool tensor, got {type(resets).__name__}")
+        if resets.dtype != torch.bool:
+            raise TypeError(f"resets must have dtype torch.bool, got {resets.dtype}")
+        fits = [(steps,)]
+        if not unbatched:
+            fits.append((batch, steps) if batch_first and batch_sizes is None else (steps, batch))
+        if tuple(resets.shape) not in fits:
+            wanted = " or ".join(map(str, fits))
+            raise ValueError(f"resets must have shape {wanted}, got {tuple(resets.shape)}")
+        if resets.device != input.device:
+            raise ValueError(
+                f"resets must be on input's device {input.device}, got {resets.device}"
+            )
+        by_batch = resets.dim() == 2 and batch_first and batch_sizes is None
+        resets = rows(resets.t() if by_batch else resets)
+    return Boundaries(k1, k2, last_only, resets, kappa)
