@@ -1,25 +1,23 @@
 """The truth: every recurrence as a plain loop over time, with ordinary autograd.
 
 Slow and obvious, for any dtype and device. Nothing here shares code with the fused kernels, so
-that the two can be held against each other. A step is one cell function; :func:`_unroll` carries
-the states through time and cuts the gradient, and knows nothing of the cell's arithmetic.
+that the two can be held against each other. Here is the arithmetic of each cell, one step of it,
+and the shapes that a call may have; the loops over time, layers and windows are in ``_loops``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastbptt.truncation import Truncation, as_truncation
+from fastbptt._loops import Cell, Stack, States, by_step, run_padded, stack_layers
+from fastbptt.truncation import Truncation, Windowed, as_truncation
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "run"]
-
-States = tuple[Tensor, ...]  # what a cell hands to the next step: (h,) or (h, c)
-Cell = Callable[..., States]  # cell(x, states, *weights) -> the next states
 
 _PHI = {"tanh": torch.tanh, "relu": torch.relu, "identity": lambda pre: pre}
 
@@ -98,57 +96,6 @@ def lstm_cell(
     return h if weight_hr is None else h @ weight_hr.T, c
 
 
-def _unroll(
-    cell: Cell,
-    input: Tensor,
-    states: States,
-    weights: Sequence[Tensor | None],
-    truncation: Truncation | None,
-    reverse: bool = False,
-) -> tuple[Tensor, States]:
-    """One layer in one direction: input [T, B, I], states [B, ...] -> all h [T, B, R], the last.
-
-    The gradient is cut where the states cross t = k, 2k, ..., from step t - 1 to step t or, in
-    reverse, from step t to step t - 1.
-    """
-    T = input.size(0)
-    outputs: list[Tensor] = []
-    for t in reversed(range(T)) if reverse else range(T):
-        crossed = t + 1 if reverse else t  # the place in time between the last step and this one
-        if truncation is not None and 0 < crossed < T and crossed % truncation.k == 0:
-            states = tuple(state.detach() for state in states)
-        states = cell(input[t], states, *weights)
-        outputs.append(states[0])
-    if reverse:
-        outputs.reverse()
-    return torch.stack(outputs), states
-
-
-def _stack(
-    cell: Cell,
-    input: Tensor,
-    states: States,
-    weights: Sequence[Sequence[Tensor | None]],
-    directions: int,
-    truncation: Truncation | None,
-) -> tuple[Tensor, States]:
-    """All layers: input [T, B, I], states [L*D, B, ...] -> output [T, B, D*R], the last states.
-
-    ``weights`` holds one sequence for each layer and direction, in the order of the states.
-    """
-    finals = []
-    for layer in range(len(weights) // directions):
-        outputs = []
-        for direction in range(directions):
-            i = layer * directions + direction
-            initial = tuple(state[i] for state in states)
-            output, last = _unroll(cell, input, initial, weights[i], truncation, direction == 1)
-            outputs.append(output)
-            finals.append(last)
-        input = torch.cat(outputs, dim=-1)  # the next layer sees both directions, side by side
-    return input, tuple(torch.stack(of_all) for of_all in zip(*finals, strict=True))
-
-
 def rnn(
     input: Tensor,
     hx: Tensor | None,
@@ -159,6 +106,7 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     truncation: Truncation | int | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer of the Elman network in one direction, as :func:`fastbptt.rnn` defines it.
 
@@ -168,16 +116,16 @@ def rnn(
         weight_ih, weight_hh: [H, I] and [H, H].
         bias_ih, bias_hh: [H] or None.
         nonlinearity: "tanh", "relu" or "identity".
-        truncation: None, ``Chunked(k)``, or an int k, short for it.
+        truncation: None, an int k, short for ``Chunked(k)``, or a truncation object.
+        resets: [T, B] or [T], bool; True zeroes the state that enters a step.
 
     Returns:
         output [T, B, H] and h_n [B, H]; [T, H] and [H] without a batch.
     """
-    if hx is None:
-        hx = input.new_zeros(*input.shape[1:-1], weight_hh.size(1))
     cell = partial(rnn_cell, nonlinearity=nonlinearity)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    output, (h_n,) = _unroll(cell, input, (hx,), weights, as_truncation(truncation))
+    states, sizes = None if hx is None else (hx,), (weight_hh.size(1),)
+    output, (h_n,) = _layer(cell, input, states, weights, sizes, truncation, resets)
     return output, h_n
 
 
@@ -190,6 +138,7 @@ def gru(
     bias_hh: Tensor | None = None,
     *,
     truncation: Truncation | int | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer of gated recurrent units in one direction, as :func:`fastbptt.gru` defines it.
 
@@ -198,15 +147,15 @@ def gru(
         hx: the state before step 0, [B, H] or [H]; None stands for zeros.
         weight_ih, weight_hh: [3H, I] and [3H, H], gates in the order r, z, n.
         bias_ih, bias_hh: [3H] or None.
-        truncation: None, ``Chunked(k)``, or an int k, short for it.
+        truncation: None, an int k, short for ``Chunked(k)``, or a truncation object.
+        resets: [T, B] or [T], bool; True zeroes the state that enters a step.
 
     Returns:
         output [T, B, H] and h_n [B, H]; [T, H] and [H] without a batch.
     """
-    if hx is None:
-        hx = input.new_zeros(*input.shape[1:-1], weight_hh.size(1))
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    output, (h_n,) = _unroll(gru_cell, input, (hx,), weights, as_truncation(truncation))
+    states, sizes = None if hx is None else (hx,), (weight_hh.size(1),)
+    output, (h_n,) = _layer(gru_cell, input, states, weights, sizes, truncation, resets)
     return output, h_n
 
 
@@ -220,6 +169,7 @@ def lstm(
     weight_hr: Tensor | None = None,
     *,
     truncation: Truncation | int | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """One layer of long short-term memory in one direction, as :func:`fastbptt.lstm` defines it.
 
@@ -230,18 +180,43 @@ def lstm(
         weight_ih, weight_hh: [4H, I] and [4H, R], gates in the order i, f, g, o.
         bias_ih, bias_hh: [4H] or None.
         weight_hr: the projection [R, H], or None.
-        truncation: None, ``Chunked(k)``, or an int k, short for it. It cuts h and c alike.
+        truncation: None, an int k, short for ``Chunked(k)``, or a truncation object. It cuts h
+            and c alike.
+        resets: [T, B] or [T], bool; True zeroes the states that enter a step.
 
     Returns:
         output [T, B, R] and (h_n, c_n) like ``hx``; output [T, R] without a batch.
     """
-    if hx is None:
-        batch = input.shape[1:-1]
-        h = input.new_zeros(*batch, weight_hh.size(1))
-        hx = h, input.new_zeros(*batch, weight_hh.size(0) // 4)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, weight_hr)
-    output, (h_n, c_n) = _unroll(lstm_cell, input, tuple(hx), weights, as_truncation(truncation))
+    states, sizes = None if hx is None else tuple(hx), (weight_hh.size(1), weight_hh.size(0) // 4)
+    output, (h_n, c_n) = _layer(lstm_cell, input, states, weights, sizes, truncation, resets)
     return output, (h_n, c_n)
+
+
+def _layer(
+    cell: Cell,
+    input: Tensor,
+    states: States | None,
+    weights: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    truncation: Truncation | int | None,
+    resets: Tensor | None,
+) -> tuple[Tensor, States]:
+    """One layer in one direction, with or without a batch; ``sizes`` are the states' features."""
+    truncation = as_truncation(truncation)
+    if states is None:
+        states = tuple(input.new_zeros(*input.shape[1:-1], size) for size in sizes)
+    is_batched = input.dim() == 3
+    if not is_batched:
+        input, states = input.unsqueeze(1), tuple(state.unsqueeze(0) for state in states)
+    per_step = by_step(*input.shape[:2], truncation, resets, input.device)
+    stack = partial(stack_layers, cell, [weights], 1)
+    states = tuple(state.unsqueeze(0) for state in states)
+    output, states = run_padded(stack, input, states, per_step, truncation)
+    states = tuple(state.squeeze(0) for state in states)
+    if is_batched:
+        return output, states
+    return output.squeeze(1), tuple(state.squeeze(0) for state in states)
 
 
 def _cell_of(module: torch.nn.RNNBase) -> Cell:
@@ -265,40 +240,68 @@ def run(
     hx: Tensor | tuple[Tensor, Tensor] | None = None,
     *,
     truncation: Truncation | int | None = None,
+    resets: Tensor | None = None,
+    dropout_masks: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor | PackedSequence, Tensor | tuple[Tensor, ...]]:
     """The whole stack of a recurrent module, fastbptt's or torch's, by plain loops.
 
     Takes and returns what the module's own ``forward`` does: padded, unbatched or packed. The
     truncation is the one given here; None means full backpropagation, whatever the module holds.
 
+    Args:
+        module: whose parameters and options count.
+        input, hx, truncation, resets: as a call of :class:`fastbptt.RNN` or its siblings takes
+            them.
+        dropout_masks: what the output of each layer but the last is multiplied by, in the shape
+            of ``output`` (of its data, if packed): 0, or 1 / (1 - p) where a value is kept.
+
     Raises:
-        ValueError: dropout is active (its mask is drawn inside the module, out of sight), or the
-            module's cell is not known here.
+        TypeError: ``truncation`` is no truncation, or ``resets`` not bool.
+        ValueError: dropout is active (its mask is drawn inside the module, out of sight) and
+            ``dropout_masks`` are not given, the module's cell is not known here, gates or resets
+            have another shape, or windows overlap (k1 < k2) in a bidirectional module.
     """
-    if module.dropout > 0 and module.training:
+    masks = tuple(dropout_masks or ())
+    if not masks and module.dropout > 0 and module.training and module.num_layers > 1:
         raise ValueError(
-            f"module must have dropout 0 or be in eval mode, got dropout {module.dropout}"
+            "module must have dropout 0 or be in eval mode, or dropout_masks be given, "
+            f"got dropout {module.dropout}"
         )
-    stack = partial(
-        _stack,
-        _cell_of(module),
-        weights=_weights_of(module),
-        directions=2 if module.bidirectional else 1,
-        truncation=as_truncation(truncation),
-    )
+    if masks and len(masks) != module.num_layers - 1:
+        raise ValueError(f"dropout_masks must hold {module.num_layers - 1}, got {len(masks)}")
+    truncation = as_truncation(truncation)
+    directions = 2 if module.bidirectional else 1
+    if directions == 2 and isinstance(truncation, Windowed) and truncation.k1 < truncation.k2:
+        raise ValueError(
+            f"truncation={truncation} has windows that overlap, so the module must not be "
+            "bidirectional: in reverse no state is known where a window begins"
+        )
+    stack = partial(stack_layers, _cell_of(module), _weights_of(module), directions)
     states = (hx,) if isinstance(hx, Tensor) else hx
     if states is None:
         states = _zeros(module, input)
     if isinstance(input, PackedSequence):
-        output, states = _run_packed(stack, input, states)
-    elif input.dim() == 2:  # unbatched: a batch of one
-        output, states = stack(input.unsqueeze(1), tuple(state.unsqueeze(1) for state in states))
+        output, states = _run_packed(stack, input, states, truncation, resets, masks)
+        return output, states if module.mode == "LSTM" else states[0]
+
+    is_unbatched = input.dim() == 2  # a batch of one
+
+    def time_first(x: Tensor) -> Tensor:
+        if is_unbatched:
+            return x.unsqueeze(1)
+        return x.transpose(0, 1) if module.batch_first else x
+
+    input, masks = time_first(input), tuple(time_first(mask) for mask in masks)
+    if resets is not None and resets.dim() == 2:
+        resets = time_first(resets)
+    if is_unbatched:
+        states = tuple(state.unsqueeze(1) for state in states)
+    per_step = by_step(*input.shape[:2], truncation, resets, input.device)
+    output, states = run_padded(stack, input, states, per_step._replace(masks=masks), truncation)
+    if is_unbatched:
         output, states = output.squeeze(1), tuple(state.squeeze(1) for state in states)
     elif module.batch_first:
-        output, states = stack(input.transpose(0, 1), states)
         output = output.transpose(0, 1)
-    else:
-        output, states = stack(input, states)
     return output, states if module.mode == "LSTM" else states[0]
 
 
@@ -315,21 +318,30 @@ def _zeros(module: torch.nn.RNNBase, input: Tensor | PackedSequence) -> States:
 
 
 def _run_packed(
-    stack: Callable[[Tensor, States], tuple[Tensor, States]], input: PackedSequence, states: States
+    stack: Stack,
+    input: PackedSequence,
+    states: States,
+    truncation: Truncation | None,
+    resets: Tensor | None,
+    masks: Sequence[Tensor],
 ) -> tuple[PackedSequence, States]:
     """Every sequence by itself, as a batch of one: what packing means, without its tricks."""
     data, batch_sizes, sorted_indices, unsorted_indices = input
-    if sorted_indices is not None:  # states come in the caller's order, data lies by length
+    sizes = batch_sizes.tolist()
+    per_step = by_step(len(sizes), sizes[0], truncation, resets, data.device)
+    if sorted_indices is not None:  # all but data, which lies by length, is in the caller's order
         states = tuple(state.index_select(1, sorted_indices) for state in states)
+        per_step = per_step.of(slice(None), sorted_indices)
 
     # Step t of sequence b is row starts[t] + b of data, as long as the sequence lasts.
-    sizes = batch_sizes.tolist()
     starts = [sum(sizes[:t]) for t in range(len(sizes))]
     all_rows, outputs, finals = [], [], []
     for b in range(sizes[0]):
         rows = [start + b for start, size in zip(starts, sizes, strict=True) if b < size]
         initial = tuple(state[:, b : b + 1] for state in states)
-        output, last = stack(data[rows].unsqueeze(1), initial)
+        its = per_step.of(slice(len(rows)), slice(b, b + 1))
+        its = its._replace(masks=tuple(mask[rows].unsqueeze(1) for mask in masks))
+        output, last = run_padded(stack, data[rows].unsqueeze(1), initial, its, truncation)
         all_rows += rows
         outputs.append(output.squeeze(1))
         finals.append(last)
