@@ -137,6 +137,24 @@ def run_windows(
     return torch.stack(outputs), last
 
 
+def run_side_by_side(
+    stack: Stack,
+    input: Tensor,
+    states: States,
+    per_step: PerStep,
+    truncation: Windowed,
+) -> tuple[Tensor, States]:
+    """Windows that do not overlap: the state is cut between them, in both directions alike."""
+    T, B, k = *input.shape[:2], truncation.k1
+    cuts = [0.0 if t > 0 and t % k == 0 else 1.0 for t in range(T)]
+    kappa = torch.tensor(cuts, device=input.device).unsqueeze(1).expand(T, B)
+    output, last = stack(input, states, per_step._replace(kappa=kappa))
+    if truncation.last_only:
+        ends = torch.tensor([t % k == k - 1 or t == T - 1 for t in range(T)], device=input.device)
+        output = torch.where(ends[:, None, None], output, output.detach())
+    return output, last
+
+
 def run_padded(
     stack: Stack,
     input: Tensor,
@@ -147,17 +165,8 @@ def run_padded(
     """A padded batch, input [T, B, I], whose gates (if any) are in ``per_step`` already."""
     if not isinstance(truncation, Windowed):
         return stack(input, states, per_step)
-    if truncation.k1 < truncation.k2:
-        return run_windows(stack, input, states, per_step, truncation)
-    # Windows side by side: the state is cut between them, in both directions alike.
-    T, B, k = *input.shape[:2], truncation.k1
-    cuts = [0.0 if t > 0 and t % k == 0 else 1.0 for t in range(T)]
-    kappa = torch.tensor(cuts, device=input.device).unsqueeze(1).expand(T, B)
-    output, last = stack(input, states, per_step._replace(kappa=kappa))
-    if truncation.last_only:
-        ends = torch.tensor([t % k == k - 1 or t == T - 1 for t in range(T)], device=input.device)
-        output = torch.where(ends[:, None, None], output, output.detach())
-    return output, last
+    run = run_windows if truncation.k1 < truncation.k2 else run_side_by_side
+    return run(stack, input, states, per_step, truncation)
 
 
 def by_step(
