@@ -144,7 +144,7 @@ def boundaries_of(
         if isinstance(truncation, Randomized):
             truncation = truncation.draw(steps, batch)
         kappa = truncation.kappa
-        fits = [(steps,)] if unbatched else [(steps,), (steps, batch)]
+        fits = [(steps,), (steps, batch)]
         if tuple(kappa.shape) not in fits:
             wanted = " or ".join(map(str, fits))
             raise ValueError(f"kappa must have shape {wanted}, got {tuple(kappa.shape)}")
