@@ -3,7 +3,7 @@
 import torch  # noqa: F401  (first: the extension links to its libraries)
 
 from fastbptt import _C as _C
-from fastbptt import reference
+from fastbptt import diagnostics, reference
 from fastbptt.boundaries import resets_from_dones
 from fastbptt.convert import convert, revert
 from fastbptt.functional import gru, lstm, rnn
@@ -22,6 +22,7 @@ __all__ = [
     "Randomized",
     "Sliding",
     "convert",
+    "diagnostics",
     "get_workspace_limit",
     "gru",
     "lstm",
