@@ -6,16 +6,18 @@ import math
 import warnings
 from collections.abc import Callable, Container
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 import fastbptt
-from fastbptt.truncation import Chunked
+from fastbptt.truncation import TBPTT, Chunked, Sliding
 
 from . import jax_scan
-from .rows import BACKWARD, FORWARD, Row
+from .rows import BACKWARD, FORWARD, RESET_RATE, Row
 from .timing import Step
 
 OURS = "fastbptt"
@@ -49,6 +51,7 @@ class Workload:
             self.weights = self.cell.torch(row.H, row.H).state_dict()
             self.input = torch.randn(row.T, row.B, row.H)
             self.grad_output = torch.randn(row.T, row.B, row.H)
+            self.resets = torch.rand(row.T, row.B) < RESET_RATE if row.resets else None
 
     def load(self, make: Callable[..., nn.Module], **kwargs: object) -> nn.Module:
         """A module with this workload's weights."""
@@ -130,7 +133,8 @@ class MatmulStep:
 
 
 def _ours(work: Workload) -> ModuleStep:
-    return ModuleStep(work, work.load(work.cell.ours, truncation=work.row.truncation))
+    module = work.load(work.cell.ours, truncation=work.row.truncation)
+    return ModuleStep(work, module, partial(module, resets=work.resets))
 
 
 def _torch_module(work: Workload) -> ModuleStep:
@@ -152,6 +156,45 @@ def _detach_loop(work: Workload) -> ModuleStep:
     return ModuleStep(work, module, forward)
 
 
+def _window_loop(work: Workload) -> ModuleStep:
+    """TBPTT(k1, k2) by hand: a call a window, from the detached state of a pass over all steps."""
+    module, (k1, k2) = work.load(work.cell.torch), (work.row.truncation.k1, work.row.truncation.k2)
+    firsts = range(0, work.row.T, k1)  # steps of the windows' first losses
+    begins = [max(0, first - (k2 - k1)) for first in firsts]
+
+    def forward(input: Tensor) -> tuple[Tensor, State]:
+        states: dict[int, State | None] = {0: None}
+        with torch.no_grad():
+            for begin, end in pairwise(sorted(set(begins))):
+                _, states[end] = module(input[begin:end], states[begin])
+        outputs = []
+        for begin, first in zip(begins, firsts, strict=True):
+            output, state = module(input[begin : first + k1], states[begin])
+            outputs.append(output[first - begin :])
+        return torch.cat(outputs), state
+
+    return ModuleStep(work, module, forward)
+
+
+def _step_loop(work: Workload) -> ModuleStep:
+    """Resets by hand: a call a step, the state multiplied by 0 where an episode begins."""
+    module, kept = work.load(work.cell.torch), 1 - work.resets.float().unsqueeze(-1)
+
+    def forward(input: Tensor) -> tuple[Tensor, State]:
+        output, state = module(input[:1])
+        outputs = [output]
+        for t in range(1, work.row.T):
+            if isinstance(state, tuple):
+                state = tuple(s * kept[t] for s in state)
+            else:
+                state = state * kept[t]
+            output, state = module(input[t : t + 1], state)
+            outputs.append(output)
+        return torch.cat(outputs), state
+
+    return ModuleStep(work, module, forward)
+
+
 @dataclass(frozen=True)
 class Peer:
     """Something else that computes the same results, for the rows where it applies."""
@@ -167,7 +210,7 @@ TORCH, JAX = PEER_KINDS = ("torch", "jax")
 PEERS = (
     Peer(
         kind=TORCH,
-        applies=lambda row: row.truncation is None,
+        applies=lambda row: row.truncation is None and not row.resets,
         label=lambda row: f"torch.nn.{row.cell.upper()}",
         build=_torch_module,
     ),
@@ -178,8 +221,22 @@ PEERS = (
         build=_detach_loop,
     ),
     Peer(
+        kind=TORCH,
+        applies=lambda row: isinstance(row.truncation, TBPTT | Sliding),
+        label=lambda row: "window loop",
+        build=_window_loop,
+    ),
+    Peer(
+        kind=TORCH,
+        applies=lambda row: row.resets,
+        label=lambda row: "step loop",
+        build=_step_loop,
+    ),
+    Peer(
         kind=JAX,
-        applies=lambda row: row.truncation is None or isinstance(row.truncation, Chunked),
+        applies=lambda row: (
+            not row.resets and (row.truncation is None or isinstance(row.truncation, Chunked))
+        ),
         label=lambda row: jax_scan.LABEL,
         build=jax_scan.ScanStep,
     ),

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ from .contenders import (
 from .rows import BACKWARD, Row, Size, format_size
 from .timing import interleave, paired_ratios
 
-DEFAULT_SIZE: Size = (1024, 16, 128, None)
+DEFAULT_SIZE = Size(1024, 16, 128)
 RECOMPUTE = f"{OURS}, recompute"
 
 # The allocator gives large blocks back at once, so that resident memory is memory in use; and the
@@ -83,7 +84,7 @@ def storages(results: Results) -> dict[int, int]:
 
 def _recomputing(work: Workload) -> ModuleStep:
     module = work.load(work.cell.ours, truncation=work.row.truncation, recompute=True)
-    return ModuleStep(work, module)
+    return ModuleStep(work, module, partial(module, resets=work.resets))
 
 
 def _step(row: Row, label: str) -> ModuleStep:
@@ -118,7 +119,7 @@ def _status(field: str) -> int:
 
 def resident(row: Row, label: str) -> int | None:
     """Extra bytes of a process's first run at this size; None where the system cannot tell."""
-    small = Row(row.cell, 2, row.B, row.H, row.truncation)
+    small = Row(row.cell, 2, row.B, row.H, row.truncation, row.resets)
     _step(small, label).results()  # code, threads and their stacks are no part of it
     step = _step(row, label)
     try:
@@ -152,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         "--row",
         type=arguments.size,
         default=DEFAULT_SIZE,
-        metavar="T,B,H[,k]",
+        metavar="T,B,H[,...]",
         help="default: 1024,16,128",
     )
     add("--cell", choices=list(CELLS), default="rnn", help="default: rnn")

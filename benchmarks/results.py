@@ -38,6 +38,7 @@ def measure(
         "row": row.label,
         "size": {"T": row.T, "B": row.B, "I": row.H, "H": row.H},
         "truncation": None if row.truncation is None else str(row.truncation),
+        "resets": row.resets,
         "mode": mode,
     }
     with torch.set_grad_enabled(mode == BACKWARD):

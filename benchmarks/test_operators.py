@@ -72,8 +72,8 @@ def test_rnn_bwd(benchmark, row: Row) -> None:
             None,
             False,
             OPERATOR_CELLS[row.cell],
-            0 if row.truncation is None else row.truncation.k,
             [True, False, False, True],
+            *(() if row.truncation is None else (row.truncation.k1, row.truncation.k2)),
         )
 
     dinput, _, _, dweights = call()

@@ -121,6 +121,10 @@ class TBPTT(Windowed):
         if self.loss not in ("window", "last"):
             raise ValueError(f"TBPTT's loss must be 'window' or 'last', got {self.loss!r}")
 
+    def __repr__(self) -> str:
+        loss = "" if self.loss == "window" else f", loss={self.loss!r}"
+        return f"TBPTT(k1={self.k1}, k2={self.k2}{loss})"
+
     @property
     def last_only(self) -> bool:  # type: ignore[override]
         """Whether only the loss of a window's last step counts."""

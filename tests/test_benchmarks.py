@@ -29,7 +29,7 @@ from benchmarks import (
     timing,
 )
 from benchmarks.rows import BACKWARD, FORWARD, GRID, Row
-from fastbptt.truncation import Chunked
+from fastbptt.truncation import TBPTT, Chunked, Sliding
 
 RNN = ["--cells", "rnn"]
 TINY = Row("rnn", 12, 2, 8)
@@ -146,10 +146,25 @@ def test_rounds_go_on_until_the_budget_is_spent():
 
 
 def test_sizes_are_read_and_written():
-    assert rows.parse_size("128,16,256") == (128, 16, 256, None)
-    assert rows.parse_size("9,1,4,3") == (9, 1, 4, Chunked(3))
+    assert rows.parse_size("128,16,256") == (128, 16, 256, None, False)
+    assert rows.parse_size("9,1,4,3") == (9, 1, 4, Chunked(3), False)
     assert all(rows.parse_size(rows.format_size(size)) == size for size in GRID)
-    for text in ("", "1,2", "1,2,3,4,5", "0,1,1", "1,-1,1", "1,1.5,1", "a,b,c"):
+    assert rows.parse_size("9,1,4,2,5") == (9, 1, 4, TBPTT(2, 5), False)
+    assert rows.parse_size("9,1,4,1,5") == (9, 1, 4, Sliding(5), False)
+    assert rows.parse_size("9,1,4,resets") == (9, 1, 4, None, True)
+    with pytest.raises(ValueError, match="k2 must be at least k1"):
+        rows.parse_size("9,1,4,5,2")
+    for text in (
+        "",
+        "1,2",
+        "1,2,3,4,5,6",
+        "1,2,3,4,resets",
+        "1,2,resets",
+        "0,1,1",
+        "1,-1,1",
+        "1,1.5,1",
+        "a,b,c",
+    ):
         with pytest.raises(ValueError, match="must be T,B,H or T,B,H,k"):
             rows.parse_size(text)
 
