@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ from random import Random
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastbptt
 from calls import Call, Draws, Gates
@@ -262,3 +264,36 @@ def test_gates_and_resets_that_are_views(lengths):
         ):
             views = [view(t) for t in wide]
             assert_matches(call.run(lambda *_, v=views: run(*v), module), expected, rtol=0)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+@pytest.mark.parametrize(
+    "truncation", [TBPTT(2, 4), TBPTT(2, 4, "last"), Sliding(3), TBPTT(3, 3, "last")], ids=str
+)
+def test_nan_stays_in_its_window(truncation, value, cell, isa):
+    """A loss's gradient of NaN or infinity reaches its window's first step, and none before it."""
+    for lengths, H in itertools.product((None, (9, 4, 9)), (5, 33)):
+        case = Case(9, 3, 2, H, 2, cell=cell, lengths=lengths)
+        module, (x, hx) = case.module(truncation=truncation), case.data()
+
+        def gradient_of(bad_steps, value, x=x, hx=hx, lengths=lengths, module=module):
+            padded = pad_packed_sequence(x)[0] if lengths else x
+            padded = padded.clone().requires_grad_()
+            packed = pack_padded_sequence(padded, lengths, enforce_sorted=False) if lengths else 0
+            output, _ = module(packed if lengths else padded, hx)
+            output = pad_packed_sequence(output)[0] if lengths else output
+            on_output = torch.ones_like(output)
+            on_output[bad_steps, 0] = value
+            output.backward(on_output)
+            return padded.grad
+
+        first = 8 // truncation.k1 * truncation.k1  # of the last window's losses
+        begin = first - (truncation.k2 - truncation.k1)
+        clean, bad = gradient_of([8], 0.0), gradient_of([8], value)
+        assert not bad[8, 0].isfinite().all()
+        bad[begin:, 0] = clean[begin:, 0]
+        assert_matches({"dinput": bad}, {"dinput": clean})
+        if truncation.last_only:  # the other steps' gradients are not looked at
+            others = [t for t in range(9) if (t + 1) % truncation.k1 > 0 and t < 8]
+            assert_matches({"": gradient_of(others, value)}, {"": gradient_of(others, 1.0)}, rtol=0)
