@@ -170,6 +170,8 @@ inline void check_windows(const LayerShape& shape, int64_t k1, int64_t k2, bool 
   TORCH_CHECK(first_window >= 0 && num_windows >= 0 && (num_windows == 0 || k2 > k1),
               "first_window and num_windows must not be negative, and are for k2 > k1, got ",
               first_window, " and ", num_windows);
+  TORCH_CHECK(num_windows > 0 || first_window == 0, "first_window goes with num_windows, got ",
+              first_window, " without it");
   const int64_t windows = k1 == 0 ? 1 : (shape.T - 1) / k1 + 1;
   TORCH_CHECK(num_windows <= windows && first_window <= windows - num_windows,
               "first_window + num_windows must be at most ", windows, ", got ", first_window,

@@ -119,10 +119,14 @@ Tensor concatenate(const std::vector<Tensor>& states) {
   return states.size() == 1 ? states[0] : at::cat(states);
 }
 
-// The draw that torch's own modules make, so that one seed gives one mask.
-Tensor dropout_mask(const Tensor& like, double probability) {
+// The draw that torch's own modules make, so that one seed gives one mask: with time first, whatever
+// the input's layout.
+Tensor dropout_mask(const Tensor& like, double probability, bool batch_first) {
   if (probability == 1) return at::zeros_like(like);
-  return at::empty_like(like).bernoulli_(1 - probability).div_(1 - probability);
+  const Tensor shape = batch_first ? like.transpose(0, 1) : like;
+  const Tensor mask = at::empty_like(shape, at::MemoryFormat::Contiguous);
+  mask.bernoulli_(1 - probability).div_(1 - probability);
+  return batch_first ? mask.transpose(0, 1) : mask;
 }
 
 Result run_layers(const Options& net, const Tensor& input, const Context& context,
@@ -134,7 +138,7 @@ Result run_layers(const Options& net, const Tensor& input, const Context& contex
     Layer layer;
     layer.input = output;
     if (net.dropout > 0 && i > 0) {
-      layer.mask = dropout_mask(output, net.dropout);
+      layer.mask = dropout_mask(output, net.dropout, net.batch_first);
       layer.input = output * layer.mask;
     }
     Tensor layer_h_n, layer_c_n;

@@ -47,7 +47,7 @@ def resets_from_dones(
         resets: bool, of the shape of ``dones``.
 
     Raises:
-        TypeError: ``dones`` is no tensor, or ``initial`` neither a bool nor a tensor.
+        TypeError: ``dones`` is no tensor, ``initial`` neither a bool nor a tensor, or one complex.
         ValueError: a shape is not as above, or a value is neither 0 nor 1.
     """
     if not isinstance(dones, Tensor):
@@ -76,6 +76,8 @@ def resets_from_dones(
 def _as_bool(name: str, values: Tensor) -> Tensor:
     if values.dtype == torch.bool:
         return values
+    if values.is_complex():
+        raise TypeError(f"{name} must hold bools or the numbers 0 and 1, got {values.dtype}")
     flags = values != 0
     if not bool((values == flags.to(values.dtype)).all()):
         raise ValueError(f"{name} must hold 0 and 1 alone, got other values")

@@ -62,6 +62,9 @@ OPTIONS = [
     {"cls": fastbptt.LSTM, "truncation": 2},
     {"cls": fastbptt.LSTM, "num_layers": 2, "bidirectional": True, "proj_size": 5},
     {"cls": fastbptt.LSTM, "batch_first": True, "bias": False, "recompute": True},
+    {"truncation": fastbptt.TBPTT(2, 4), "batch_first": True},
+    {"cls": fastbptt.GRU, "num_layers": 2, "truncation": fastbptt.Sliding(3)},
+    {"cls": fastbptt.LSTM, "num_layers": 2, "truncation": fastbptt.TBPTT(2, 2, "last")},
 ]
 
 
@@ -105,6 +108,30 @@ def test_functional_with_the_truncation_in_the_call():
     pairs = zip(
         torch.autograd.grad(compiled(*leaves), leaves),
         torch.autograd.grad(loss(*leaves), leaves),
+        strict=True,
+    )
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=RTOL, atol=0)
+
+
+@pytest.mark.parametrize("truncation", [None, fastbptt.TBPTT(2, 3), "gates"], ids=str)
+def test_resets_and_gates(truncation):
+    if truncation == "gates":
+        truncation = fastbptt.Gated(torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0, 0.3]))
+    torch.manual_seed(0)
+    rnn = fastbptt.LSTM(3, 4, 2, dtype=torch.float64)
+    x = torch.randn(6, 2, 3, dtype=torch.float64, requires_grad=True)
+    resets = torch.rand(6, 2) < 0.3
+    leaves = [x, *rnn.parameters()]
+
+    def loss(x, resets):
+        output, (h_n, c_n) = rnn(x, truncation=truncation, resets=resets)
+        return output.square().sum() + h_n.sum() + c_n.sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    pairs = zip(
+        torch.autograd.grad(compiled(x, resets), leaves),
+        torch.autograd.grad(loss(x, resets), leaves),
         strict=True,
     )
     for a, b in pairs:

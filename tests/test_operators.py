@@ -98,6 +98,58 @@ def test_opcheck(case, chunk):
         torch.library.opcheck(rnn_bwd.default, (), arguments | {"gates": empty})
 
 
+def cuts(arguments: dict[str, object]) -> dict[str, dict[str, object]]:
+    """What else a backward call may be asked for."""
+    input = arguments["input"]
+    generator = torch.Generator().manual_seed(0)
+    resets = torch.rand(input.shape[:-1], generator=generator) < 0.3
+    windows = {"k1": 2, "k2": 3, "resets": resets}
+    apart = {
+        "windows": windows,
+        "some windows": windows | {"first_window": 1, "num_windows": 2},
+        "windows apart": windows | {"input_by_lane": True},
+    }
+    one_direction = arguments["output"].size(-1) == arguments["weights"][1].size(1)
+    return (apart if one_direction else {}) | {
+        "resets": {"resets": resets},
+        "gates": {"kappa": torch.rand(input.shape[:-1], generator=generator).to(input.dtype)},
+        "dropout": {"mask": torch.rand(input.shape, generator=generator).to(input.dtype)},
+        "last losses": {"k1": 2, "k2": 2, "last_only": True},
+    }
+
+
+@pytest.mark.parametrize("name", ["plain", "packed", "lstm", "gru, packed", "projected"])
+def test_opcheck_of_cuts(name):
+    case = CASES[name]
+    arguments = backward_arguments(case)
+    every = cuts(arguments)
+    torch.library.opcheck(rnn_fwd.default, (), forward_arguments(case) | every["resets"])
+    for each in every.values():
+        torch.library.opcheck(rnn_bwd.default, (), arguments | each)
+
+
+@pytest.mark.parametrize("name", ["plain", "batch first", "packed", "gru", "lstm, projection"])
+@pytest.mark.usefixtures("poisoned")
+def test_windows_in_groups_add_up(name):
+    case = dataclasses.replace(CASES[name], dtype=torch.float64, bidirectional=False)
+    arguments = backward_arguments(case) | {"k1": 2, "k2": 4}
+    whole = named(rnn_bwd(**arguments), case)
+    steps = 5
+    first, second = (
+        named(rnn_bwd(**arguments | {"first_window": first, "num_windows": count}), case)
+        for first, count in ((0, 1), (1, 2))
+    )
+    # The first group lies in the steps [0, 2), the second in [0, 5): windows reach back 2 steps.
+    assert second["dinput"].shape == whole["dinput"].shape
+    time = 1 if case.batch_first else 0
+    rows = arguments["batch_sizes"][:2].sum().item() if case.lengths else 2
+    assert first["dinput"].size(time) == rows
+    second["dinput"].narrow(time, 0, rows).add_(first.pop("dinput"))
+    added = {n: g + first[n] if n in first else g for n, g in second.items()}
+    assert_matches(added, whole)
+    assert steps == (case.T if case.lengths is None else max(case.lengths))
+
+
 @every_case
 @pytest.mark.parametrize("chunk", [0, 2])
 @pytest.mark.usefixtures("poisoned")
@@ -281,6 +333,20 @@ BAD_BACKWARD = [
     ("plain", "hx", zeros(1, 2, 4), "hx"),
     ("plain", "k1", -1, "k1"),
     ("plain", "k1", -(2**40), "k1"),
+    ("plain", "k2", 1, "k2"),
+    ("both directions", "k2", 3, "k2"),
+    ("plain", "num_windows", 1, "num_windows"),
+    ("plain", "first_window", -1, "first_window"),
+    ("plain", "first_window", 1, "first_window"),
+    ("plain", "grad_by_lane", True, "grad_by_lane"),
+    ("plain", "input_by_lane", True, "input_by_lane"),
+    ("plain", "resets", zeros(5, 3), "resets must have dtype"),
+    ("plain", "resets", zeros(3, 5, dtype=torch.bool), "resets must have shape"),
+    ("plain", "resets", zeros(5, 3, dtype=torch.bool, device="meta"), "resets must be on"),
+    ("plain", "kappa", zeros(5, 3, dtype=torch.float32), "kappa must have dtype"),
+    ("plain", "kappa", zeros(5), "kappa must have shape"),
+    ("packed", "kappa", zeros(5, 3), "kappa must have shape"),
+    ("plain", "mask", zeros(5, 3, 4), "mask must have shape"),
     ("plain", "needs", [], "needs"),
     ("plain", "needs", [True, True], "needs"),
     ("plain", "needs", [True] * 5, "needs"),
@@ -319,6 +385,35 @@ def refuses(operator, arguments: dict[str, object], name: str, value: object, wo
 @pytest.mark.parametrize("case, name, value, word", BAD_FORWARD)
 def test_bad_forward(case, name, value, word):
     refuses(rnn_fwd, forward_arguments(CASES[case]), name, value, word)
+
+
+WINDOWS = {"k1": 2, "k2": 4}
+BAD_WINDOWS = [
+    {"num_windows": 4},
+    {"num_windows": 2, "first_window": 2},
+    {"num_windows": 2**62, "first_window": 2**62},
+    {"first_window": 1},
+    {"num_windows": -1},
+    {"grad_by_lane": True},  # the gradient has the rows of all steps
+    {"k1": 0},
+]
+
+
+@pytest.mark.parametrize("bad", BAD_WINDOWS, ids=str)
+def test_bad_windows(bad):
+    arguments = backward_arguments(CASES["plain"]) | WINDOWS
+    rnn_bwd(**arguments)
+    word = "grad_output" if "grad_by_lane" in bad else "first_window|num_windows|k2"
+    with pytest.raises(RuntimeError, match=word):
+        rnn_bwd(**arguments | bad)
+
+
+@pytest.mark.parametrize("k1, k2", [(2**62, 2**62), (1, 2**62), (2**62, 2**63 - 1), (5, 9)])
+def test_windows_longer_than_any_sequence(k1, k2):
+    arguments = backward_arguments(CASES["lstm"])
+    expected = named(rnn_bwd(**arguments), CASES["lstm"])
+    actual = named(rnn_bwd(**arguments | {"k1": k1, "k2": k2}), CASES["lstm"])
+    assert_matches(actual, expected)
 
 
 @pytest.mark.parametrize("case, name, value, word", BAD_BACKWARD)

@@ -70,9 +70,13 @@ struct OuterProduct {
         const int64_t count = min(W, range.end - m);
         scalar_t* to = sums + order[j] * units + m;
         V sum{};
-        for (int64_t r = 0; r < num_rows; ++r) {
-          sum += load_first(d + r * stride + j * units + m, count);
-        }
+        for_each_tile(0, num_rows, kSumLength, [&](int64_t first, int64_t rows) {
+          V part{};
+          for (int64_t r = first; r < first + rows; ++r) {
+            part += load_first(d + r * stride + j * units + m, count);
+          }
+          sum += part;
+        });
         if (accumulate) sum += load_first(to, count);
         store_first(to, sum, count);
       }
