@@ -159,6 +159,25 @@ def test_float32_error(call, isa):
     assert_as_exact(call.ours(), call.reference(torch.float32), expected_of(call))
 
 
+# As many lanes as rows, and fewer: however a pass is cut, a sum over all rows is as exact.
+LONG_SUMS = [Chunked(1), Chunked(4), TBPTT(2, 4), Sliding(3), Draws((("pi", 0.3),))]
+
+
+@pytest.mark.parametrize("cell", ["tanh", "lstm"])
+@pytest.mark.parametrize("truncation", LONG_SUMS, ids=str)
+def test_float32_error_of_long_sums(truncation, cell):
+    of_seeds = []
+    for seed in range(3):  # the largest error of a few units is less by luck than that of many
+        case = Case(48, 40, 3, 21, cell=cell, hx=False, dtype=torch.float32, seed=seed)
+        call = Call(case, truncation)
+        of_seeds.append((call.ours(), call.reference(torch.float32), call.reference()))
+    stacked = (
+        {name: torch.stack([results[name] for results in of_all]) for name in of_all[0]}
+        for of_all in zip(*of_seeds, strict=True)
+    )
+    assert_as_exact(*stacked)
+
+
 @every_larger_call
 def test_same_bits_each_time(call, threads):
     once = call.ours()
