@@ -79,8 +79,10 @@ class Call:
         rows = tensors_of((case.data()[0], None))[0].shape[:-1]
         keep = 1 - self.dropout
         gaps = range(case.layers - 1 if self.dropout > 0 else 0)
+        time_first = case.batch_first and len(rows) == 2  # torch draws so in any layout
+        rows = rows[::-1] if time_first else rows
         masks = [torch.empty(*rows, width, dtype=case.dtype).bernoulli_(keep) for _ in gaps]
-        return [mask.div_(keep) for mask in masks]
+        return [(mask.transpose(0, 1) if time_first else mask).div_(keep) for mask in masks]
 
     def module(self):
         options = {"recompute": True} if self.recompute else {}
