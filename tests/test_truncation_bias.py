@@ -291,7 +291,7 @@ def test_ctrl_c_ends_cleanly(tmp_path):
         process = subprocess.Popen([*program, *TINY, "--draws=1000000"], stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 60
-        while "bias" not in (tmp_path / "log").read_text():
+        while "bias, start" not in (tmp_path / "log").read_text():
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
