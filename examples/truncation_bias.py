@@ -37,8 +37,7 @@ PICTURE = "truncation_bias.png"
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, measure, and show the results; returns the exit status."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     prepare_folder(args.out, [args.out / PICTURE])
     settings = Settings(args.cell, args.hidden, args.batch, args.lr, args.max_steps, args.seed)
     compared = modes(args.reach)

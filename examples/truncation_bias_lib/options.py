@@ -10,7 +10,7 @@ from .problem import CELLS, LEARNING_RATES
 
 # What a run does unless told otherwise, and what a quick one does.
 DEFAULTS: dict[str, Any] = {"lengths": [20, 50, 100], "max_steps": 600, "draws": 80, "rounds": 15}
-QUICK: dict[str, Any] = {"lengths": [20, 50], "max_steps": 300, "draws": 20, "rounds": 5}
+QUICK: dict[str, Any] = {"lengths": [20, 30], "max_steps": 240, "draws": 10, "rounds": 5}
 
 
 def _at_least(least: int, what: str) -> Any:
@@ -69,7 +69,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     )
     add("--quick", action="store_true", help="a shorter run, by the defaults of some options")
     add("--seed", type=seed, default=0, help="decides on all that is random")
-    add("--threads", type=positive_int, help="CPU threads (default: torch's)")
+    add("--threads", type=positive_int, default=1, help="CPU threads; more pay with a larger net")
     add(
         "--out",
         type=Path,

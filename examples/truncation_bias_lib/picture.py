@@ -78,15 +78,18 @@ def _learning(axes: Axes, runs: Sequence[Run], styles: dict[str, Style]) -> None
         axes.plot(steps, errors, **styles[run.mode])
         if run.reached:
             axes.plot(steps[-1], errors[-1], "o", color=styles[run.mode]["color"], markersize=5)
-    for error, name, side in ((VARIANCE, "always answers 1", "bottom"), (LEARNT, "learnt", "top")):
+    for error, name, side, x in (
+        (VARIANCE, "always answers 1", "bottom", 0.99),
+        (LEARNT, "learnt", "top", 0.01),
+    ):
         axes.axhline(error, color="gray", linestyle=":", linewidth=1)
         axes.annotate(
             name,
-            (0.99, error),
+            (x, error),
             xytext=(0, 4 if side == "bottom" else -4),
             textcoords="offset points",
             xycoords=axes.get_yaxis_transform(),
-            ha="right",
+            ha="right" if x > 0.5 else "left",
             va=side,
             fontsize=8.5,
             color="#555555",
@@ -109,7 +112,7 @@ def _bias(
             yerr=one.error,
             color=style["color"],
             marker=MARKERS[lengths.index(one.steps) % len(MARKERS)],
-            markersize=8,
+            markersize=min(11, 6.5 + style["linewidth"]),  # of points that coincide too
             markerfacecolor="white" if "linestyle" in style else style["color"],
             linewidth=1,
         )
