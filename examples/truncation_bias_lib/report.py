@@ -36,7 +36,7 @@ def _table(
 
 def _number(value: float) -> str:
     if not math.isfinite(value):
-        return "infinite"
+        return "not finite"
     return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
