@@ -61,56 +61,76 @@ inline int64_t count_rows(const std::vector<Lane>& lanes) {
   return rows;
 }
 
-// The lanes of each window of each sequence: the window itself, or the pieces that resets and closed
-// gates cut it into. Windows begin at t = 0, k1, 2 k1, ... in both directions. Where windows overlap,
-// a piece without a loss has no gradient and is left out; else the lanes cover every step once.
+// The lanes of each window of each sequence. Windows begin at t = 0, k1, 2 k1, ... in both directions.
+//
+// What resets and closed gates cut a window into is independent, and could be as many lanes. But the
+// longest piece decides how many steps a pass has, and a step with few rows costs nearly as much as
+// one with more: so neighbours stay together as long as no lane gets longer than that piece, and the
+// kernels cut inside a lane. Where windows overlap, what comes before the cut that precedes a
+// window's first loss has no gradient and is left out; else the lanes cover every step once.
 inline std::vector<Lane> make_lanes(const Layout& layout, int direction, const Cuts& cuts) {
   const std::vector<int64_t> lengths = sequence_lengths(layout);
   const int64_t k1 = cuts.k1 == 0 ? layout.T : cuts.k1;
-  const int64_t reach_back = cuts.k2 - cuts.k1;
   const int64_t windows = count_windows(layout.T, k1);
   const int64_t first_window = cuts.num_windows == 0 ? 0 : cuts.first_window;
-  const int64_t last_window =
-      cuts.num_windows == 0 ? windows
-                            : first_window + std::min(cuts.num_windows, windows - first_window);
+  const int64_t last_window = cuts.num_windows == 0 ? windows : first_window + cuts.num_windows;
   const auto is_reset = [&](int64_t t, int64_t b) {
     return cuts.resets && cuts.resets[layout.row(t, b)];
   };
   const auto is_cut = [&](int64_t t, int64_t b) {
     return is_reset(t, b) || (cuts.closed && cuts.closed[layout.row(t, b)]);
   };
-  std::vector<Lane> lanes;
-  const auto add = [&](int64_t b, int64_t begin, int64_t end, int64_t loss_begin,
-                       int64_t loss_end) {
-    loss_begin = std::max(loss_begin, begin);
-    loss_end = std::max(loss_begin, std::min(loss_end, end));
-    if (cuts.overlapping() && loss_begin == loss_end) return;
-    const bool starts = begin == 0, ends = end == lengths[b];
-    const auto enters = [&](bool initial, int64_t boundary) {
-      if (direction < 0 && initial) return Before::kInitial;  // no boundary beyond the last step
-      if (is_reset(boundary, b)) return Before::kZeros;
-      return initial ? Before::kInitial : Before::kStep;
-    };
-    if (direction > 0) {
-      lanes.push_back({begin, b, end - begin, enters(starts, begin), ends, loss_begin - begin,
-                       loss_end - begin});
-    } else {
-      lanes.push_back(
-          {end - 1, b, end - begin, enters(ends, end), starts, end - loss_end, end - loss_begin});
-    }
+
+  // Steps [begin, end) of sequence b and those of them with losses, from one cut to the next.
+  struct Piece {
+    int64_t b, window, begin, end, loss_begin, loss_end;
+  };
+  std::vector<Piece> pieces;
+  int64_t longest = 0;
+  const auto add = [&](Piece piece) {
+    piece.loss_begin = std::max(piece.loss_begin, piece.begin);
+    piece.loss_end = std::max(piece.loss_begin, std::min(piece.loss_end, piece.end));
+    if (cuts.overlapping() && piece.loss_begin == piece.loss_end) return;
+    longest = std::max(longest, piece.end - piece.begin);
+    pieces.push_back(piece);
   };
   for (int64_t window = first_window; window < last_window; ++window) {
     for (int64_t b = 0; b < layout.B; ++b) {
       if (window * k1 >= lengths[b]) continue;
       const int64_t end = std::min((window + 1) * k1, lengths[b]);
       const int64_t loss_begin = cuts.last_only ? end - 1 : window * k1;
-      int64_t begin = std::max<int64_t>(0, window * k1 - reach_back);
+      int64_t begin = std::max<int64_t>(0, window * k1 - (cuts.k2 - cuts.k1));
       for (int64_t t = begin + 1; (cuts.resets || cuts.closed) && t < end; ++t) {
         if (!is_cut(t, b)) continue;
-        add(b, begin, t, loss_begin, end);
+        add({b, window, begin, t, loss_begin, end});
         begin = t;
       }
-      add(b, begin, end, loss_begin, end);
+      add({b, window, begin, end, loss_begin, end});
+    }
+  }
+
+  std::vector<Lane> lanes;
+  for (size_t i = 0; i < pieces.size();) {
+    Piece whole = pieces[i++];
+    while (i < pieces.size() && pieces[i].b == whole.b && pieces[i].window == whole.window &&
+           pieces[i].end - whole.begin <= longest) {
+      const Piece& next = pieces[i++];
+      if (whole.loss_begin == whole.loss_end) whole.loss_begin = next.loss_begin;
+      whole.loss_end = next.loss_end;
+      whole.end = next.end;
+    }
+    const auto [b, window, begin, end, loss_begin, loss_end] = whole;
+    const bool starts = begin == 0, ends = end == lengths[b];
+    if (direction > 0) {
+      const Before before = is_reset(begin, b) ? Before::kZeros
+                            : starts           ? Before::kInitial
+                                               : Before::kStep;
+      lanes.push_back({begin, b, end - begin, before, ends, loss_begin - begin, loss_end - begin});
+    } else {  // there is no boundary beyond the last step
+      const Before before = ends               ? Before::kInitial
+                            : is_reset(end, b) ? Before::kZeros
+                                               : Before::kStep;
+      lanes.push_back({end - 1, b, end - begin, before, starts, end - loss_end, end - loss_begin});
     }
   }
   std::stable_sort(lanes.begin(), lanes.end(),

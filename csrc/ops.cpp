@@ -75,8 +75,8 @@ struct LayerTensors {
 
 template <typename scalar_t>
 void fill_common(LayerParams<scalar_t>* p, const LayerShape& shape, const Layout& layout,
-                 const std::vector<Lane>& lanes, const LayerTensors& tensors, int64_t d,
-                 int threads) {
+                 const bool* resets, const std::vector<Lane>& lanes, const LayerTensors& tensors,
+                 int64_t d, int threads) {
   const auto data = [](const Tensor& tensor) { return tensor.const_data_ptr<scalar_t>(); };
   p->layout = layout;
   p->I = shape.I;
@@ -86,6 +86,7 @@ void fill_common(LayerParams<scalar_t>* p, const LayerShape& shape, const Layout
   p->lanes = lanes.data();
   p->num_lanes = int64_t(lanes.size());
   p->input = data(tensors.input);
+  p->resets = resets;
   p->hx = direction_of<scalar_t>(tensors.hx, d);
   p->cx = direction_of<scalar_t>(tensors.cx, d);
   p->w_ih = data(shape.w_ih(tensors.weights, d));
@@ -147,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_fwd_cpu(
     for (int64_t d = 0; d < shape.D; ++d) {
       FwdParams<scalar_t> p{};
       const std::vector<Lane> lanes = make_lanes(layout.layout, d == 0 ? 1 : -1, cuts);
-      fill_common(&p, shape, layout.layout, lanes, tensors, d,
+      fill_common(&p, shape, layout.layout, cuts.resets, lanes, tensors, d,
                   threads_for(shape, 1, double(shape.N)));
       p.output = output.mutable_data_ptr<scalar_t>() + d * shape.R;
       p.h_n = direction_of<scalar_t>(h_n, d, true);
@@ -251,7 +252,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_cpu(
     for (int64_t d = 0; d < shape.D; ++d) {
       BwdParams<scalar_t> p{};
       if (d > 0) lanes = make_lanes(layout.layout, -1, cuts);
-      fill_common(&p, shape, layout.layout, lanes, tensors, d,
+      fill_common(&p, shape, layout.layout, cuts.resets, lanes, tensors, d,
                   threads_for(shape, 2, double(lane_rows)));
       p.output = out.const_data_ptr<scalar_t>() + d * shape.R;
       p.gates = kept ? direction_of<scalar_t>(activations, d) : nullptr;

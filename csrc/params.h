@@ -34,7 +34,7 @@ struct Layout {
 enum class Before : int { kInitial, kZeros, kStep };
 
 // One stretch of one sequence that is run from its own start: in the forward pass a whole sequence or
-// what lies between two resets, in a truncated backward pass a window of it. Local step s stands at
+// a part that begins with a reset, in a truncated backward pass a window of it or a part of one. Local step s stands at
 // t = first + direction * s. Lanes are sorted by descending length, so the lanes that have a step s
 // are always a prefix. Those of a backward pass may overlap.
 struct Lane {
@@ -56,6 +56,7 @@ struct LayerParams {
   const Lane* lanes;  // [num_lanes]
   int64_t num_lanes;
   const scalar_t* input;  // [N, I]
+  const bool* resets;     // [N] the state is zeros between this step and the one before, or null
   const scalar_t* hx;     // [B, R] or null: zeros
   const scalar_t* cx;     // [B, H] or null: zeros
   const scalar_t* w_ih;   // [G*H, I]

@@ -155,9 +155,13 @@ struct Backward {
   // The gate on what step s + 1 of a lane hands to step s, and on what step 0 hands to hx. It belongs
   // to the later of the two steps in time.
   scalar_t gate_after(const Lane& lane, int64_t s) const {
+    if (is_reset_after(p, lane, s)) return 0;
     if (!p.kappa || s + 1 == lane.steps) return 1;
-    return p.kappa[row_at(p, lane, p.direction > 0 ? s + 1 : s)];
+    return p.kappa[row_of_boundary(p, lane, s)];
   }
+  // A closed gate stops infinity and NaN too.
+  static V through(scalar_t gate, V x) { return gate == 0 ? V{} : x * gate; }
+
   scalar_t gate_before(const Lane& lane) const {
     return p.kappa && p.direction > 0 ? p.kappa[row_at(p, lane, 0)] : scalar_t(1);
   }
@@ -181,7 +185,7 @@ struct Backward {
       V saved[Cell::kSaved];
       for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load_first(gates + k * p.H, count);
       scalar_t* carried = carry + lane_index * wide_stride + unit;
-      V from_after = s + 1 == lane.steps ? V{} : load(carried) * gate;
+      V from_after = s + 1 == lane.steps ? V{} : through(gate, load(carried));
       V to_before;
       const int64_t before_row = row_before(p, lane, s);
       if constexpr (Cell::kHasCellState) {
@@ -216,7 +220,7 @@ struct Backward {
         const int64_t row = row_at(p, lane, s), block_row = first_row + mine.index(i);
         const scalar_t gate = gate_after(lane, s);
         for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {
-          const V dh = add_gradients(load(acc + v * W) * gate, lane, s, row,
+          const V dh = add_gradients(through(gate, load(acc + v * W)), lane, s, row,
                                      block.lane_row + block_row, unit, count);
           if (p.w_hr) {
             store(block.d_projected + block_row * projected_stride + unit, dh);
@@ -268,7 +272,7 @@ struct Backward {
                      if constexpr (Cell::kHasCarry && !Cell::kHasCellState) {
                        dh += load(carry + mine.index(i) * wide_stride + unit);
                      }
-                     store_first(to + unit, dh * gate, count);
+                     store_first(to + unit, through(gate, dh), count);
                    });
                  });
     }
@@ -282,7 +286,7 @@ struct Backward {
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, int64_t count) {
           store_first(p.d_cx + lane.batch * p.H + unit,
-                      load(carry + mine.index(i) * wide_stride + unit) * gate, count);
+                      through(gate, load(carry + mine.index(i) * wide_stride + unit)), count);
         });
       }
     }

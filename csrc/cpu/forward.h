@@ -129,8 +129,8 @@ struct Forward {
   }
 
   // The cell for step s of one lane and the units of a panel. `first_row` is that of the step in its
-  // block, `h_before` the row of the state, `h` where the new one goes beside `output`, which is null
-  // where a projection is still to come.
+  // block, `h_before` the row of the state, `h` where what the next step begins with goes, and `output`
+  // is null where a projection is still to come.
   void finish_row(int64_t lane_index, int64_t s, int64_t first_row, int64_t panel,
                   const scalar_t* acc, const scalar_t* h_before, scalar_t* h, scalar_t* output,
                   scalar_t* h_n) const {
@@ -142,12 +142,15 @@ struct Forward {
     scalar_t* c_row = nullptr;
     if constexpr (Cell::kHasCellState) {
       c_row = p.c + row * p.H;
-      if (s > 0) {
+      if (s > 0 && is_reset_after(p, lane, s - 1)) {
+        c_before = nullptr;
+      } else if (s > 0) {
         c_before = p.c + row_at(p, lane, s - 1) * p.H;
       } else if (p.cx && lane.before == Before::kInitial) {
         c_before = p.cx + lane.batch * p.H;
       }
     }
+    const bool clears_h = output && is_reset_after(p, lane, s);
     for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {
       V in[G], rec[G], saved[Cell::kSaved + 1], value;
       for (int g = 0; g < G; ++g) {
@@ -171,7 +174,7 @@ struct Forward {
           store_first(pre_row + k * p.H + unit, saved[k], count);
         }
       }
-      store(h + unit, value);
+      store(h + unit, clears_h ? V{} : value);
       if (output) store_first(output + row * p.ld_out + unit, value, count);
       if (h_n) store_first(h_n + unit, value, count);
     });
@@ -218,9 +221,10 @@ struct Forward {
                    const Lane& lane = mine.lane(i);
                    const int64_t row = row_at(p, lane, s);
                    scalar_t* h_n = h_n_of(lane);
+                   const bool clears_h = is_reset_after(p, lane, s);
                    for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, int64_t count) {
                      const V value = load(acc + v * W);
-                     store(after + i * ld + unit, value);
+                     store(after + i * ld + unit, clears_h ? V{} : value);
                      store_first(p.output + row * p.ld_out + unit, value, count);
                      if (h_n) store_first(h_n + unit, value, count);
                    });

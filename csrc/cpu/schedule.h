@@ -67,11 +67,25 @@ inline int64_t row_at(const LayerParams<scalar_t>& p, const Lane& lane, int64_t 
   return p.layout.row(lane.first + p.direction * s, lane.batch);
 }
 
+// The row that a boundary between the local steps s and s + 1 of a lane belongs to: that of the later
+// of the two in time.
+template <typename scalar_t>
+inline int64_t row_of_boundary(const LayerParams<scalar_t>& p, const Lane& lane, int64_t s) {
+  return row_at(p, lane, p.direction > 0 ? s + 1 : s);
+}
+
+// Whether a reset lies between the local steps s and s + 1.
+template <typename scalar_t>
+inline bool is_reset_after(const LayerParams<scalar_t>& p, const Lane& lane, int64_t s) {
+  return p.resets && s + 1 < lane.steps && p.resets[row_of_boundary(p, lane, s)];
+}
+
 // The row of the step before, or -1 - b where that is the initial state, or kNoRow for zeros.
 constexpr int64_t kNoRow = INT64_MIN;
 
 template <typename scalar_t>
 inline int64_t row_before(const LayerParams<scalar_t>& p, const Lane& lane, int64_t s) {
+  if (s > 0 && is_reset_after(p, lane, s - 1)) return kNoRow;
   if (s > 0 || lane.before == Before::kStep) return row_at(p, lane, s - 1);
   return lane.before == Before::kInitial ? -1 - lane.batch : kNoRow;
 }
