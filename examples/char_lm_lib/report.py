@@ -32,6 +32,17 @@ def numbers(trainer: Trainer) -> list[float]:
     ]
 
 
+def markdown(rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table; the first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
 def table(torch_run: Trainer, our_run: Trainer) -> str:
     """The two runs side by side as a Markdown table, with the ratios in the last row."""
     theirs, ours = numbers(torch_run), numbers(our_run)
@@ -42,13 +53,7 @@ def table(torch_run: Trainer, our_run: Trainer) -> str:
         (our_run.backend, f"{ours[0]:.3f}", *(f"{seconds:.2f}" for seconds in ours[1:])),
         ("torch / fastbptt", f"{ratios[0]:.4f}", *(f"{ratio:.2f}x" for ratio in ratios[1:])),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return markdown(rows)
 
 
 def plot(runs: list[Trainer], unigram: float, path: Path) -> None:
