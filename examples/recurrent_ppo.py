@@ -62,17 +62,16 @@ def show_results(args: argparse.Namespace, trainers: list[Trainer]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, train, and show the results; returns the exit status."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)
     checkpoint.prepare_folder(args.out, [args.out / CURVES])
     backends = BACKENDS if args.backend == "both" else (args.backend,)
     trainers = [Trainer(args, backend) for backend in backends]
-    print(
-        f"the task is solved when the mean return of the last {WINDOW} episodes is at least "
-        f"{THRESHOLD}; without memory it is {BEST_WITHOUT_MEMORY} at best",
-        flush=True,
-    )
     with StopSignal() as stop:
+        print(
+            f"the task is solved when the mean return of the last {WINDOW} episodes is at least "
+            f"{THRESHOLD}; without memory it is {BEST_WITHOUT_MEMORY} at best",
+            flush=True,
+        )
         finished = train(args.updates, trainers, stop)
     show_results(args, trainers)
     if not finished:
@@ -90,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted at once: nothing was written", file=sys.stderr)
+        print("interrupted at once: there are no results", file=sys.stderr)
         return 128 + signal.SIGINT
 
 

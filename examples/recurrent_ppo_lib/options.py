@@ -82,4 +82,9 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
         "--entropy", type=fraction, default=0.01, help="weight of the bonus for entropy"
     )
     group.add_argument("--seed", type=seed, default=0, help="decides on all that is random")
-    group.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's)")
+    group.add_argument(
+        "--threads",
+        type=positive_int,
+        default=1,
+        help="CPU threads; steps of small batches have no work for more",
+    )

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from char_lm_lib.model import CELLS, State, map_state
 
-
 KEEP_BIAS = 2.0  # of the gate that keeps the state: sigmoid(2) = 0.88 of it, a step
 
 
@@ -25,7 +24,7 @@ class StepLoop(nn.Module):
         keep = (~resets).to(input.dtype).unsqueeze(-1)
         outputs = []
         for step, kept in zip(input.split(1), keep, strict=True):
-            output, state = self.layer(step, map_state(lambda part: part * kept, state))
+            output, state = self.layer(step, map_state(kept.mul, state))
             outputs.append(output)
         return torch.cat(outputs), state
 
@@ -36,11 +35,9 @@ def recurrent_core(backend: str, cell: str, inputs: int, hidden: int) -> nn.Modu
     It is called with (input, state, resets=).
     """
     torch_layer, our_layer = CELLS[cell]
-    return (
-        our_layer(inputs, hidden)
-        if backend == "fastbptt"
-        else StepLoop(torch_layer(inputs, hidden))
-    )
+    if backend == "fastbptt":
+        return our_layer(inputs, hidden)
+    return StepLoop(torch_layer(inputs, hidden))
 
 
 class Policy(nn.Module):

@@ -63,17 +63,28 @@ def agreement(first: Trainer, second: Trainer) -> tuple[int, float]:
 def plot(runs: list[Trainer], path: Path) -> None:
     """Draw every run's mean return over its updates, and over the time they took."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
-    for run, width in zip(runs, (4, 1.5)[-len(runs) :], strict=True):
-        # The first run's line is wide and pale, so that an equal curve shows on top of it.
-        style = {"label": run.backend, "linewidth": width, "alpha": 1 if width < 4 else 0.5}
+    for run, width in zip(runs, (5, 1.5)[-len(runs) :], strict=True):
         progress = run.progress
-        left.plot(range(1, len(progress.losses) + 1), progress.mean_return, **style)
-        right.plot(progress.seconds, progress.mean_return, **style)
+        updates = range(1, len(progress.losses) + 1)
+        # The first run's line is wide and pale, so that an equal curve shows on top of it.
+        pale = {"alpha": 0.5} if width > 2 else {}
+        left.plot(updates, progress.mean_return, label=run.backend, linewidth=width, **pale)
+        (line,) = right.plot(progress.seconds, progress.mean_return, label=run.backend)
+        if progress.solved is not None:
+            seconds = progress.seconds[progress.solved - 1]
+            right.axvline(seconds, color=line.get_color(), linewidth=0.8)
+            right.annotate(
+                f" {seconds:.1f} s",
+                (seconds, 0.02),
+                xycoords=right.get_xaxis_transform(),
+                color=line.get_color(),
+            )
     for axes in (left, right):
         axes.axhline(THRESHOLD, color="gray", linestyle="--", label=f"threshold, {THRESHOLD}")
         axes.axhline(BEST_WITHOUT_MEMORY, color="gray", linestyle=":", label="best without memory")
     left.set(xlabel="update", ylabel=f"mean return of the last {WINDOW} episodes")
     right.set(xlabel="seconds, acting and training")
+    right.set_xlim(left=0)
     left.legend(loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)

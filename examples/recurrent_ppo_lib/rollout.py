@@ -45,12 +45,18 @@ class Actor:
 
     @torch.no_grad()
     def collect(self, steps: int) -> Rollout:
-        """Act for `steps` steps in each environment."""
+        """Act for `steps` steps in each environment.
+
+        Raises:
+            FloatingPointError: the policy has diverged.
+        """
         state, initial = self.state, self.dones
         records, returns = [], []
         for _ in range(steps):
             observations = self.observations
             logits, values, self.state = self._look(observations, self.dones)
+            if not logits.isfinite().all():
+                raise FloatingPointError("the policy's logits are not finite")
             log_probs = logits.log_softmax(-1)
             actions = torch.multinomial(log_probs.exp(), 1, generator=self.generator)
             rewards, ended = self._step(actions.squeeze(-1).numpy())

@@ -98,8 +98,15 @@ class Trainer:
     def update(self) -> None:
         """Collect one rollout and train on it."""
         progress, begun = self.progress, time.perf_counter()
-        rollout = self.actor.collect(self.args.steps)
-        progress.losses.append(self._train(rollout))
+        try:
+            rollout = self.actor.collect(self.args.steps)
+            loss = self._train(rollout)
+        except FloatingPointError as error:
+            raise BadInput(
+                f"argument --lr: must be small enough for training to stay finite, but was "
+                f"{self.args.lr}, and in update {len(progress.losses) + 1} {error}"
+            ) from error
+        progress.losses.append(loss)
         self.recent += rollout.returns
         progress.returns.append(rollout.returns)
         progress.mean_return.append(self.mean_return)
@@ -120,10 +127,6 @@ class Trainer:
             clip_grad_norm_(self.policy.parameters(), MAX_GRAD_NORM)
             self.optimizer.step()
             losses.append(loss.item())
-        mean = sum(losses) / len(losses)
-        if not math.isfinite(mean):
-            raise BadInput(
-                f"argument --lr: must be small enough for the loss to stay finite, but was "
-                f"{args.lr}, and the loss of update {len(self.progress.losses) + 1} was {mean}"
-            )
-        return mean
+        if not all(map(math.isfinite, losses)):
+            raise FloatingPointError("the loss is not finite")
+        return sum(losses) / len(losses)
