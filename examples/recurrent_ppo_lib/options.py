@@ -67,12 +67,14 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--updates", type=positive_int, default=60, help="rollouts to collect and train on"
+        "--updates", type=positive_int, default=80, help="rollouts to collect and train on"
     )
     group.add_argument(
         "--epochs", type=positive_int, default=4, help="training passes over each rollout"
     )
-    group.add_argument("--lr", type=positive_float, default=3e-3, help="learning rate of Adam")
+    group.add_argument(
+        "--lr", type=positive_float, default=3e-3, help="learning rate of Adam at the start"
+    )
     group.add_argument("--gamma", type=fraction, default=0.98, help="discount of a step")
     group.add_argument("--lam", type=fraction, default=0.95, help="lambda of the advantages")
     group.add_argument(

@@ -82,6 +82,8 @@ class Trainer:
         self.timer = TrainingTimer(self.policy.core)
         self.actor = Actor(envs, self.policy, args.gamma, args.seed)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=args.lr, eps=1e-5)
+        # Down to 0 at the end: large steps on a solved task may lose it again.
+        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 1.0, 0.0, args.updates)
         self.recent: deque[float] = deque(maxlen=WINDOW)
         self.progress = Progress()
 
@@ -106,6 +108,7 @@ class Trainer:
                 f"argument --lr: must be small enough for training to stay finite, but was "
                 f"{self.args.lr}, and in update {len(progress.losses) + 1} {error}"
             ) from error
+        self.schedule.step()
         progress.losses.append(loss)
         self.recent += rollout.returns
         progress.returns.append(rollout.returns)
