@@ -58,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         type=arguments.size,
         metavar="T,B,H[,...]",
         default=list(GRID),
-        help="sizes to time instead of the grid; with k, truncated to chunks of k steps; with k1,k2, "
-        "by TBPTT(k1, k2); with the word resets, with resets inside the sequences",
+        help="sizes to time instead of the grid; with k, truncated to chunks of k steps; "
+        "with k1,k2, by TBPTT(k1, k2); with the word resets, with resets inside the sequences",
     )
     add(
         "--filter",

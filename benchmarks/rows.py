@@ -87,7 +87,8 @@ def parse_size(text: str) -> Size:
     numbers = fields[:3] if resets else fields
     if not 3 <= len(numbers) <= 5 or not all(f.isdecimal() and int(f) for f in numbers):
         raise ValueError(
-            f"must be T,B,H or T,B,H,k or T,B,H,k1,k2 or T,B,H,resets, integers above 0, got {text!r}"
+            "must be T,B,H or T,B,H,k or T,B,H,k1,k2 or T,B,H,resets, integers above 0, "
+            f"got {text!r}"
         )
     T, B, H, *windows = map(int, numbers)
     if len(windows) < 2:
