@@ -164,26 +164,31 @@ struct Group {
 
 // How many windows a group takes: so many that the steps which two groups share cost little, and that
 // rows fill the kernels' tiles; but not more than the workspace limit has room for.
-int64_t windows_in_group(const Options& net, const Cuts& cuts, int64_t B, const Tensor& w_hh) {
-  const int64_t columns = (net.cell == "gru" ? 4 * w_hh.size(1) : w_hh.size(0));
-  const int64_t row_bytes = w_hh.element_size() * columns;
+int64_t windows_in_group(const Options& net, const Cuts& cuts, int64_t B, int64_t input_size,
+                         const Tensor& w_hh) {
+  const int64_t element = w_hh.element_size(), H = w_hh.size(1);
+  const int64_t columns = net.cell == "gru" ? 4 * H : w_hh.size(0);
   const int64_t shared_steps = cuts.k2 - cuts.k1;
   constexpr int64_t kRows = 1024, kOwnToShared = 8;
   const int64_t wanted = std::max(kRows / std::max<int64_t>(B, 1) + 1,
                                   kOwnToShared * ((shared_steps + cuts.k1 - 1) / cuts.k1));
-  // Of a window: two steps of the recurrence, its own steps of their sum, and the gradients between
-  // layers.
-  const int64_t between = net.num_layers > 1 ? 2 * cuts.k2 * w_hh.size(1) * w_hh.element_size() : 0;
-  const int64_t window_bytes = B * ((2 + cuts.k1) * row_bytes + between) + 1;
-  const int64_t room = workspace_limit() - B * shared_steps * row_bytes;
-  return std::max<int64_t>(1, std::min(wanted, room / window_bytes));
+  // Bytes: of each lane, two steps of the recurrence and what it carries; of each step, its sum over
+  // the lanes and the input's gradient, each with indices beside it; and between layers, two
+  // gradients for each step of each lane.
+  constexpr int64_t kIndices = 3 * sizeof(int64_t);
+  const int64_t lane = 2 * (columns * element + kIndices) + 2 * H * element;
+  const int64_t step = (columns + input_size) * element + kIndices;
+  const int64_t between = net.num_layers > 1 ? 2 * cuts.k2 * H * element : 0;
+  const int64_t window = B * (lane + cuts.k1 * step + between) + 1;
+  const int64_t room = workspace_limit() - B * shared_steps * step;
+  return std::max<int64_t>(1, std::min(wanted, room / window));
 }
 
 std::vector<Group> groups_of(const Options& net, const Cuts& cuts, int64_t T, int64_t B,
-                             const Tensor& w_hh) {
+                             int64_t input_size, const Tensor& w_hh) {
   if (!cuts.overlapping()) return {{0, 0}};
   const int64_t windows = count_windows(T, cuts.k1);
-  const int64_t most = windows_in_group(net, cuts, B, w_hh);
+  const int64_t most = windows_in_group(net, cuts, B, input_size, w_hh);
   const int64_t count = (windows + most - 1) / most;
   std::vector<Group> groups;
   for (int64_t i = 0; i < count; ++i) {
@@ -276,7 +281,7 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     cuts.k1 = net.k1;
     cuts.k2 = net.k2;
     cuts.limit_to(T);
-    const std::vector<Group> groups = groups_of(net, cuts, T, B, weights[1]);
+    const std::vector<Group> groups = groups_of(net, cuts, T, B, layers[0].size(-1), weights[1]);
     if (needs_input && groups.size() > 1) result[0] = at::zeros_like(layers[0]);
     for (const Group& group : groups) {
       Tensor grad = grads[0];

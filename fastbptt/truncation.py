@@ -266,6 +266,11 @@ class Randomized(Truncation):
         if not isinstance(self.per_sequence, bool):
             raise TypeError(f"Randomized's per_sequence must be a bool, got {self.per_sequence!r}")
 
+    def __repr__(self) -> str:
+        names = ("pi", "mean_length", "alpha")
+        words = [f"{n}={getattr(self, n)}" for n in names if getattr(self, n) is not None]
+        return f"Randomized({', '.join(words + ['per_sequence=True'] * self.per_sequence)})"
+
     @property
     def last(self) -> Gated | None:
         """The gates of the most recent draw, or None before the first."""
