@@ -18,11 +18,15 @@ import sys
 
 import torch
 
-from char_lm_lib import BadInput, checkpoint, parallel, report
+from char_lm_lib import checkpoint, parallel, report
 from char_lm_lib.model import generate
-from char_lm_lib.options import BACKENDS, make_parser
+from char_lm_lib.options import make_parser
 from char_lm_lib.text import Corpus, check_length, read_text, unigram_perplexity
-from char_lm_lib.training import StopSignal, Trainer
+from char_lm_lib.training import Trainer
+from shared_lib.command_line import BadInput, run_program
+from shared_lib.interruption import StopSignal
+from shared_lib.layers import BACKENDS
+from shared_lib.output import prepare_folder
 
 CURVES = "curves.png"
 
@@ -121,9 +125,7 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args, corpus)
     trainers = make_trainers(args, corpus)
     if parallel.rank() == 0:
-        checkpoint.prepare_folder(
-            args.out, [args.out / CURVES, *(trainer.path for trainer in trainers)]
-        )
+        prepare_folder(args.out, [args.out / CURVES, *(trainer.path for trainer in trainers)])
         if not args.resume:
             set_earlier_aside(trainers)
 
@@ -141,15 +143,8 @@ def run(args: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program on a command line; returns the exit status."""
     parser = make_parser(__doc__.split("\n\n")[0])
-    try:
-        return run(parser.parse_args(arguments))
-    except BadInput as error:
-        if parallel.rank() == 0:
-            print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted at once: the checkpoints are as they were", file=sys.stderr)
-        return 128 + signal.SIGINT
+    interrupted = "interrupted at once: the checkpoints are as they were"
+    return run_program(run, parser, arguments, interrupted, leads=parallel.rank() == 0)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ import sys
 import torch
 from tqdm import tqdm
 
-from char_lm_lib import BadInput, checkpoint
-from char_lm_lib.options import BACKENDS
-from char_lm_lib.training import StopSignal
 from recurrent_ppo_lib import report
 from recurrent_ppo_lib.options import make_parser
 from recurrent_ppo_lib.tmaze import BEST_WITHOUT_MEMORY
 from recurrent_ppo_lib.training import THRESHOLD, WINDOW, Trainer
+from shared_lib.command_line import run_program
+from shared_lib.interruption import StopSignal
+from shared_lib.layers import BACKENDS
+from shared_lib.output import prepare_folder
 
 CURVES = "curves.png"
 
@@ -63,7 +64,7 @@ def show_results(args: argparse.Namespace, trainers: list[Trainer]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything, train, and show the results; returns the exit status."""
     torch.set_num_threads(args.threads)
-    checkpoint.prepare_folder(args.out, [args.out / CURVES])
+    prepare_folder(args.out, [args.out / CURVES])
     backends = BACKENDS if args.backend == "both" else (args.backend,)
     trainers = [Trainer(args, backend) for backend in backends]
     with StopSignal() as stop:
@@ -83,14 +84,8 @@ def run(args: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program on a command line; returns the exit status."""
     parser = make_parser(__doc__.split("\n\n")[0])
-    try:
-        return run(parser.parse_args(arguments))
-    except BadInput as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted at once: there are no results", file=sys.stderr)
-        return 128 + signal.SIGINT
+    interrupted = "interrupted at once: there are no results"
+    return run_program(run, parser, arguments, interrupted)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,13 @@ done, 2 for an argument that cannot be used, and 130 after Ctrl-C.
 """
 
 import argparse
-import signal
 import sys
 
 import torch
 
 import fastbptt
-from char_lm_lib import BadInput
-from char_lm_lib.checkpoint import prepare_folder
+from shared_lib.command_line import run_program
+from shared_lib.output import prepare_folder
 from truncation_bias_lib import bias, cost, picture, report
 from truncation_bias_lib.modes import FULL, modes
 from truncation_bias_lib.options import fill_in, make_parser
@@ -37,6 +36,7 @@ PICTURE = "truncation_bias.png"
 
 def run(args: argparse.Namespace) -> int:
     """Check everything, measure, and show the results; returns the exit status."""
+    fill_in(args)
     torch.set_num_threads(args.threads)
     prepare_folder(args.out, [args.out / PICTURE])
     settings = Settings(args.cell, args.hidden, args.batch, args.lr, args.max_steps, args.seed)
@@ -95,16 +95,8 @@ def run(args: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the program on a command line; returns the exit status."""
     parser = make_parser(__doc__.split("\n\n")[0])
-    try:
-        args = parser.parse_args(arguments)
-        fill_in(args)
-        return run(args)
-    except BadInput as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: no picture was written", file=sys.stderr)
-        return 128 + signal.SIGINT
+    interrupted = "interrupted: no picture was written"
+    return run_program(run, parser, arguments, interrupted)
 
 
 if __name__ == "__main__":

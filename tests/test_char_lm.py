@@ -7,11 +7,9 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from argparse import Namespace
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,16 +17,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("tqdm")
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+# Before the examples: it lets them be imported.
+from example_runs import assert_refused, finish, interrupt, run_fixture, start, wait_until
 
-import char_lm  # noqa: E402
-from char_lm_lib import training  # noqa: E402
-from char_lm_lib.model import CELLS, CharLM, DetachLoop, generate  # noqa: E402
-from char_lm_lib.parallel import Team  # noqa: E402
-from char_lm_lib.text import (  # noqa: E402
+# isort: split
+import char_lm
+from char_lm_lib import training
+from char_lm_lib.model import CharLM, DetachLoop, generate
+from char_lm_lib.parallel import Team
+from char_lm_lib.text import (
     UNKNOWN,
     Corpus,
     Segments,
@@ -37,6 +34,9 @@ from char_lm_lib.text import (  # noqa: E402
     streams,
     unigram_perplexity,
 )
+from shared_lib import timing
+from shared_lib.interruption import StopSignal
+from shared_lib.layers import CELLS
 
 # One thread: on a busy machine, threads that wait for each other are slow. With this text, an
 # epoch is 56 segments.
@@ -47,13 +47,6 @@ SMALL = (
 EPOCH = 56
 
 
-@pytest.fixture(autouse=True)
-def same_threads_after():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
@@ -61,16 +54,12 @@ def text(tmp_path_factory) -> Path:
     return path
 
 
+run_small = run_fixture(char_lm.main, *SMALL)
+
+
 @pytest.fixture
-def run(text, tmp_path, capsys):
-    """Runs the program in this process; returns its status, output and error output."""
-
-    def run(*arguments: object, out: str = "out") -> tuple[int, str, str]:
-        files = [f"--text={text}", f"--out={tmp_path / out}"]
-        status = char_lm.main([*files, *SMALL, *map(str, arguments)])
-        return status, *capsys.readouterr()
-
-    return run
+def run(run_small, text):
+    return partial(run_small, f"--text={text}")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +206,7 @@ def test_held_out_perplexity_is_that_of_whole_streams():
 
 def test_layer_timer_counts_the_layer_alone(monkeypatch):
     clock = Namespace(now=0.0)
-    monkeypatch.setattr(training.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock.now)
 
     class Takes(torch.autograd.Function):
         @staticmethod
@@ -243,7 +232,7 @@ def test_layer_timer_counts_the_layer_alone(monkeypatch):
             return Takes.apply(x, self.weight, *self.seconds), state
 
     before, layer, after = Layer(100, 1000), Layer(1, 2), Layer(10_000, 100_000)
-    timer = training.LayerTimer(layer)
+    timer = timing.LayerTimer(layer)
     for _ in range(3):
         x = torch.ones(4, requires_grad=True)
         after(*layer(*before(x, None)))[0].sum().backward()
@@ -252,7 +241,7 @@ def test_layer_timer_counts_the_layer_alone(monkeypatch):
 
 def test_second_interrupt_does_not_wait():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt), training.StopSignal() as stop:
+    with pytest.raises(KeyboardInterrupt), StopSignal() as stop:
         assert stop.number is None
         signal.raise_signal(signal.SIGTERM)
         assert stop.number == signal.SIGTERM
@@ -405,12 +394,6 @@ def contents(folder: Path) -> dict[Path, bytes | None]:
     return {p: p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
-def assert_refused(result: tuple[int, str, str], message: str) -> None:
-    status, out, err = result
-    assert (status, out) == (2, "")
-    assert err.count("\n") == 1 and message in err
-
-
 @pytest.mark.parametrize(("arguments", "message"), OPTIONS.values(), ids=OPTIONS.keys())
 def test_bad_option(run, tmp_path, arguments, message):
     (tmp_path / "latin1.txt").write_bytes("caf\u00e9 ".encode("latin-1") * 100)
@@ -544,48 +527,17 @@ def test_diverging_loss_names_the_learning_rate(run, monkeypatch):
 # ---- processes
 
 
-def start(text: Path, out: Path, *arguments: str, launcher: tuple[str, ...] = ()):
-    """Starts the program as a process in a group of its own, with its output in a file."""
-    program = [*launcher, str(EXAMPLES / "char_lm.py"), f"--text={text}", f"--out={out}"]
-    with open(f"{out}.log", "w") as log:
-        return subprocess.Popen(
-            [sys.executable, *program, *SMALL, *arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def finish(process: subprocess.Popen) -> int:
-    try:
-        return process.wait(timeout=100)
-    except subprocess.TimeoutExpired:
-        process.terminate()  # torchrun then ends its processes, within 30 seconds
-        process.wait(timeout=60)
-        raise
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 100
-    while not path.exists():
-        assert process.poll() is None, "it ended early"
-        assert time.monotonic() < deadline, f"no {path} after 100 s"
-        time.sleep(0.01)
+def start_small(text: Path, out: Path, *arguments: str, launcher: tuple[str, ...] = ()):
+    return start("char_lm.py", out, f"--text={text}", *SMALL, *arguments, launcher=launcher)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_resume_continues_exactly(run, text, tmp_path, number):
     path = tmp_path / "out/checkpoint-torch.pt"
-    process = start(text, tmp_path / "out", "--backend=torch", "--epochs=9999", "--save-every=3")
-    try:
-        wait_for(path, process)
-        process.send_signal(number)
-    finally:
-        status = finish(process)
+    process = start_small(
+        text, tmp_path / "out", "--backend=torch", "--epochs=9999", "--save-every=3"
+    )
+    status = interrupt(process, number, path.exists)
     log = (tmp_path / "out.log").read_text()
     assert status == 128 + number and "Traceback" not in log
     assert f"interrupted: saved {path}; --resume continues from it" in log
@@ -603,8 +555,8 @@ def test_two_processes_train_as_one(run, text, tmp_path):
     last = EPOCH + 4
     arguments = ("--cell=lstm", "--backend=both")  # a state of two parts
     assert run(*arguments, "--max-steps=10", out="two")[0] == 0  # by one, then by two
-    process = start(text, tmp_path / "two", *arguments, f"--max-steps={last}",
-                    "--save-every=10", "--resume", launcher=TORCHRUN)  # fmt: skip
+    process = start_small(text, tmp_path / "two", *arguments, f"--max-steps={last}",
+                          "--save-every=10", "--resume", launcher=TORCHRUN)  # fmt: skip
     assert finish(process) == 0, (tmp_path / "two.log").read_text()
     _, one, _ = run(*arguments, f"--max-steps={last}", out="one")
     log = (tmp_path / "two.log").read_text()
@@ -623,9 +575,11 @@ def test_two_processes_train_as_one(run, text, tmp_path):
 
 def test_signal_to_one_of_two_processes_stops_both(run, text, tmp_path):
     path = tmp_path / "out/checkpoint-fastbptt.pt"
-    process = start(text, tmp_path / "out", "--epochs=9999", "--save-every=3", launcher=TORCHRUN)
+    process = start_small(
+        text, tmp_path / "out", "--epochs=9999", "--save-every=3", launcher=TORCHRUN
+    )
     try:
-        wait_for(path, process)
+        wait_until(path.exists, process)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.kill(int(children[-1]), signal.SIGTERM)
     finally:

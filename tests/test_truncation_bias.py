@@ -4,55 +4,34 @@ from __future__ import annotations
 
 import math
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 
 import fastbptt
 
-pytest.importorskip("matplotlib")
-pytest.importorskip("tqdm")
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+# Before the examples: it lets them be imported.
+from example_runs import assert_refused, interrupt, run_fixture, start
 
-import truncation_bias  # noqa: E402
-from truncation_bias_lib import bias, report, training  # noqa: E402
-from truncation_bias_lib.modes import FULL, modes  # noqa: E402
-from truncation_bias_lib.problem import (  # noqa: E402
+# isort: split
+import truncation_bias
+from truncation_bias_lib import bias, report, training
+from truncation_bias_lib.modes import FULL, modes
+from truncation_bias_lib.problem import (
     VARIANCE,
     Adder,
     draw,
     held_out_error,
     loss_of,
 )
-from truncation_bias_lib.training import Run, Settings, train  # noqa: E402
+from truncation_bias_lib.training import Run, Settings, train
 
 # One thread: on a busy machine, threads that wait for each other are slow.
 TINY = (
     "--threads=1 --lengths 6 9 --reach=4 --hidden=4 --batch=3 --max-steps=12 --draws=2 --rounds=1"
 ).split()
 
-
-@pytest.fixture(autouse=True)
-def same_threads_after():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def run(tmp_path, capsys):
-    """Runs the program in this process; returns its status, output and error output."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        status = truncation_bias.main([f"--out={tmp_path / 'out'}", *TINY, *arguments])
-        return status, *capsys.readouterr()
-
-    return run
+run = run_fixture(truncation_bias.main, *TINY)
 
 
 @pytest.fixture
@@ -289,28 +268,15 @@ OPTIONS = {
 def test_bad_option(run, tmp_path, arguments, message):
     (tmp_path / "file").touch()
     (tmp_path / "occupied/truncation_bias.png").mkdir(parents=True)
-    status, out, err = run(*arguments.format(tmp=tmp_path).split(" "))
-    assert (status, out) == (2, "")
-    assert err.count("\n") == 1 and message in err
+    assert_refused(run(*arguments.format(tmp=tmp_path).split(" ")), message)
     assert not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_ends_cleanly(tmp_path):
-    program = [sys.executable, str(EXAMPLES / "truncation_bias.py"), f"--out={tmp_path / 'out'}"]
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen([*program, *TINY, "--draws=1000000"], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while "bias, start" not in (tmp_path / "log").read_text():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        status = process.wait(timeout=30)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-    log = (tmp_path / "log").read_text()
+    log = tmp_path / "out.log"
+    process = start("truncation_bias.py", tmp_path / "out", *TINY, "--draws=1000000")
+    status = interrupt(process, signal.SIGINT, lambda: "bias, start" in log.read_text())
+    log = log.read_text()
     assert status == 128 + signal.SIGINT and "Traceback" not in log
     assert "interrupted: no picture was written" in log
     assert not list((tmp_path / "out").iterdir())

@@ -1,47 +1,19 @@
-"""The output folder and the checkpoints in it."""
+"""Checkpoints: writing and reading them, and what a resumed run has to agree on."""
 
 import argparse
 import os
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import BadInput
+from shared_lib.command_line import BadInput
 
 PROGRAM = "fastbptt char_lm"  # marks a checkpoint as ours
 
 # What must be equal for a resumed run to continue as the interrupted one would have.
 OPTIONS = "backend cell embedding hidden sampling batch steps truncation lr seed".split()
-
-
-def prepare_folder(folder: Path, files: list[Path]) -> None:
-    """Make the output folder, and find out now whether `files` can be written in it later.
-
-    Asking for permissions would not do: they do not bind root, and say nothing of a read-only
-    file system. So a file is written, and removed. Folders made on the way to a failure are
-    removed as well.
-    """
-    made = []
-    try:
-        for step in [*reversed(folder.parents), folder]:
-            if not step.exists():
-                step.mkdir()
-                made.append(step)
-        with tempfile.NamedTemporaryFile(dir=folder) as probe:
-            probe.write(b"probe")
-        for file in files:
-            if file.is_dir():
-                raise IsADirectoryError(0, f"{file} is a folder")
-    except OSError as error:
-        for step in reversed(made):
-            step.rmdir()
-        raise BadInput(
-            f"argument --out: must be a folder that can be written to, but was {folder} "
-            f"({error.strerror})"
-        ) from error
 
 
 def save(contents: dict[str, Any], path: Path) -> None:

@@ -1,41 +1,10 @@
 """The command line."""
 
 import argparse
-import math
 from pathlib import Path
-from typing import NoReturn
 
-from . import BadInput
-from .model import CELLS
-
-BACKENDS = ("torch", "fastbptt")
-
-
-def positive_int(text: str) -> int:
-    """An option's value that counts something."""
-    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but was {text!r}")
-    return int(text)
-
-
-def positive_float(text: str) -> float:
-    """An option's value that measures something."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, but was {text!r}")
-    return value
-
-
-def seed(text: str) -> int:
-    """A seed that torch accepts."""
-    if not (text.isascii() and text.isdecimal() and int(text) < 2**63):
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number from 0 to 2**63 - 1, but was {text!r}"
-        )
-    return int(text)
+from shared_lib.command_line import Parser, positive_float, positive_int, seed
+from shared_lib.layers import BACKENDS, CELLS
 
 
 def truncation(text: str) -> int | None:
@@ -50,24 +19,9 @@ def truncation(text: str) -> int | None:
         ) from error
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports a bad option as every other bad input: in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Called by argparse."""
-        raise BadInput(message)
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that say something: a value, neither None nor False."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default else action.help
-
-
 def make_parser(description: str) -> argparse.ArgumentParser:
     """All the options and their defaults."""
-    parser = Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(description)
     _add_text_options(parser.add_argument_group("text"))
     _add_model_options(parser.add_argument_group("model"))
     _add_training_options(parser.add_argument_group("training"))

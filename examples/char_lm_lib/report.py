@@ -7,6 +7,8 @@ import matplotlib
 matplotlib.use("Agg")  # a file is drawn: no display is needed
 import matplotlib.pyplot as plt  # noqa: E402  (the line above has to come first)
 
+from shared_lib.tables import markdown  # noqa: E402
+
 from .training import Trainer  # noqa: E402
 
 COLUMNS = (
@@ -30,17 +32,6 @@ def numbers(trainer: Trainer) -> list[float]:
         layer,
         progress.seconds,
     ]
-
-
-def markdown(rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table; the first row is its head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def table(torch_run: Trainer, our_run: Trainer) -> str:

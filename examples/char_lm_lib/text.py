@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import torch
 from torch import Tensor
 
-from . import BadInput
+from shared_lib.command_line import BadInput
 
 UNKNOWN = 0  # the code of every character that the training text does not have
 

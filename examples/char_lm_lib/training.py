@@ -2,10 +2,8 @@
 
 import argparse
 import math
-import signal
 import time
 from dataclasses import dataclass, field
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -14,72 +12,15 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
-from . import BadInput, checkpoint
-from .model import CharLM, State, detach, map_state
+from shared_lib.command_line import BadInput
+from shared_lib.interruption import StopSignal
+from shared_lib.layers import State, map_state
+from shared_lib.timing import LayerTimer
+
+from . import checkpoint
+from .model import CharLM, detach
 from .parallel import Team
 from .text import Corpus, Segments, streams
-
-
-class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a wish to stop, which training looks at after each step.
-
-    A second Ctrl-C does not wait: it raises KeyboardInterrupt.
-    """
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-
-    def __enter__(self) -> "StopSignal":
-        self._previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class LayerTimer:
-    """Adds up the seconds that a layer spends in its forward and in its backward pass.
-
-    Both backends are measured by the same hooks. The backward clock runs from the moment when
-    the gradient of the layer's output is known until that of its input and those of all its
-    parameters are. The input must need a gradient, as that of an embedding does.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        self.forward = 0.0
-        self.backward = 0.0
-        self._begun = 0.0
-        layer.register_forward_pre_hook(self._begin)
-        layer.register_forward_hook(self._end_forward)
-        layer.register_full_backward_pre_hook(self._begin)
-        layer.register_full_backward_hook(self._lap_backward)
-        for parameter in layer.parameters():
-            parameter.register_post_accumulate_grad_hook(self._lap_backward)
-
-    def _begin(self, *_: Any) -> None:
-        self._begun = time.perf_counter()
-
-    def _end_forward(self, *_: Any) -> None:
-        self.forward += time.perf_counter() - self._begun
-
-    def _lap_backward(self, *_: Any) -> None:
-        # Whichever gradient comes last ends the measurement: each of them adds the time since
-        # the one before.
-        now = time.perf_counter()
-        self.backward += now - self._begun
-        self._begun = now
 
 
 def perplexity(mean_loss: float) -> float:

@@ -6,6 +6,4 @@ policy      encoder, recurrent core, actor and critic; the step loop
 rollout     acting in parallel environments; returns and advantages
 training    the clipped objective, the training loop, timing
 report      the closing table and the plot of the learning curves
-
-What is not about reinforcement learning is taken from the other example's ``char_lm_lib``.
 """

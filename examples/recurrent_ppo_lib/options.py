@@ -3,19 +3,15 @@
 import argparse
 from pathlib import Path
 
-from char_lm_lib.options import (
-    BACKENDS,
-    HelpFormatter,
-    Parser,
-    positive_float,
-    positive_int,
-    seed,
-)
+from shared_lib.command_line import Parser, positive_float, positive_int, seed
+from shared_lib.layers import BACKENDS
+
+MAX_LR = 1e3  # far beyond what trains; at 1e38, Adam's step size would overflow
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """All the options and their defaults."""
-    parser = Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(description)
     _add_task_options(parser.add_argument_group("task"))
     _add_model_options(parser.add_argument_group("model"))
     _add_training_options(parser.add_argument_group("training"))
@@ -37,6 +33,14 @@ def fraction(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, but was {text!r}")
+    return value
+
+
+def learning_rate(text: str) -> float:
+    """An option's value that Adam can work with."""
+    value = positive_float(text)
+    if value > MAX_LR:
+        raise argparse.ArgumentTypeError(f"must be at most {MAX_LR:g}, but was {text!r}")
     return value
 
 
@@ -73,7 +77,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
         "--epochs", type=positive_int, default=4, help="training passes over each rollout"
     )
     group.add_argument(
-        "--lr", type=positive_float, default=3e-3, help="learning rate of Adam at the start"
+        "--lr", type=learning_rate, default=3e-3, help="learning rate of Adam at the start"
     )
     group.add_argument("--gamma", type=fraction, default=0.98, help="discount of a step")
     group.add_argument("--lam", type=fraction, default=0.95, help="lambda of the advantages")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from char_lm_lib.model import CELLS, State, map_state
+from shared_lib.layers import CELLS, State, map_state
 
 KEEP_BIAS = 2.0  # of the gate that keeps the state: sigmoid(2) = 0.88 of it, a step
 

@@ -7,7 +7,7 @@ import matplotlib
 matplotlib.use("Agg")  # a file is drawn: no display is needed
 import matplotlib.pyplot as plt  # noqa: E402  (the line above has to come first)
 
-from char_lm_lib.report import markdown  # noqa: E402
+from shared_lib.tables import markdown  # noqa: E402
 
 from .tmaze import BEST_WITHOUT_MEMORY  # noqa: E402
 from .training import THRESHOLD, WINDOW, Trainer  # noqa: E402

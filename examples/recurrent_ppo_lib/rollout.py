@@ -8,7 +8,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 import fastbptt
-from char_lm_lib.model import State
+from shared_lib.layers import State
 
 from .policy import Policy
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from char_lm_lib import BadInput
-from char_lm_lib.training import LayerTimer
+from shared_lib.command_line import BadInput
+from shared_lib.timing import LayerTimer
 
 from .policy import Policy
 from .rollout import Actor, Rollout, advantages

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from char_lm_lib.options import HelpFormatter, Parser, positive_float, positive_int, seed
+from shared_lib.command_line import Parser, positive_float, positive_int, seed
 
 from .problem import CELLS, LEARNING_RATES
 
@@ -28,7 +28,7 @@ def _at_least(least: int, what: str) -> Any:
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """All the options and their defaults."""
-    parser = Parser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(description)
     add = parser.add_argument
     whole = "a whole number"
     add(
