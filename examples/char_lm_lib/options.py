@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from shared_lib.command_line import Parser, positive_float, positive_int, seed
+from shared_lib.command_line import Parser, learning_rate, positive_float, positive_int, seed
 from shared_lib.layers import BACKENDS, CELLS
 
 
@@ -78,7 +78,7 @@ def _add_training_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="stop after N segments, all epochs counted (default: never)",
     )
-    group.add_argument("--lr", type=positive_float, default=1e-3, help="learning rate of Adam")
+    group.add_argument("--lr", type=learning_rate, default=1e-3, help="learning rate of Adam")
     group.add_argument("--seed", type=seed, default=0, help="decides on all that is random")
     group.add_argument("--threads", type=positive_int, help="CPU threads (default: torch's)")
 

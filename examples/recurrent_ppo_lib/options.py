@@ -3,10 +3,8 @@
 import argparse
 from pathlib import Path
 
-from shared_lib.command_line import Parser, positive_float, positive_int, seed
+from shared_lib.command_line import Parser, learning_rate, positive_float, positive_int, seed
 from shared_lib.layers import BACKENDS
-
-MAX_LR = 1e3  # far beyond what trains; at 1e38, Adam's step size would overflow
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -33,14 +31,6 @@ def fraction(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, but was {text!r}")
-    return value
-
-
-def learning_rate(text: str) -> float:
-    """An option's value that Adam can work with."""
-    value = positive_float(text)
-    if value > MAX_LR:
-        raise argparse.ArgumentTypeError(f"must be at most {MAX_LR:g}, but was {text!r}")
     return value
 
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+MAX_LR = 1e3  # far beyond what trains; at 1e38, Adam's step size would overflow
+
 
 class BadInput(Exception):
     """An argument that cannot be used; the message names it, what it must be, and what it was."""
@@ -27,6 +29,14 @@ def positive_float(text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, but was {text!r}")
+    return value
+
+
+def learning_rate(text: str) -> float:
+    """An option's value that Adam can work with."""
+    value = positive_float(text)
+    if value > MAX_LR:
+        raise argparse.ArgumentTypeError(f"must be at most {MAX_LR:g}, but was {text!r}")
     return value
 
 

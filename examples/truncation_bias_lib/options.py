@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from shared_lib.command_line import Parser, positive_float, positive_int, seed
+from shared_lib.command_line import Parser, learning_rate, positive_int, seed
 
 from .problem import CELLS, LEARNING_RATES
 
@@ -54,7 +54,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help=_preset("max_steps", "training steps after which a run is given up"),
     )
     rates = ", ".join(f"{rate:g} for {cell}" for cell, rate in LEARNING_RATES.items())
-    add("--lr", type=positive_float, help=f"learning rate of Adam (default: {rates})")
+    add("--lr", type=learning_rate, help=f"learning rate of Adam (default: {rates})")
     add(
         "--draws",
         type=_at_least(2, whole),
