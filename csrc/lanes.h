@@ -63,11 +63,14 @@ inline int64_t count_rows(const std::vector<Lane>& lanes) {
 
 // The lanes of each window of each sequence. Windows begin at t = 0, k1, 2 k1, ... in both directions.
 //
-// What resets and closed gates cut a window into is independent, and could be as many lanes. But the
-// longest piece decides how many steps a pass has, and a step with few rows costs nearly as much as
-// one with more: so neighbours stay together as long as no lane gets longer than that piece, and the
-// kernels cut inside a lane. Where windows overlap, what comes before the cut that precedes a
+// What resets and closed gates cut a window into is independent, and could be as many lanes: fewer
+// steps of more rows. But the longest piece decides how many steps there are, beyond kEnoughRows more
+// rows gain nothing, and uneven lanes leave late steps with few. So neighbours stay together as long
+// as no lane gets longer than that piece or than kEnoughRows even lanes would be, and the kernels cut
+// inside a lane. Where windows overlap, what comes before the cut that precedes a
 // window's first loss has no gradient and is left out; else the lanes cover every step once.
+constexpr int64_t kEnoughRows = 16;
+
 inline std::vector<Lane> make_lanes(const Layout& layout, int direction, const Cuts& cuts) {
   const std::vector<int64_t> lengths = sequence_lengths(layout);
   const int64_t k1 = cuts.k1 == 0 ? layout.T : cuts.k1;
@@ -86,12 +89,13 @@ inline std::vector<Lane> make_lanes(const Layout& layout, int direction, const C
     int64_t b, window, begin, end, loss_begin, loss_end;
   };
   std::vector<Piece> pieces;
-  int64_t longest = 0;
+  int64_t longest = 0, rows = 0;
   const auto add = [&](Piece piece) {
     piece.loss_begin = std::max(piece.loss_begin, piece.begin);
     piece.loss_end = std::max(piece.loss_begin, std::min(piece.loss_end, piece.end));
     if (cuts.overlapping() && piece.loss_begin == piece.loss_end) return;
     longest = std::max(longest, piece.end - piece.begin);
+    rows += piece.end - piece.begin;
     pieces.push_back(piece);
   };
   for (int64_t window = first_window; window < last_window; ++window) {
@@ -109,11 +113,12 @@ inline std::vector<Lane> make_lanes(const Layout& layout, int direction, const C
     }
   }
 
+  const int64_t limit = std::max(longest, (rows + kEnoughRows - 1) / kEnoughRows);
   std::vector<Lane> lanes;
   for (size_t i = 0; i < pieces.size();) {
     Piece whole = pieces[i++];
     while (i < pieces.size() && pieces[i].b == whole.b && pieces[i].window == whole.window &&
-           pieces[i].end - whole.begin <= longest) {
+           pieces[i].end - whole.begin <= limit) {
       const Piece& next = pieces[i++];
       if (whole.loss_begin == whole.loss_end) whole.loss_begin = next.loss_begin;
       whole.loss_end = next.loss_end;
