@@ -67,26 +67,6 @@ struct Options {
   bool recompute;
 };
 
-// The tensors of a call besides input and weights.
-struct Context {
-  OptionalTensor hx, cx, batch_sizes, resets, kappa;
-
-  static constexpr int64_t kTensors = 5;
-  variable_list to_list() const {
-    variable_list list;
-    for (const OptionalTensor* each : {&hx, &cx, &batch_sizes, &resets, &kappa}) {
-      list.push_back(each->value_or(Tensor()));
-    }
-    return list;
-  }
-  static Context from_list(TensorList list) {
-    const auto at = [&](size_t i) {
-      return list[i].defined() ? OptionalTensor(list[i]) : std::nullopt;
-    };
-    return {at(0), at(1), at(2), at(3), at(4)};
-  }
-};
-
 // What one layer read and computed, as the backward pass will need it.
 struct Layer {
   Tensor input, output, c, gates;
@@ -103,6 +83,24 @@ struct Result {
 OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
+
+// The tensors of a call besides input and weights.
+struct Context {
+  OptionalTensor hx, cx, batch_sizes, resets, kappa;
+
+  static constexpr int64_t kTensors = 5;
+  variable_list to_list() const {
+    variable_list list;
+    for (const OptionalTensor* each : {&hx, &cx, &batch_sizes, &resets, &kappa}) {
+      list.push_back(each->value_or(Tensor()));
+    }
+    return list;
+  }
+  static Context from_list(TensorList list) {
+    return {optional(list[0]), optional(list[1]), optional(list[2]), optional(list[3]),
+            optional(list[4])};
+  }
+};
 
 // The part of a [num_layers * directions, B, R] tensor that belongs to a layer.
 OptionalTensor of_layer(const OptionalTensor& states, const Options& net, int64_t index) {
@@ -157,11 +155,6 @@ Result run_layers(const Options& net, const Tensor& input, const Context& contex
   return result;
 }
 
-// Groups of windows that overlap, or one group that stands for everything.
-struct Group {
-  int64_t first_window, num_windows;  // 0 windows: all, at once
-};
-
 // How many windows a group takes: so many that the steps which two groups share cost little, and that
 // rows fill the kernels' tiles; but not more than the workspace limit has room for.
 int64_t windows_in_group(const Options& net, const Cuts& cuts, int64_t B, int64_t input_size,
@@ -184,16 +177,17 @@ int64_t windows_in_group(const Options& net, const Cuts& cuts, int64_t B, int64_
   return std::max<int64_t>(1, std::min(wanted, room / window));
 }
 
-std::vector<Group> groups_of(const Options& net, const Cuts& cuts, int64_t T, int64_t B,
-                             int64_t input_size, const Tensor& w_hh) {
-  if (!cuts.overlapping()) return {{0, 0}};
+// The groups of windows that overlap, or one group that stands for everything.
+std::vector<Cuts> groups_of(const Options& net, const Cuts& cuts, int64_t T, int64_t B,
+                            int64_t input_size, const Tensor& w_hh) {
+  if (!cuts.overlapping()) return {cuts};
   const int64_t windows = count_windows(T, cuts.k1);
   const int64_t most = windows_in_group(net, cuts, B, input_size, w_hh);
-  const int64_t count = (windows + most - 1) / most;
-  std::vector<Group> groups;
+  std::vector<Cuts> groups((windows + most - 1) / most, cuts);
+  const int64_t count = int64_t(groups.size());
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t first = windows * i / count;
-    groups.push_back({first, windows * (i + 1) / count - first});
+    groups[i].first_window = windows * i / count;
+    groups[i].num_windows = windows * (i + 1) / count - groups[i].first_window;
   }
   return groups;
 }
@@ -281,9 +275,9 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     cuts.k1 = net.k1;
     cuts.k2 = net.k2;
     cuts.limit_to(T);
-    const std::vector<Group> groups = groups_of(net, cuts, T, B, layers[0].size(-1), weights[1]);
+    const std::vector<Cuts> groups = groups_of(net, cuts, T, B, layers[0].size(-1), weights[1]);
     if (needs_input && groups.size() > 1) result[0] = at::zeros_like(layers[0]);
-    for (const Group& group : groups) {
+    for (const Cuts& group : groups) {
       Tensor grad = grads[0];
       for (int64_t i = top; i >= 0; --i) {
         const Tensor* layer = layers + i * Layer::kTensors;
@@ -312,10 +306,7 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
       if (groups.size() == 1) {
         result[0] = grad;
       } else {
-        Cuts part = cuts;
-        part.first_window = group.first_window;
-        part.num_windows = group.num_windows;
-        rows_of_steps(result[0], net, context.batch_sizes, span_of(T, part)).add_(grad);
+        rows_of_steps(result[0], net, context.batch_sizes, span_of(T, group)).add_(grad);
       }
     }
     if (needs_hx) result[1] = concatenate(d_hx);

@@ -84,6 +84,12 @@ def _as_bool(name: str, values: Tensor) -> Tensor:
     return flags
 
 
+def _check_shape(name: str, values: Tensor, fits: list[tuple[int, ...]]) -> None:
+    if tuple(values.shape) not in fits:
+        wanted = " or ".join(map(str, fits))
+        raise ValueError(f"{name} must have shape {wanted}, got {tuple(values.shape)}")
+
+
 def boundaries_of(
     truncation: Truncation | None,
     resets: Tensor | None,
@@ -146,10 +152,7 @@ def boundaries_of(
         if isinstance(truncation, Randomized):
             truncation = truncation.draw(steps, batch)
         kappa = truncation.kappa
-        fits = [(steps,), (steps, batch)]
-        if tuple(kappa.shape) not in fits:
-            wanted = " or ".join(map(str, fits))
-            raise ValueError(f"kappa must have shape {wanted}, got {tuple(kappa.shape)}")
+        _check_shape("kappa", kappa, [(steps,), (steps, batch)])
         kappa = rows(kappa.to(input.device, input.dtype))
     elif truncation is not None:
         raise TypeError(f"truncation must be one of fastbptt's, got {type(truncation).__name__}")
@@ -158,16 +161,12 @@ def boundaries_of(
             raise TypeError(f"resets must be a bool tensor, got {type(resets).__name__}")
         if resets.dtype != torch.bool:
             raise TypeError(f"resets must have dtype torch.bool, got {resets.dtype}")
-        fits = [(steps,)]
-        if not unbatched:
-            fits.append((batch, steps) if batch_first and batch_sizes is None else (steps, batch))
-        if tuple(resets.shape) not in fits:
-            wanted = " or ".join(map(str, fits))
-            raise ValueError(f"resets must have shape {wanted}, got {tuple(resets.shape)}")
+        batch_leads = batch_first and batch_sizes is None
+        wide = (batch, steps) if batch_leads else (steps, batch)
+        _check_shape("resets", resets, [(steps,)] if unbatched else [(steps,), wide])
         if resets.device != input.device:
             raise ValueError(
                 f"resets must be on input's device {input.device}, got {resets.device}"
             )
-        by_batch = resets.dim() == 2 and batch_first and batch_sizes is None
-        resets = rows(resets.t() if by_batch else resets)
+        resets = rows(resets.t() if batch_leads and resets.dim() == 2 else resets)
     return Boundaries(k1, k2, last_only, resets, kappa)

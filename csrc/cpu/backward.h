@@ -113,12 +113,6 @@ struct Backward {
     block->num_rows = first;
   }
 
-  // A row of [N, ...] memory, or of [B, ...] initial states, or null where the state was zero.
-  static const scalar_t* state_row(const scalar_t* memory, int64_t ld, const scalar_t* initial,
-                                   int64_t columns, int64_t before) {
-    if (before >= 0) return memory + before * ld;
-    return initial && before != kNoRow ? initial + (-1 - before) * columns : nullptr;
-  }
   const scalar_t* h_before(int64_t before) const {
     return state_row(p.output, p.ld_out, p.hx, p.R, before);
   }
@@ -164,10 +158,6 @@ struct Backward {
 
   scalar_t gate_before(const Lane& lane) const {
     return p.kappa && p.direction > 0 ? p.kappa[row_at(p, lane, 0)] : scalar_t(1);
-  }
-
-  static bool ends_sequence(const Lane& lane, int64_t s) {
-    return s + 1 == lane.steps && lane.to_end;
   }
 
   // The cell's derivative for some units of one row of a block, given the gradient dh of its state

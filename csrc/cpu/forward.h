@@ -124,10 +124,6 @@ struct Forward {
     }
   }
 
-  static bool ends_sequence(const Lane& lane, int64_t s) {
-    return s + 1 == lane.steps && lane.to_end;
-  }
-
   // The cell for step s of one lane and the units of a panel. `first_row` is that of the step in its
   // block, `h_before` the row of the state, `h` where what the next step begins with goes, and `output`
   // is null where a projection is still to come.
@@ -142,13 +138,7 @@ struct Forward {
     scalar_t* c_row = nullptr;
     if constexpr (Cell::kHasCellState) {
       c_row = p.c + row * p.H;
-      if (s > 0 && is_reset_after(p, lane, s - 1)) {
-        c_before = nullptr;
-      } else if (s > 0) {
-        c_before = p.c + row_at(p, lane, s - 1) * p.H;
-      } else if (p.cx && lane.before == Before::kInitial) {
-        c_before = p.cx + lane.batch * p.H;
-      }
+      c_before = state_row<scalar_t>(p.c, p.H, p.cx, p.H, row_before(p, lane, s));
     }
     const bool clears_h = output && is_reset_after(p, lane, s);
     for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {

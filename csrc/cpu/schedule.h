@@ -90,6 +90,19 @@ inline int64_t row_before(const LayerParams<scalar_t>& p, const Lane& lane, int6
   return lane.before == Before::kInitial ? -1 - lane.batch : kNoRow;
 }
 
+// A row of [N, ...] memory, or of [B, ...] initial states, or null where the state was zero.
+template <typename scalar_t>
+inline const scalar_t* state_row(const scalar_t* memory, int64_t ld, const scalar_t* initial,
+                                 int64_t columns, int64_t before) {
+  if (before >= 0) return memory + before * ld;
+  return initial && before != kNoRow ? initial + (-1 - before) * columns : nullptr;
+}
+
+// Whether local step s is the last of the lane's whole sequence.
+inline bool ends_sequence(const Lane& lane, int64_t s) {
+  return s + 1 == lane.steps && lane.to_end;
+}
+
 // How many rows there are of (step, lane), [M].
 template <typename scalar_t>
 inline int64_t lane_rows(const LayerParams<scalar_t>& p) {
