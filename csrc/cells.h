@@ -43,7 +43,7 @@ template <typename V>
 struct SplitExp {
   V power, fraction;
 
-  explicit SplitExp(V x) {
+  [[gnu::always_inline]] explicit SplitExp(V x) {
     using scalar_t = typename Bits<V>::scalar_t;
     using C = ExpConstants<scalar_t>;
     const V shifted = x * C::kLog2e + C::kRound;

@@ -133,8 +133,9 @@ struct Backward {
 
   // The gradient of the state of a lane at step s: `sum` from the step after it, and what the loss
   // adds at this step.
+  template <typename Count>
   V add_gradients(V sum, const Lane& lane, int64_t s, int64_t row, int64_t lane_row, int64_t unit,
-                  int64_t count) const {
+                  Count count) const {
     if (p.d_lanes) {
       sum += load_first(p.d_lanes + lane_row * p.R + unit, count);
     } else if (p.d_output && lane.loss_begin <= s && s < lane.loss_end) {
@@ -162,9 +163,10 @@ struct Backward {
 
   // The cell's derivative for some units of one row of a block, given the gradient dh of its state
   // and the gate behind it.
+  template <typename Count>
   void finish_units(V dh, scalar_t gate, const Lane& lane, int64_t lane_index, int64_t s,
                     const Block<scalar_t>& block, int64_t block_row, int64_t unit,
-                    int64_t count) const {
+                    Count count) const {
     const int64_t row = row_at(p, lane, s);
     V d[Cell::kColumns];
     if constexpr (Cell::kSaved == 0) {
@@ -209,7 +211,7 @@ struct Backward {
         const Lane& lane = mine.lane(i);
         const int64_t row = row_at(p, lane, s), block_row = first_row + mine.index(i);
         const scalar_t gate = gate_after(lane, s);
-        for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {
+        for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
           const V dh = add_gradients(through(gate, load(acc + v * W)), lane, s, row,
                                      block.lane_row + block_row, unit, count);
           if (p.w_hr) {
@@ -233,7 +235,7 @@ struct Backward {
                    [&](int64_t i, int64_t panel, const scalar_t* acc) {
                      const Lane& lane = mine.lane(i);
                      const scalar_t gate = gate_after(lane, s);
-                     for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, int64_t count) {
+                     for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
                        finish_units(load(acc + v * W), gate, lane, mine.index(i), s, block,
                                     first_row + mine.index(i), unit, count);
                      });
@@ -257,7 +259,7 @@ struct Backward {
                    const scalar_t gate = gate_before(lane);
                    scalar_t* to = p.overlapping ? initial + mine.index(i) * projected_stride
                                                 : p.d_hx + lane.batch * p.R;
-                   for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {
+                   for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
                      V dh = load(acc + v * W);
                      if constexpr (Cell::kHasCarry && !Cell::kHasCellState) {
                        dh += load(carry + mine.index(i) * wide_stride + unit);
@@ -274,7 +276,7 @@ struct Backward {
       if (lane.before != Before::kInitial) continue;
       const scalar_t gate = gate_before(lane);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, int64_t count) {
+        for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, auto count) {
           store_first(p.d_cx + lane.batch * p.H + unit,
                       through(gate, load(carry + mine.index(i) * wide_stride + unit)), count);
         });
@@ -303,7 +305,7 @@ struct Backward {
   template <typename RowTo>
   void input_gradient(const Block<scalar_t>& block, RowTo&& row_to, const Worker& worker) const {
     gemm_rows(block.d, stride, w_ih, share(block.num_rows, worker.id, worker.count),
-              [&](int64_t r, int64_t column, int64_t count, V sum) {
+              [&](int64_t r, int64_t column, auto count, V sum) {
                 scalar_t* to = p.d_input + row_to(r) * p.I + column;
                 if (p.mask) sum *= load_first(p.mask + block.rows[r] * p.I + column, count);
                 if (p.accumulate_d_input) sum += load_first(to, count);

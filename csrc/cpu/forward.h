@@ -76,7 +76,7 @@ struct Forward {
   }
 
   void add_input_products(const scalar_t* from, int64_t ld, Range rows) const {
-    gemm_rows(from, ld, w_ih, rows, [&](int64_t row, int64_t column, int64_t count, V sum) {
+    gemm_rows(from, ld, w_ih, rows, [&](int64_t row, int64_t column, auto count, V sum) {
       store_first(pre + row * ld_pre + column, sum + load(bias + column), count);
     });
   }
@@ -117,7 +117,7 @@ struct Forward {
       const bool given = lane.before == Before::kInitial;
       const scalar_t* from = p.hx + lane.batch * p.R;
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, int64_t count) {
+        for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, auto count) {
           store(to + i * lane_stride + unit, given ? load_first(from + unit, count) : V{});
         });
       }
@@ -141,7 +141,7 @@ struct Forward {
       c_before = state_row<scalar_t>(p.c, p.H, p.cx, p.H, row_before(p, lane, s));
     }
     const bool clears_h = output && is_reset_after(p, lane, s);
-    for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, int64_t count) {
+    for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
       V in[G], rec[G], saved[Cell::kSaved + 1], value;
       for (int g = 0; g < G; ++g) {
         in[g] = load_first(pre_row + g * p.H + unit, count);
@@ -212,7 +212,7 @@ struct Forward {
                    const int64_t row = row_at(p, lane, s);
                    scalar_t* h_n = h_n_of(lane);
                    const bool clears_h = is_reset_after(p, lane, s);
-                   for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, int64_t count) {
+                   for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
                      const V value = load(acc + v * W);
                      store(after + i * ld + unit, clears_h ? V{} : value);
                      store_first(p.output + row * p.ld_out + unit, value, count);

@@ -48,7 +48,7 @@ void tile(const scalar_t* a, int64_t lda, const scalar_t* panel, int64_t K, bool
       for (int v = 0; v < vecs; ++v) b[v] = load(panel + (k * vecs + v) * W);
 #pragma GCC unroll 8
       for (int i = 0; i < rows; ++i) {
-        const V x = V{} + (left == Left::kByRow ? a[i * lda + k] : a[k * lda + i]);
+        const V x = Bits<V>::broadcast(left == Left::kByRow ? a[i * lda + k] : a[k * lda + i]);
 #pragma GCC unroll 8
         for (int v = 0; v < vecs; ++v) sum[i][v] += x * b[v];
       }
@@ -152,13 +152,21 @@ struct Packed {
   int64_t size() const { return K * unit_vecs() * gates * W; }
 };
 
-// Calls fn(unit vector, first unit, units that exist) for the unit vectors of a panel.
+// Calls fn(unit vector, first unit, units that exist) for the unit vectors of a panel. Those that exist
+// are Whole or a number, so fn is compiled for both.
 template <typename scalar_t, typename Fn>
 inline void for_each_unit_vec(const Packed<scalar_t>& b, int64_t panel, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
   const int64_t first = b.first_unit(panel);
   const int64_t vecs = b.unit_vecs_in(panel);
-  for (int64_t v = 0; v < vecs; ++v) fn(v, first + v * W, min(W, b.units - first - v * W));
+  for (int64_t v = 0; v < vecs; ++v) {
+    const int64_t unit = first + v * W;
+    if (b.units - unit >= W) {
+      fn(v, unit, Whole<scalar_t>());
+    } else {
+      fn(v, unit, b.units - unit);
+    }
+  }
 }
 
 // Transposes a W x W block held in W vectors: log2(W) rounds that swap ever smaller blocks.
@@ -287,7 +295,7 @@ void gemm_rows(const scalar_t* a, int64_t lda, const Packed<scalar_t>& b, Range 
     const int64_t last = min(rows_in.end, first + block);
     for (int64_t p = 0; p < b.panels(); ++p) {
       panel_product(a, lda, b, p, b.K, first, last, [&](int64_t r, const scalar_t* acc) {
-        for_each_unit_vec(b, p, [&](int64_t v, int64_t unit, int64_t count) {
+        for_each_unit_vec(b, p, [&](int64_t v, int64_t unit, auto count) {
           fn(r, unit, count, load(acc + v * W));
         });
       });

@@ -39,7 +39,7 @@ struct OuterProduct {
         const int64_t vecs = shape.vecs_in(q);
         for (int64_t k = 0; k < depth; ++k) {
           const scalar_t* row = row_at(first + k);
-          for_each_unit_vec(shape, q, [&](int64_t v, int64_t column, int64_t count) {
+          for_each_unit_vec(shape, q, [&](int64_t v, int64_t column, auto count) {
             store(scratch + (k * vecs + v) * W, row ? load_first(row + column, count) : V{});
           });
         }
@@ -51,7 +51,7 @@ struct OuterProduct {
                                                 acc);
             for (int64_t i = 0; i < height; ++i) {
               scalar_t* row = to + (m + i) * columns;
-              for_each_unit_vec(shape, q, [&](int64_t v, int64_t column, int64_t count) {
+              for_each_unit_vec(shape, q, [&](int64_t v, int64_t column, auto count) {
                 V sum = load(acc + (i * vecs + v) * W);
                 if (accumulate || first > 0) sum += load_first(row + column, count);
                 store_first(row + column, sum, count);

@@ -89,6 +89,23 @@ inline void store_first(scalar_t* p, Vec<scalar_t> v, int64_t n) {
 #endif
 }
 
+// Stands for a count of elements where all of a vector's are there: no mask, and no branch that
+// might need one.
+template <typename scalar_t>
+struct Whole {
+  constexpr operator int64_t() const { return kLanes<scalar_t>; }
+};
+
+template <typename scalar_t>
+inline Vec<scalar_t> load_first(const scalar_t* p, Whole<scalar_t>) {
+  return load(p);
+}
+
+template <typename scalar_t>
+inline void store_first(scalar_t* p, Vec<scalar_t> v, Whole<scalar_t>) {
+  store(p, v);
+}
+
 // What cells.h asks of a value type.
 template <typename scalar>
 struct VecBits {
@@ -97,7 +114,8 @@ struct VecBits {
   using Types = VecTypes<scalar>;
   using bits = typename Types::bits;
 
-  static V broadcast(scalar x) { return V{} + x; }
+  // x - 0 is x for every x, -0 too, so that it costs nothing; x + 0 is an addition.
+  static V broadcast(scalar x) { return x - V{}; }
   static V abs(V x) { return (V)((bits)x & ~Types::kSign); }
   static V copysign(V magnitude, V sign) {
     return (V)((bits)magnitude | ((bits)sign & Types::kSign));
