@@ -38,7 +38,7 @@ bench: build/.installed ## measure the speed against torch and then the memory
 	@$(PY) -m benchmarks.compare $(ARGS)
 	@$(PY) -m benchmarks.memory
 
-CLANG_FORMAT = find csrc -type f | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
+CLANG_FORMAT = find csrc tests/emulation -type f ! -name "*.py*" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
 
 lint: lint-tools ## check style and format
 	@$(PY) -m ruff check .

@@ -52,3 +52,23 @@ def poisoned():
     yield
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def emulation():
+    """torch.ops.emulation: the CUDA kernels built as C++, and operators that run them."""
+    from emulation.build import load
+
+    load()
+    return torch.ops.emulation
+
+
+SCHEDULES = [("forward", False), ("reverse", False), ("forward", True), ("random", False)]
+
+
+@pytest.fixture(params=SCHEDULES, ids=lambda s: s[0] + (" early" if s[1] else ""))
+def schedule(request, emulation):
+    """Runs the test under each order of the emulated threads; see tests/emulation/runtime.h."""
+    emulation.set_order(*request.param)
+    yield request.param
+    emulation.set_order("forward")

@@ -1,0 +1,26 @@
+// What a kernel is launched with.
+#pragma once
+
+#include <cstdint>
+
+namespace fastbptt {
+
+struct Blocks {
+  int64_t x, y = 1, z = 1;
+};
+
+// As in Grid{{blocks}, threads, shared_bytes, cluster}.
+struct Grid {
+  Blocks blocks;
+  int threads;               // a block, along x
+  int64_t shared_bytes = 0;  // a block
+  int cluster = 1;           // blocks of a cluster, along x: a divisor of blocks.x
+};
+
+struct DeviceLimits {
+  int capability;        // compute capability, 10 * major + minor
+  int multiprocessors;   // SMs
+  int64_t shared_bytes;  // the most that a block can ask for
+};
+
+}  // namespace fastbptt

@@ -1,0 +1,110 @@
+// The emulation's bodies of csrc/cuda/device.cuh, which says what they mean.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "emulation/runtime.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+namespace fastbptt {
+
+using half_t = c10::Half;
+using bfloat16_t = c10::BFloat16;
+
+template <typename scalar_t>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <typename scalar_t>
+using Accumulator = typename AccumulatorOf<scalar_t>::type;
+
+inline double to_acc(double x) { return x; }
+inline float to_acc(float x) { return x; }
+inline float to_acc(half_t x) { return x; }
+inline float to_acc(bfloat16_t x) { return x; }
+
+template <typename scalar_t>
+inline scalar_t from_acc(Accumulator<scalar_t> x) {
+  return scalar_t(x);
+}
+
+inline float exp2_approx(float x) { return std::exp2(x); }
+
+// As inexact as the GPU's may be: 2^-11 of the value.
+inline float tanh_approx(float x) {
+  int exponent;
+  const float mantissa = std::frexp(std::tanh(x), &exponent);
+  return std::ldexp(std::nearbyint(mantissa * 1024.0f) / 1024.0f, exponent);
+}
+
+inline float reciprocal_approx(float x) { return 1.0f / x; }
+
+inline unsigned char* dynamic_shared() { return emulation::this_thread().block->shared; }
+
+inline void sync_block(emulation::Site site = emulation::Site::here()) {
+  emulation::sync_block(site);
+}
+
+inline void sync_warp(emulation::Site site = emulation::Site::here()) {
+  const char nothing = 0;
+  emulation::warp_exchange("sync_warp", &nothing, 0, [](emulation::Warp&) {}, site);
+}
+
+namespace emulation {
+
+template <typename T>
+T shuffle_from(T v, int lane, const char* what, const Site& site) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "a number of 4 or 8 bytes");
+  struct {
+    T v;
+    int lane;
+  } in{v, lane}, from;
+  const void* out = warp_exchange(
+      what, &in, sizeof in,
+      [](Warp& warp) {
+        decltype(in) own;
+        for (int i = 0; i < kWarp; ++i) {
+          std::memcpy(&own, warp.in[i], sizeof own);
+          std::memcpy(warp.out[i], warp.in[own.lane & (kWarp - 1)], sizeof(T));
+        }
+      },
+      site);
+  std::memcpy(&from.v, out, sizeof(T));
+  return from.v;
+}
+
+}  // namespace emulation
+
+template <typename T>
+T shuffle(T v, int src, emulation::Site site = emulation::Site::here()) {
+  return emulation::shuffle_from(v, src, "shuffle", site);
+}
+
+template <typename T>
+T shuffle_xor(T v, int mask, emulation::Site site = emulation::Site::here()) {
+  const int lane = emulation::this_thread().lane();
+  return emulation::shuffle_from(v, lane ^ mask, "shuffle_xor", site);
+}
+
+template <typename T>
+T shuffle_down(T v, int delta, emulation::Site site = emulation::Site::here()) {
+  const int lane = emulation::this_thread().lane();
+  return emulation::shuffle_from(v, lane + delta < kWarp ? lane + delta : lane, "shuffle_down",
+                                 site);
+}
+
+}  // namespace fastbptt

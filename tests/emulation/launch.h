@@ -1,0 +1,55 @@
+// The emulation's bodies of csrc/cuda/launch.h, which says what they mean.
+#pragma once
+
+#include <tuple>
+
+#include "emulation/runtime.h"
+
+namespace fastbptt {
+
+struct Stream {};
+
+namespace emulation {
+
+DeviceLimits emulated_limits();
+
+// A grid with the place of the launch, for messages.
+struct PlacedGrid {
+  Grid grid;
+  Site site;
+
+  PlacedGrid(const Grid& grid, Site site = Site::here()) : grid(grid), site(site) {}
+};
+
+}  // namespace emulation
+
+// An H100's unless a test sets others.
+inline DeviceLimits device_limits() { return emulation::emulated_limits(); }
+
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), const emulation::PlacedGrid& grid, Stream,
+            const Args&... args) {
+  static_assert(sizeof...(Params) == sizeof...(Args), "as many arguments as the kernel takes");
+  struct Context {
+    void (*kernel)(Params...);
+    std::tuple<Params...> values;
+  } const context{kernel, std::tuple<Params...>(args...)};
+  const emulation::Call call{[](const void* pointer) {
+                               const auto& context = *static_cast<const Context*>(pointer);
+                               std::apply(context.kernel, context.values);
+                             },
+                             &context};
+  emulation::run_grid(call, grid.grid, grid.site);
+}
+
+template <typename... Params>
+int64_t resident_clusters(void (*)(Params...), const Grid& grid) {
+  try {
+    emulation::check_grid(grid);
+  } catch (const emulation::Fault&) {
+    return 0;
+  }
+  return device_limits().multiprocessors / grid.cluster;
+}
+
+}  // namespace fastbptt

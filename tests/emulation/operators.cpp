@@ -1,0 +1,42 @@
+// torch.ops.emulation: what tests ask of the emulation.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "cuda/allocate.h"
+#include "emulation/runtime.h"
+
+namespace fastbptt::emulation {
+namespace {
+
+void set_order(c10::string_view order, bool early_copies, int64_t seed) {
+  TORCH_CHECK(order == "forward" || order == "reverse" || order == "random",
+              "order must be \"forward\", \"reverse\" or \"random\", got \"", order, "\"");
+  set_schedule({order == "forward"   ? Order::kForward
+                : order == "reverse" ? Order::kReverse
+                                     : Order::kRandom,
+                early_copies, uint64_t(seed)});
+}
+
+void set_limits(int64_t capability, int64_t multiprocessors, int64_t shared_bytes) {
+  set_device_limits({int(capability), int(multiprocessors), shared_bytes});
+}
+
+at::Tensor guarded_copy(const at::Tensor& tensor) {
+  return allocate(tensor.sizes(), tensor.options()).copy_(tensor);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(emulation, m) {
+  // The schedule of the launches to come: "forward", "reverse" or "random", see runtime.h.
+  m.def("set_order(str order, bool early_copies=False, int seed=0) -> ()", set_order);
+  // What device_limits() says; an H100's unless set.
+  m.def("set_limits(int capability=90, int multiprocessors=132, int shared_bytes=232448) -> ()",
+        set_limits);
+  // Raises if memory around a tensor that the glue has allocated was written to.
+  m.def("check_guards() -> ()", check_guards);
+  // The same values in memory like that.
+  m.def("guarded_copy(Tensor tensor) -> Tensor", guarded_copy);
+}
+
+}  // namespace fastbptt::emulation
