@@ -10,22 +10,9 @@
 
 #include <cstdint>
 
-#ifdef FASTBPTT_EMULATED
-#include "emulation/device.h"
-#else
-
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
+#include "grid.h"
 
 namespace fastbptt {
-
-constexpr int kWarp = 32;
-
-// --- Numbers -------------------------------------------------------------------------------------
-
-using half_t = __half;
-using bfloat16_t = __nv_bfloat16;
 
 // The type that sums and states are kept in: double for double, else float.
 template <typename scalar_t>
@@ -38,6 +25,29 @@ struct AccumulatorOf<double> {
 };
 template <typename scalar_t>
 using Accumulator = typename AccumulatorOf<scalar_t>::type;
+
+// n numbers that are loaded and stored by one instruction, from memory that is aligned to all of them.
+template <typename T, int n>
+struct alignas(n * sizeof(T)) Packed {
+  T values[n];
+};
+
+}  // namespace fastbptt
+
+#ifdef FASTBPTT_EMULATED
+#include "emulation/device.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+namespace fastbptt {
+
+// --- Numbers -------------------------------------------------------------------------------------
+
+using half_t = __half;
+using bfloat16_t = __nv_bfloat16;
 
 __device__ __forceinline__ double to_acc(double x) { return x; }
 __device__ __forceinline__ float to_acc(float x) { return x; }
@@ -113,3 +123,7 @@ __device__ __forceinline__ T shuffle_down(T v, int delta) {
 }  // namespace fastbptt
 
 #endif
+
+#include "async.cuh"
+#include "cluster.cuh"
+#include "mma.cuh"

@@ -5,6 +5,8 @@
 
 namespace fastbptt {
 
+constexpr int kWarp = 32;  // threads
+
 struct Blocks {
   int64_t x, y = 1, z = 1;
 };

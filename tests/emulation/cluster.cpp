@@ -41,7 +41,7 @@ void complete_phase(MBarrier& barrier) {
   if (barrier.pending > 0 || barrier.bytes != 0) return;
   ++barrier.phase;
   barrier.pending = barrier.count;
-  make_ready(barrier.waiting.data(), barrier.waiting.size());
+  make_ready(barrier.waiting.size(), [&](size_t i) { return barrier.waiting[i]; });
   barrier.waiting.clear();
 }
 
@@ -77,7 +77,7 @@ void check_alignment(Thread& thread, const Site& site) {
 }  // namespace
 
 void cluster_arrive(const Site& site) {
-  require_capability(kSm90, "cluster_arrive", site);
+  require_capability(kSm90, "cluster_arrive or sync_cluster", site);
   Thread& thread = this_thread();
   Cluster& cluster = this_cluster();
   require(!thread.cluster_arrived, "cluster_arrive twice without cluster_wait between", site);
@@ -93,7 +93,7 @@ void cluster_arrive(const Site& site) {
       if (other.waits_for == &cluster) waiting.push_back(&other);
     }
   }
-  make_ready(waiting.data(), waiting.size());
+  make_ready(waiting.size(), [&](size_t i) { return waiting[i]; });
 }
 
 void cluster_wait(const Site& site) {

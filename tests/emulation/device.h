@@ -21,17 +21,6 @@ namespace fastbptt {
 using half_t = c10::Half;
 using bfloat16_t = c10::BFloat16;
 
-template <typename scalar_t>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <typename scalar_t>
-using Accumulator = typename AccumulatorOf<scalar_t>::type;
-
 inline double to_acc(double x) { return x; }
 inline float to_acc(float x) { return x; }
 inline float to_acc(half_t x) { return x; }
@@ -48,7 +37,7 @@ inline float exp2_approx(float x) { return std::exp2(x); }
 inline float tanh_approx(float x) {
   int exponent;
   const float mantissa = std::frexp(std::tanh(x), &exponent);
-  return std::ldexp(std::nearbyint(mantissa * 1024.0f) / 1024.0f, exponent);
+  return std::ldexp(std::nearbyint(mantissa * 2048.0f) / 2048.0f, exponent);
 }
 
 inline float reciprocal_approx(float x) { return 1.0f / x; }

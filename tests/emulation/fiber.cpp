@@ -2,7 +2,7 @@
 // swapcontext need no system call.
 #undef _FORTIFY_SOURCE  // its longjmp takes another stack for an error
 
-#include "fiber.h"
+#include "emulation/fiber.h"
 
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -29,19 +29,15 @@ size_t page() {
   return size;
 }
 
-std::jmp_buf caller;
-Fiber* running = nullptr;
-
-#ifdef __SANITIZE_ADDRESS__
-const void* caller_stack = nullptr;
-size_t caller_size = 0;
-#endif
+Fiber* current = nullptr;   // null: the host
+Fiber* previous = nullptr;  // the one that was left last
+void (*first_call)() = nullptr;
 
 }  // namespace
 
 // Below the stack a page that may not be touched, so that an overflow is a crash and not a wrong
 // result. Pages that are never used take no memory.
-Fiber::Fiber() {
+Fiber::Fiber() : size_(kStack) {
   void* memory = mmap(nullptr, kStack + page(), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
@@ -49,28 +45,48 @@ Fiber::Fiber() {
   stack_ = static_cast<unsigned char*>(memory) + page();
 }
 
-Fiber::~Fiber() { munmap(stack_ - page(), kStack + page()); }
+Fiber::Fiber(Host) : entered_(true) {}
 
-void Fiber::main() {
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(nullptr, &caller_stack, &caller_size);
-#endif
-  for (;;) {
-    running->body_();
-    pause();
-  }
+Fiber::~Fiber() {
+  if (this != &host()) munmap(stack_ - page(), kStack + page());
 }
 
-void Fiber::run(void (*body)()) {
-  running = this;
-  body_ = body;
+Fiber& Fiber::host() {
+  static Fiber host{Host{}};
+  return host;
+}
+
+Fiber* Fiber::running() { return current; }
+
+// On this fiber, which has just been switched to.
+void Fiber::arrive() {
 #ifdef __SANITIZE_ADDRESS__
-  void* fake_stack = nullptr;
-  __sanitizer_start_switch_fiber(&fake_stack, stack_, kStack);
+  const void* stack;
+  size_t size;
+  __sanitizer_finish_switch_fiber(fake_stack_, &stack, &size);
+  if (previous == &host()) {
+    previous->stack_ = static_cast<unsigned char*>(const_cast<void*>(stack));
+    previous->size_ = size;
+  }
 #endif
-  if (_setjmp(caller) == 0) {
-    if (entered_) _longjmp(paused_, 1);
+}
+
+void Fiber::enter() {
+  current->arrive();
+  first_call();
+}
+
+void Fiber::resume(void (*body)()) {
+  previous = current ? current : &host();
+  current = this;
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_start_switch_fiber(&previous->fake_stack_, stack_, size_);
+#endif
+  if (_setjmp(previous->left_) == 0) {
+    if (entered_) _longjmp(left_, 1);
     entered_ = true;
+    first_call = body;
+    fake_stack_ = nullptr;
     ucontext_t context;
     getcontext(&context);
     // Stacks that begin at the same place of a page would share a few lines of the cache.
@@ -78,22 +94,12 @@ void Fiber::run(void (*body)()) {
     context.uc_stack.ss_sp = stack_;
     context.uc_stack.ss_size = kStack - shift;
     context.uc_link = nullptr;
-    makecontext(&context, main, 0);
+    makecontext(&context, enter, 0);
     setcontext(&context);
   }
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
-#endif
+  current->arrive();
 }
 
-void Fiber::pause() {
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_start_switch_fiber(&running->fake_stack_, caller_stack, caller_size);
-#endif
-  if (_setjmp(running->paused_) == 0) _longjmp(caller, 1);
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(running->fake_stack_, &caller_stack, &caller_size);
-#endif
-}
+void Fiber::resume_host() { host().resume(nullptr); }
 
 }  // namespace fastbptt::emulation

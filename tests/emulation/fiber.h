@@ -15,19 +15,25 @@ class Fiber {
   ~Fiber();
   Fiber(const Fiber&) = delete;
 
-  // Runs `body` on this stack until it pauses or ends; a paused one goes on instead.
-  void run(void (*body)());
-  // Called on the stack that runs: back to the caller of run.
-  static void pause();
-  // Forgets a paused body.
+  // Leaves the stack that runs and goes on with this one where it was left; the first time, `body`
+  // begins on it, which never returns.
+  void resume(void (*body)());
+  // The same with the host's own stack, from which the first fiber was resumed.
+  static void resume_host();
+  static Fiber* running();
+  // Forgets where it was left.
   void reset() { entered_ = false; }
 
  private:
-  static void main();
+  enum class Host {};
+  explicit Fiber(Host);
+  static Fiber& host();
+  static void enter();
+  void arrive();
 
-  unsigned char* stack_;
-  std::jmp_buf paused_;
-  void (*body_)() = nullptr;
+  unsigned char* stack_ = nullptr;
+  size_t size_ = 0;
+  std::jmp_buf left_;
   bool entered_ = false;
   void* fake_stack_ = nullptr;  // AddressSanitizer's
 };

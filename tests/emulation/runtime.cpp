@@ -26,31 +26,6 @@ Thread* running = nullptr;
 std::exception_ptr thrown;
 Cluster cluster;
 
-// What a fiber runs. A kernel's exception must not leave its stack: the scheduler throws it again.
-void run_thread() {
-  try {
-    call->run(call->context);
-  } catch (...) {
-    thrown = std::current_exception();
-  }
-  running->ended = true;
-}
-
-Thread* next_ready() {
-  const size_t count = cluster.ready.size() - cluster.first_ready;
-  if (count == 0) return nullptr;
-  Thread*& first = cluster.ready[cluster.first_ready];
-  if (current_schedule.order == Order::kRandom) {
-    std::swap(first, cluster.ready[cluster.first_ready + cluster.random() % count]);
-  }
-  Thread* next = first;
-  if (++cluster.first_ready == cluster.ready.size()) {
-    cluster.ready.clear();
-    cluster.first_ready = 0;
-  }
-  return next;
-}
-
 // "0-31, 40" of {0, ..., 31, 40}.
 std::string ranges(const std::vector<int>& numbers) {
   std::ostringstream text;
@@ -106,32 +81,74 @@ void start_block(Block& block) {
   poison_shared(block);
 }
 
+Thread* next_ready() {
+  auto& ready = cluster.ready;
+  if (ready.empty()) return nullptr;
+  if (current_schedule.order == Order::kRandom) {
+    std::swap(ready.front(), ready[cluster.random() % ready.size()]);
+  }
+  Thread* next = ready.front();
+  ready.pop_front();
+  return next;
+}
+
+// The thread to go on with, and CUDA's variables set to it; null if there is none.
+Thread* next_thread() {
+  deliver_stores(/*idle=*/false);
+  Thread* next = next_ready();
+  while (!next && deliver_stores(/*idle=*/true)) next = next_ready();
+  if (!next) return nullptr;
+  Block& block = *next->block;
+  if (!block.started) start_block(block);
+  running = next;
+  threadIdx = {unsigned(next->index), 0, 0};
+  blockIdx = block.index;
+  return next;
+}
+
 void end_thread(Thread& thread) {
-  fibers.give_back(thread.fiber);
-  thread.fiber = nullptr;
-  Block& block = *thread.block;
+  thread.ended = true;
   ++cluster.ended;
-  if (++block.ended == int(block.threads.size())) end_block(block);
+  if (++thread.block->ended == int(thread.block->threads.size())) end_block(*thread.block);
+}
+
+void run_threads();
+
+void resume(Thread* thread) {
+  if (!thread) return Fiber::resume_host();
+  if (!thread->fiber) thread->fiber = fibers.take();
+  thread->fiber->resume(run_threads);
+}
+
+// What a fiber does for ever: it runs a thread, and goes on with one that has not started, or leaves
+// for another fiber until it is taken for a new thread. No exception may leave its stack: the launch
+// throws it again.
+void run_threads() {
+  for (;;) {
+    Thread* next = nullptr;
+    try {
+      call->run(call->context);
+      Thread& thread = *running;
+      end_thread(thread);
+      next = next_thread();
+      if (next && !next->fiber) {
+        std::swap(next->fiber, thread.fiber);
+        continue;
+      }
+      fibers.give_back(std::exchange(thread.fiber, nullptr));
+    } catch (...) {
+      thrown = std::current_exception();
+    }
+    resume(next);
+  }
 }
 
 void run_cluster() {
-  while (cluster.ended < cluster.threads) {
-    deliver_stores(/*idle=*/false);
-    Thread* next = next_ready();
-    if (!next) {
-      if (deliver_stores(/*idle=*/true)) continue;
-      throw Fault(describe_standstill());
-    }
-    Block& block = *next->block;
-    if (!block.started) start_block(block);
-    if (!next->fiber) next->fiber = fibers.take();
-    running = next;
-    threadIdx = {unsigned(next->index), 0, 0};
-    blockIdx = block.index;
-    next->fiber->run(run_thread);
+  while (Thread* next = next_thread()) {
+    resume(next);
     if (thrown) std::rethrow_exception(std::exchange(thrown, nullptr));
-    if (next->ended) end_thread(*next);
   }
+  if (cluster.ended < cluster.threads) throw Fault(describe_standstill());
   end_cluster(cluster);
 }
 
@@ -140,7 +157,6 @@ void prepare(const Grid& grid, EmulatedIndex first) {
   cluster.blocks.resize(size_t(grid.cluster));
   cluster.stores.clear();
   cluster.ready.clear();
-  cluster.first_ready = 0;
   cluster.threads = grid.cluster * grid.threads;
   cluster.ended = cluster.arrived = 0;
   cluster.phase = 0;
@@ -231,17 +247,12 @@ void require_capability(int capability, const char* what, const Site& site) {
        site);
 }
 
-void make_ready(Thread* const* threads, size_t count) {
-  const bool reverse = current_schedule.order == Order::kReverse;
-  for (size_t i = 0; i < count; ++i) {
-    cluster.ready.push_back(threads[reverse ? count - 1 - i : i]);
-  }
-}
-
 void wait(const char* what, const Site& site) {
-  running->waits_at = what;
-  running->site = site;
-  Fiber::pause();
+  Thread* self = running;
+  self->waits_at = what;
+  self->site = site;
+  Thread* next = next_thread();
+  if (next != self) resume(next);
 }
 
 void sync_block(const Site& site) {
@@ -251,9 +262,7 @@ void sync_block(const Site& site) {
   block.diverged |= block.site != site;
   if (++block.arrived == int(block.threads.size()) && !block.diverged) {
     block.arrived = 0;
-    std::vector<Thread*> threads;
-    for (Thread& other : block.threads) threads.push_back(&other);
-    make_ready(threads.data(), threads.size());
+    make_ready(block.threads.size(), [&](size_t i) { return &block.threads[i]; });
   }
   wait("sync_block", site);
 }
@@ -274,7 +283,7 @@ const void* warp_exchange(const char* what, const void* in, size_t bytes, void (
   if (++warp.arrived == kWarp && !warp.diverged) {
     warp.arrived = 0;
     exchange(warp);
-    make_ready(warp.threads, kWarp);
+    make_ready(kWarp, [&](size_t i) { return warp.threads[i]; });
   }
   wait(what, site);
   return warp.out[thread.lane()];

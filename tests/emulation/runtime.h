@@ -37,8 +37,6 @@ inline EmulatedIndex threadIdx, blockIdx, blockDim, gridDim;
 
 namespace fastbptt {
 
-constexpr int kWarp = 32;
-
 namespace emulation {
 
 // Thrown by launch() for every fault of a kernel that is found.
@@ -174,8 +172,7 @@ struct Store {
 
 struct Cluster {
   std::vector<std::unique_ptr<Block>> blocks;
-  std::vector<Thread*> ready;
-  size_t first_ready = 0;
+  std::deque<Thread*> ready;
   std::vector<Store> stores;
   int threads = 0, ended = 0, arrived = 0;
   uint64_t phase = 0;

@@ -10,7 +10,12 @@ bool is_early();
 
 // Pauses the thread that runs until make_ready has been called for it.
 void wait(const char* what, const Site& site);
-void make_ready(Thread* const* threads, size_t count);
+template <typename Get>
+void make_ready(size_t count, const Get& get) {
+  const bool reverse = schedule().order == Order::kReverse;
+  auto& ready = this_cluster().ready;
+  for (size_t i = 0; i < count; ++i) ready.push_back(get(reverse ? count - 1 - i : i));
+}
 
 void reserve_shared(Block& block, size_t bytes);
 void poison_shared(Block& block);
