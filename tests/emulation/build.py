@@ -1,8 +1,8 @@
 """Builds the emulation: the CUDA kernels and their glue as C++, with operators for CPU tensors.
 
-Under AddressSanitizer, by hand (what the broken kernels do on purpose ends such a run):
-FASTBPTT_SANITIZE=address LD_PRELOAD=$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-    make test ARGS="tests/test_emulation.py -k 'not broken'"
+Under AddressSanitizer, by hand (it ends a run at the first fault, so without the broken kernels):
+env FASTBPTT_SANITIZE=address LD_PRELOAD=$(g++ -print-file-name=libasan.so) \
+    ASAN_OPTIONS=detect_leaks=0 .venv/bin/python -m pytest tests/test_emulation.py -k "not broken"
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ SOURCES = [
     "tests/emulation/memory.cpp",
     "tests/emulation/cluster.cpp",
     "tests/emulation/operators.cpp",
-    "tests/emulation/test_kernels.cpp",
+    "tests/emulation/test_operators.cpp",
+    "tests/emulation/test_kernels.cu",
 ]
 FLAGS = [
     "-DFASTBPTT_EMULATED",
