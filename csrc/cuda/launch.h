@@ -42,7 +42,10 @@ inline DeviceLimits device_limits() {
 
 inline std::string kernel_name(const void* kernel) {
   const char* mangled = nullptr;
-  if (cudaFuncGetName(&mangled, kernel) != cudaSuccess) return "a kernel";
+#if CUDART_VERSION >= 12030
+  cudaFuncGetName(&mangled, kernel);
+#endif
+  if (!mangled) return "a kernel";
   int status = 0;
   char* name = abi::__cxa_demangle(mangled, nullptr, nullptr, &status);
   const std::string result = status == 0 ? name : mangled;
@@ -56,6 +59,12 @@ struct LaunchConfig {
   cudaLaunchConfig_t config{};
 
   LaunchConfig(const void* kernel, const Grid& grid, Stream stream) {
+    constexpr int64_t kMost = (int64_t(1) << 31) - 1;  // of what CUDA checks only 32 bits
+    if (grid.blocks.x > kMost || grid.blocks.y > kMost || grid.blocks.z > kMost ||
+        grid.shared_bytes > kMost) {
+      throw std::runtime_error(kernel_name(kernel) +
+                               ": the grid or its shared memory is too large");
+    }
     config.gridDim =
         dim3(unsigned(grid.blocks.x), unsigned(grid.blocks.y), unsigned(grid.blocks.z));
     config.blockDim = dim3(unsigned(grid.threads));

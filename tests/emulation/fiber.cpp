@@ -56,8 +56,6 @@ Fiber& Fiber::host() {
   return host;
 }
 
-Fiber* Fiber::running() { return current; }
-
 // On this fiber, which has just been switched to.
 void Fiber::arrive() {
 #ifdef __SANITIZE_ADDRESS__

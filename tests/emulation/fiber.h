@@ -20,7 +20,6 @@ class Fiber {
   void resume(void (*body)());
   // The same with the host's own stack, from which the first fiber was resumed.
   static void resume_host();
-  static Fiber* running();
   // Forgets where it was left.
   void reset() { entered_ = false; }
 

@@ -6,6 +6,13 @@
 
 #include "emulation/scheduler.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(memory, bytes) ((void)(memory), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(memory, bytes) ((void)(memory), (void)(bytes))
+#endif
+
 namespace fastbptt::emulation {
 namespace {
 
@@ -20,11 +27,25 @@ size_t first_written(const unsigned char* memory, size_t bytes) {
   return size_t(std::find_if(memory, memory + bytes, [](auto b) { return b != kPoison; }) - memory);
 }
 
-// Throws nothing: says what was written, or nothing, and poisons it again.
+// Poisons the guard zones. AddressSanitizer, where it runs, then stops reads of them too.
+void close_zones(unsigned char* memory, size_t bytes) {
+  for (unsigned char* zone : {memory - kGuard, memory + bytes}) {
+    ASAN_UNPOISON_MEMORY_REGION(zone, kGuard);
+    std::memset(zone, kPoison, kGuard);
+    ASAN_POISON_MEMORY_REGION(zone, kGuard);
+  }
+}
+
+void open_zones(unsigned char* memory, size_t bytes) {
+  ASAN_UNPOISON_MEMORY_REGION(memory - kGuard, bytes + 2 * kGuard);
+}
+
+// Says what was written there, or nothing, and closes them again.
 std::string check_zones(unsigned char* memory, size_t bytes, const std::string& what) {
+  open_zones(memory, bytes);
   std::ostringstream text;
-  unsigned char* before = memory - kGuard;
-  unsigned char* behind = memory + bytes;
+  const unsigned char* before = memory - kGuard;
+  const unsigned char* behind = memory + bytes;
   size_t at = first_written(before, kGuard);
   if (at < kGuard) text << what << " was written to, " << kGuard - at << " bytes before its begin";
   at = first_written(behind, kGuard);
@@ -32,8 +53,7 @@ std::string check_zones(unsigned char* memory, size_t bytes, const std::string& 
     text << (text.str().empty() ? what + " was" : " and") << " written to, " << at
          << " bytes behind its end";
   }
-  std::memset(before, kPoison, kGuard);
-  std::memset(behind, kPoison, kGuard);
+  close_zones(memory, bytes);
   return text.str();
 }
 
@@ -69,6 +89,7 @@ void* allocate_guarded(size_t bytes, const std::string& what) {
   auto* base = static_cast<unsigned char*>(std::aligned_alloc(kAlign, size));
   if (!base) throw std::bad_alloc();
   std::memset(base, kPoison, size);
+  close_zones(base + kGuard, bytes);
   const std::lock_guard<std::mutex> lock(allocations_mutex);
   allocations[base + kGuard] = {bytes, what};
   return base + kGuard;
@@ -81,6 +102,7 @@ void free_guarded(void* memory) {
   if (found == allocations.end()) return;
   const std::string fault = check_zones(begin, found->second.bytes, found->second.what);
   if (found_when_freed.empty()) found_when_freed = fault;
+  open_zones(begin, found->second.bytes);
   allocations.erase(found);
   std::free(begin - kGuard);
 }
@@ -96,6 +118,7 @@ void check_guards() {
 }
 
 void reserve_shared(Block& block, size_t bytes) {
+  if (block.shared) open_zones(block.shared, block.shared_bytes);
   // The begin is an odd multiple of what is promised.
   const size_t size = bytes + 2 * kGuard + 3 * kSharedAlign;
   if (block.memory.size() < size) block.memory.resize(size);
@@ -107,7 +130,8 @@ void reserve_shared(Block& block, size_t bytes) {
 }
 
 void poison_shared(Block& block) {
-  std::memset(block.shared - kGuard, kPoison, block.shared_bytes + 2 * kGuard);
+  std::memset(block.shared, kPoison, block.shared_bytes);
+  close_zones(block.shared, block.shared_bytes);
 }
 
 void end_block(Block& block) {
