@@ -19,27 +19,6 @@ namespace fastbptt {
 
 using Stream = cudaStream_t;
 
-inline void check_cuda(cudaError_t error, const std::string& what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // or the next call that asks for the last error would be blamed
-  throw std::runtime_error(what + ": " + cudaGetErrorString(error));
-}
-
-// Of the current device.
-inline DeviceLimits device_limits() {
-  int device = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  const auto attribute = [device](cudaDeviceAttr name) {
-    int value = 0;
-    check_cuda(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
-    return value;
-  };
-  return {10 * attribute(cudaDevAttrComputeCapabilityMajor) +
-              attribute(cudaDevAttrComputeCapabilityMinor),
-          attribute(cudaDevAttrMultiProcessorCount),
-          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
-}
-
 inline std::string kernel_name(const void* kernel) {
   const char* mangled = nullptr;
 #if CUDART_VERSION >= 12030
@@ -51,6 +30,29 @@ inline std::string kernel_name(const void* kernel) {
   const std::string result = status == 0 ? name : mangled;
   std::free(name);
   return result;
+}
+
+// kernel: the one that the call was about, if any.
+inline void check_cuda(cudaError_t error, const void* kernel = nullptr) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next call that asks for the last error would be blamed
+  throw std::runtime_error((kernel ? kernel_name(kernel) + ": " : std::string("CUDA: ")) +
+                           cudaGetErrorString(error));
+}
+
+// Of the current device.
+inline DeviceLimits device_limits() {
+  int device = 0;
+  check_cuda(cudaGetDevice(&device));
+  const auto attribute = [device](cudaDeviceAttr name) {
+    int value = 0;
+    check_cuda(cudaDeviceGetAttribute(&value, name, device));
+    return value;
+  };
+  return {10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+              attribute(cudaDevAttrComputeCapabilityMinor),
+          attribute(cudaDevAttrMultiProcessorCount),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
 }
 
 // A launch's configuration, with the kernel told to expect it.
@@ -88,7 +90,7 @@ struct LaunchConfig {
 
  private:
   static void allow(const void* kernel, cudaFuncAttribute name, int value) {
-    check_cuda(cudaFuncSetAttribute(kernel, name, value), kernel_name(kernel));
+    check_cuda(cudaFuncSetAttribute(kernel, name, value), kernel);
   }
 };
 
@@ -102,7 +104,7 @@ void launch(void (*kernel)(Params...), const Grid& grid, Stream stream, const Ar
   std::apply(
       [&](Params&... value) {
         void* pointers[] = {&value..., nullptr};
-        check_cuda(cudaLaunchKernelExC(&launch.config, address, pointers), kernel_name(address));
+        check_cuda(cudaLaunchKernelExC(&launch.config, address, pointers), address);
       },
       values);
 }
@@ -123,12 +125,12 @@ int64_t resident_clusters(void (*kernel)(Params...), const Grid& grid) {
       cudaGetLastError();
       return 0;
     }
-    check_cuda(error, kernel_name(address));
+    check_cuda(error, address);
     return count;
   }
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, address, grid.threads,
                                                            size_t(grid.shared_bytes)),
-             kernel_name(address));
+             address);
   return int64_t(count) * limits.multiprocessors;
 }
 
