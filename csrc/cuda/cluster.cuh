@@ -1,5 +1,5 @@
-// Blocks of a cluster: its barrier, each other's shared memory, and mbarriers (sm_90). On sm_80 these
-// trap, but for cluster_rank and cluster_size.
+// Blocks of a cluster: its barrier, each other's shared memory, and mbarriers (sm_90; CUDA 12.8 for
+// the restricted fences). On sm_80 these trap, but for cluster_rank and cluster_size.
 //
 // Another block's shared memory may be touched only while that block runs: after a sync_cluster() at
 // the kernel's begin, and before one that follows the last access at its end.
