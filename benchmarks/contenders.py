@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Container
@@ -44,18 +45,29 @@ CELLS = {
 class Workload:
     """A row's tensors, the same for every contender: float32, fixed seed, torch's own weights."""
 
-    def __init__(self, row: Row, mode: str, seed: int = 0) -> None:
+    def __init__(
+        self, row: Row, mode: str, seed: int = 0, device: torch.device | str = "cpu"
+    ) -> None:
         self.row, self.mode, self.cell = row, mode, CELLS[row.cell]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.weights = self.cell.torch(row.H, row.H).state_dict()
-            self.input = torch.randn(row.T, row.B, row.H)
-            self.grad_output = torch.randn(row.T, row.B, row.H)
-            self.resets = torch.rand(row.T, row.B) < RESET_RATE if row.resets else None
+            self.weights = self.cell.torch(row.H, row.H, device=device).state_dict()
+            self.input = torch.randn(row.T, row.B, row.H, device=device)
+            self.grad_output = torch.randn(row.T, row.B, row.H, device=device)
+            chances = torch.rand(row.T, row.B, device=device) if row.resets else None
+        self.resets = None if chances is None else chances < RESET_RATE
+
+    def to(self, dtype: torch.dtype) -> Workload:
+        """The same values, rounded to another dtype."""
+        other = copy.copy(self)
+        other.weights = {name: weight.to(dtype) for name, weight in self.weights.items()}
+        other.input, other.grad_output = self.input.to(dtype), self.grad_output.to(dtype)
+        return other
 
     def load(self, make: Callable[..., nn.Module], **kwargs: object) -> nn.Module:
         """A module with this workload's weights."""
-        module = make(self.row.H, self.row.H, **kwargs)
+        where = {"device": self.input.device, "dtype": self.input.dtype}
+        module = make(self.row.H, self.row.H, **where, **kwargs)
         module.load_state_dict(self.weights)
         return module
 
@@ -178,7 +190,7 @@ def _window_loop(work: Workload) -> ModuleStep:
 
 def _step_loop(work: Workload) -> ModuleStep:
     """Resets by hand: a call a step, the state multiplied by 0 where an episode begins."""
-    module, kept = work.load(work.cell.torch), 1 - work.resets.float().unsqueeze(-1)
+    module, kept = work.load(work.cell.torch), 1 - work.resets.to(work.input.dtype).unsqueeze(-1)
 
     def forward(input: Tensor) -> tuple[Tensor, State]:
         output, state = module(input[:1])

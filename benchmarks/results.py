@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .contenders import OURS, SGEMM, Mismatch, build
+from .files import Record, save, write_text
 from .rows import BACKWARD, MODES, Row
 from .timing import Quartiles, interleave, paired_ratios
 
-Record = dict[str, Any]  # as in the JSON file: see measure() for its keys
+__all__ = ["Record", "failures", "load", "measure", "save", "summarise", "write_text"]
 
-
-def _rounded(quartiles: Quartiles, scale: float = 1.0) -> dict[str, float]:
-    return {name: float(f"{scale * value:.5g}") for name, value in asdict(quartiles).items()}
+_rounded = Quartiles.rounded
 
 
 def measure(
@@ -87,20 +83,6 @@ def summarise(records: Iterable[Record]) -> list[Record]:
 def failures(results: Record) -> list[Record]:
     """The records of rows that computed the wrong thing."""
     return [record for record in results["records"] if record["error"] is not None]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def save(results: Record, path: Path) -> None:
-    """Writes results as JSON, a line a record."""
-    lines = {key: json.dumps(value) for key, value in results.items() if key != "records"}
-    lines["records"] = "[\n  " + ",\n  ".join(json.dumps(r) for r in results["records"]) + "\n ]"
-    write_text(path, "{\n " + ",\n ".join(f'"{k}": {v}' for k, v in lines.items()) + "\n}\n")
 
 
 def load(path: Path) -> Record:

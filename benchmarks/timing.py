@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 MIN_SAMPLE_S = 2e-3  # shorter steps are repeated until a sample is about this long
@@ -42,6 +43,10 @@ class Quartiles:
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+
+    def rounded(self, scale: float = 1.0) -> dict[str, float]:
+        """As in a record: times ``scale``, five digits."""
+        return {name: float(f"{scale * value:.5g}") for name, value in asdict(self).items()}
 
 
 def paired_ratios(above: Sequence[float], below: Sequence[float]) -> Quartiles:
@@ -77,6 +82,30 @@ def seconds_a_call(step: Step, clock: Callable[[], float]) -> float:
     return seconds if seconds > LEAD_S else min(seconds, sample(step, 5, clock))
 
 
+def orders(names: Iterable[str]) -> Iterator[list[str]]:
+    """The names round after round, in changing order; none follows itself into the next round."""
+    order, shuffle = list(names), random.Random(0).shuffle
+    while True:
+        yield order.copy()
+        last = order[-1]
+        shuffle(order)
+        while len(order) > 1 and order[0] == last:
+            shuffle(order)
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Python's collector stays off the clock."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def interleave(
     steps: Mapping[str, Step],
     *,
@@ -95,24 +124,13 @@ def interleave(
     calls = {name: math.ceil(min_sample_s / max(length[name], 1e-7)) for name in steps}
     all_long = min(length.values()) > LONG_S  # then that was a round already
     seconds = {name: [length[name]] if all_long else [] for name in steps}
-    order, shuffle = list(steps), random.Random(0).shuffle
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collection():
         start = clock()
-        rounds = int(all_long)
-        while rounds < min_rounds or clock() - start < budget_s:
+        for rounds, order in enumerate(orders(steps), int(all_long)):
+            if rounds >= min_rounds and clock() - start >= budget_s:
+                break
             for name in order:
                 if length[name] < LONG_S:
                     lead_in(steps[name], clock)
                 seconds[name].append(sample(steps[name], calls[name], clock))
-            rounds += 1
-            last = order[-1]
-            shuffle(order)
-            while len(order) > 1 and order[0] == last:
-                shuffle(order)
-    finally:
-        if enabled:
-            gc.enable()
     return seconds
