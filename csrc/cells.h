@@ -1,6 +1,8 @@
 // The arithmetic of the cells, written once over a value type V: a vector register on the CPU, a
-// scalar elsewhere. V supplies + - * /, comparisons, ?: on their results, and Bits<V>.
+// scalar on a GPU. V supplies + - * /, comparisons, ?: on their results, and Bits<V>.
 #pragma once
+
+#include "host_device.h"
 
 namespace fastbptt {
 namespace {  // compiled once per instruction set: nothing here may be merged across them
@@ -43,7 +45,7 @@ template <typename V>
 struct SplitExp {
   V power, fraction;
 
-  [[gnu::always_inline]] explicit SplitExp(V x) {
+  FASTBPTT_HD [[gnu::always_inline]] explicit SplitExp(V x) {
     using scalar_t = typename Bits<V>::scalar_t;
     using C = ExpConstants<scalar_t>;
     const V shifted = x * C::kLog2e + C::kRound;
@@ -52,7 +54,7 @@ struct SplitExp {
     double factorial = 1;
     for (int k = 2; k <= C::kTerms; ++k) factorial *= k;
     V sum = Bits<V>::broadcast(scalar_t(1 / factorial));
-#pragma GCC unroll 16
+    FASTBPTT_UNROLL
     for (int k = C::kTerms; k > 2; --k) {
       factorial /= k;
       sum = sum * r + scalar_t(1 / factorial);
@@ -64,7 +66,7 @@ struct SplitExp {
 
 // min(|x|, limit); a NaN stays a NaN.
 template <typename V, typename scalar_t>
-inline V bounded_magnitude(V x, scalar_t limit) {
+FASTBPTT_HD inline V bounded_magnitude(V x, scalar_t limit) {
   const V bound = Bits<V>::broadcast(limit), magnitude = Bits<V>::abs(x);
   return bound < magnitude ? bound : magnitude;
 }
@@ -72,7 +74,7 @@ inline V bounded_magnitude(V x, scalar_t limit) {
 // tanh(x) = sign(x) e / (e + 2) with e = exp(2|x|) - 1 = power * fraction + (power - 1) >= 0, which
 // is accurate relative to itself also near zero.
 template <typename V>
-[[gnu::always_inline]] inline V tanh(V x) {
+[[gnu::always_inline]] FASTBPTT_HD inline V tanh(V x) {
   using scalar_t = typename Bits<V>::scalar_t;
   const V magnitude = bounded_magnitude(x, ExpConstants<scalar_t>::kTanhLimit);
   const SplitExp<V> exp(magnitude + magnitude);
@@ -82,7 +84,7 @@ template <typename V>
 
 // sigmoid(x) = 1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0, with e = exp(-|x|) <= 1.
 template <typename V>
-[[gnu::always_inline]] inline V sigmoid(V x) {
+[[gnu::always_inline]] FASTBPTT_HD inline V sigmoid(V x) {
   using scalar_t = typename Bits<V>::scalar_t;
   const SplitExp<V> exp(-bounded_magnitude(x, ExpConstants<scalar_t>::kExpLimit));
   const V e = exp.power * exp.fraction + exp.power;
@@ -112,33 +114,33 @@ struct CellTraits {
 // The nonlinearities phi of the Elman cell: h = phi(pre), and phi'(pre) from h alone.
 struct Tanh {
   template <typename V>
-  static V value(V pre) {
+  FASTBPTT_HD static V value(V pre) {
     return tanh(pre);
   }
   template <typename V>
-  static V derivative(V h) {
+  FASTBPTT_HD static V derivative(V h) {
     return 1 - h * h;
   }
 };
 
 struct Relu {
   template <typename V>
-  static V value(V pre) {
+  FASTBPTT_HD static V value(V pre) {
     return pre < 0 ? V{} : pre;  // a NaN stays a NaN, as in torch
   }
   template <typename V>
-  static V derivative(V h) {
+  FASTBPTT_HD static V derivative(V h) {
     return h <= 0 ? V{} : V{} + 1;  // a NaN lets the gradient through, as in torch
   }
 };
 
 struct Identity {
   template <typename V>
-  static V value(V pre) {
+  FASTBPTT_HD static V value(V pre) {
     return pre;
   }
   template <typename V>
-  static V derivative(V) {
+  FASTBPTT_HD static V derivative(V) {
     return V{} + 1;
   }
 };
@@ -147,11 +149,11 @@ struct Identity {
 template <typename Phi>
 struct Elman : CellTraits {
   template <typename V>
-  static V forward(const V* pre, const V* rec, V, V*) {
+  FASTBPTT_HD static V forward(const V* pre, const V* rec, V, V*) {
     return Phi::value(pre[0] + rec[0]);
   }
   template <typename V>
-  static void backward(V dh, V h, V* d) {
+  FASTBPTT_HD static void backward(V dh, V h, V* d) {
     d[0] = dh * Phi::derivative(h);
   }
 };
@@ -169,14 +171,14 @@ struct Gru : CellTraits {
   static constexpr bool kRecurrentBias = true;
 
   template <typename V>
-  static V forward(const V* pre, const V* rec, V h_before, V* saved) {
+  FASTBPTT_HD static V forward(const V* pre, const V* rec, V h_before, V* saved) {
     const V r = sigmoid(pre[0] + rec[0]), z = sigmoid(pre[1] + rec[1]);
     const V n = tanh(pre[2] + r * rec[2]);
     saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = rec[2];
     return n + z * (h_before - n);
   }
   template <typename V>
-  static void backward(V dh, const V* saved, V h_before, V* d, V* carry) {
+  FASTBPTT_HD static void backward(V dh, const V* saved, V h_before, V* d, V* carry) {
     const V r = saved[0], z = saved[1], n = saved[2], rec_n = saved[3];
     const V dn = dh * (1 - z) * (1 - n * n);
     d[0] = dn;
@@ -198,7 +200,7 @@ struct Lstm : CellTraits {
   static constexpr bool kHasCarry = true;
 
   template <typename V>
-  static V forward(const V* pre, const V* rec, V c_before, V* saved, V* c) {
+  FASTBPTT_HD static V forward(const V* pre, const V* rec, V c_before, V* saved, V* c) {
     const V i = sigmoid(pre[0] + rec[0]), f = sigmoid(pre[1] + rec[1]);
     const V g = tanh(pre[2] + rec[2]), o = sigmoid(pre[3] + rec[3]);
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
@@ -206,7 +208,7 @@ struct Lstm : CellTraits {
     return o * tanh(*c);
   }
   template <typename V>
-  static void backward(V dh, V dc, const V* saved, V c_before, V c, V* d, V* carry) {
+  FASTBPTT_HD static void backward(V dh, V dc, const V* saved, V c_before, V c, V* d, V* carry) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
     const V tanh_c = tanh(c);
     dc += dh * o * (1 - tanh_c * tanh_c);

@@ -1,12 +1,11 @@
 // The one place where operator arguments are validated, for every device. Kernels assume.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
-#include <optional>
 #include <string>
 
+#include "arguments.h"
 #include "params.h"
 
 namespace fastbptt {
@@ -18,23 +17,25 @@ struct LayerShape {
   bool has_biases, has_projection;
 
   bool has_cell_state() const { return cell == CellKind::kLstm; }
-  int64_t weights_per_direction() const { return 2 + 2 * has_biases + has_projection; }
-  const at::Tensor& w_ih(at::TensorList w, int64_t d) const { return weight(w, d, 0); }
-  const at::Tensor& w_hh(at::TensorList w, int64_t d) const { return weight(w, d, 1); }
-  const at::Tensor& b_ih(at::TensorList w, int64_t d) const { return weight(w, d, 2); }
-  const at::Tensor& b_hh(at::TensorList w, int64_t d) const { return weight(w, d, 3); }
-  const at::Tensor& w_hr(at::TensorList w, int64_t d) const {
-    return weight(w, d, has_biases ? 4 : 2);
+  // Whether the activations were kept; else they are computed again.
+  bool has_gates(const Tensor& gates) const {
+    return S > 0 && gates.dim() > 0 && gates.size(0) > 0;
   }
+  int64_t weights_per_direction() const { return 2 + 2 * has_biases + has_projection; }
+  const Tensor& w_ih(at::TensorList w, int64_t d) const { return weight(w, d, 0); }
+  const Tensor& w_hh(at::TensorList w, int64_t d) const { return weight(w, d, 1); }
+  const Tensor& b_ih(at::TensorList w, int64_t d) const { return weight(w, d, 2); }
+  const Tensor& b_hh(at::TensorList w, int64_t d) const { return weight(w, d, 3); }
+  const Tensor& w_hr(at::TensorList w, int64_t d) const { return weight(w, d, has_biases ? 4 : 2); }
 
  private:
-  const at::Tensor& weight(at::TensorList w, int64_t d, int64_t index) const {
+  const Tensor& weight(at::TensorList w, int64_t d, int64_t index) const {
     return w[d * weights_per_direction() + index];
   }
 };
 
-inline void check_tensor(const at::Tensor& tensor, const std::string& name, at::IntArrayRef sizes,
-                         const at::Tensor& input) {
+inline void check_tensor(const Tensor& tensor, const std::string& name, at::IntArrayRef sizes,
+                         const Tensor& input) {
   TORCH_CHECK(tensor.defined(), name, " must be a tensor");
   TORCH_CHECK(tensor.sizes() == sizes, name, " must have shape ", sizes, ", got ", tensor.sizes());
   TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, " must have input's dtype ",
@@ -57,7 +58,7 @@ inline CellKind parse_cell(c10::string_view name) {
 
 // Fills T, B, N from a uniform input [T, B, I] or [B, T, I], or a packed one [N, I] and its
 // batch_sizes.
-inline void check_batch_sizes(const at::Tensor& input, const std::optional<at::Tensor>& batch_sizes,
+inline void check_batch_sizes(const Tensor& input, const OptionalTensor& batch_sizes,
                               bool batch_first, LayerShape* shape) {
   if (!batch_sizes.has_value()) {
     TORCH_CHECK(input.dim() == 3, "input must have 3 dimensions, got ", input.dim());
@@ -67,7 +68,7 @@ inline void check_batch_sizes(const at::Tensor& input, const std::optional<at::T
     TORCH_CHECK(shape->T > 0, "input must have at least one time step, got shape ", input.sizes());
     return;
   }
-  const at::Tensor& sizes = *batch_sizes;
+  const Tensor& sizes = *batch_sizes;
   TORCH_CHECK(input.dim() == 2, "a packed input must have 2 dimensions, got ", input.dim());
   TORCH_CHECK(sizes.dim() == 1 && sizes.scalar_type() == at::kLong && sizes.device().is_cpu() &&
                   sizes.is_contiguous() && sizes.numel() > 0,
@@ -104,18 +105,35 @@ inline void check_weight_count(at::TensorList weights, LayerShape* shape) {
               " for each of one or two directions, got ", count);
 }
 
-inline LayerShape check_layer(const at::Tensor& input, const std::optional<at::Tensor>& hx,
-                              const std::optional<at::Tensor>& cx, at::TensorList weights,
-                              bool has_biases, const std::optional<at::Tensor>& batch_sizes,
-                              bool batch_first, c10::string_view cell) {
+// What a device computes with besides float32 and float64.
+enum class HalfTypes { kNone, kBoth };
+
+// One value for each step of each sequence: [T, B] ([B, T] if batch_first), or packed [N].
+inline void check_rows(const OptionalTensor& rows, const std::string& name, at::ScalarType dtype,
+                       const Tensor& input) {
+  if (!rows.has_value()) return;
+  const at::IntArrayRef sizes = input.sizes().slice(0, input.dim() - 1);
+  TORCH_CHECK(rows->scalar_type() == dtype, name, " must have dtype ", dtype, ", got ",
+              rows->scalar_type());
+  TORCH_CHECK(rows->sizes() == sizes, name, " must have shape ", sizes, ", got ", rows->sizes());
+  TORCH_CHECK(rows->device() == input.device(), name, " must be on input's device ", input.device(),
+              ", got ", rows->device());
+}
+
+// What both operators take.
+inline LayerShape check_layer(const LayerArguments& args, HalfTypes half_types) {
+  const auto& [input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets] = args;
   LayerShape shape{};
   shape.cell = parse_cell(cell);
   shape.G = shape.cell == CellKind::kLstm ? 4 : shape.cell == CellKind::kGru ? 3 : 1;
   shape.S = shape.G > 1 ? 4 : 0;
   shape.has_biases = has_biases;
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      input.scalar_type() == at::kFloat || input.scalar_type() == at::kDouble,
-      "input must have dtype float32 or float64, got ", input.scalar_type());
+  const at::ScalarType dtype = input.scalar_type();
+  const bool takes_half = half_types == HalfTypes::kBoth;
+  TORCH_CHECK_NOT_IMPLEMENTED(dtype == at::kFloat || dtype == at::kDouble ||
+                                  (takes_half && (dtype == at::kHalf || dtype == at::kBFloat16)),
+                              "input must have dtype ", takes_half ? "float16, bfloat16, " : "",
+                              "float32 or float64, got ", dtype);
   check_batch_sizes(input, batch_sizes, batch_first, &shape);
   check_weight_count(weights, &shape);
   TORCH_CHECK(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
@@ -144,19 +162,8 @@ inline LayerShape check_layer(const at::Tensor& input, const std::optional<at::T
     TORCH_CHECK(shape.has_cell_state(), "cx is for an LSTM only, and cell is \"", cell, "\"");
     check_tensor(*cx, "cx", {shape.D, shape.B, shape.H}, input);
   }
+  check_rows(resets, "resets", at::kBool, input);
   return shape;
-}
-
-// One value for each step of each sequence: [T, B] ([B, T] if batch_first), or packed [N].
-inline void check_rows(const std::optional<at::Tensor>& rows, const std::string& name,
-                       at::ScalarType dtype, const at::Tensor& input) {
-  if (!rows.has_value()) return;
-  const at::IntArrayRef sizes = input.sizes().slice(0, input.dim() - 1);
-  TORCH_CHECK(rows->scalar_type() == dtype, name, " must have dtype ", dtype, ", got ",
-              rows->scalar_type());
-  TORCH_CHECK(rows->sizes() == sizes, name, " must have shape ", sizes, ", got ", rows->sizes());
-  TORCH_CHECK(rows->device() == input.device(), name, " must be on input's device ", input.device(),
-              ", got ", rows->device());
 }
 
 // Where a backward pass is cut, as the operators take it.
@@ -179,10 +186,49 @@ inline void check_windows(const LayerShape& shape, int64_t k1, int64_t k2, bool 
 }
 
 // The shape of the layer's output, and of its gradient.
-inline std::vector<int64_t> output_sizes(const at::Tensor& input, const LayerShape& shape) {
+inline std::vector<int64_t> output_sizes(const Tensor& input, const LayerShape& shape) {
   std::vector<int64_t> sizes = input.sizes().vec();
   sizes.back() = shape.D * shape.R;
   return sizes;
+}
+
+// What the backward operator takes, but for grad_output.
+inline LayerShape check_backward(const BackwardArguments& args, HalfTypes half_types) {
+  const LayerShape shape = check_layer(args, half_types);
+  const Tensor& input = args.input;
+  const int64_t with_c = shape.has_cell_state() ? shape.D : 0;
+  check_tensor(args.output, "output", output_sizes(input, shape), input);
+  check_tensor(args.c, "c", {with_c, shape.N, shape.H}, input);
+  check_tensor(args.gates, "gates",
+               {shape.has_gates(args.gates) ? shape.D : 0, shape.N, shape.S * shape.H}, input);
+  if (args.grad_h_n.has_value()) {
+    check_tensor(*args.grad_h_n, "grad_h_n", {shape.D, shape.B, shape.R}, input);
+  }
+  if (args.grad_c_n.has_value()) {
+    check_tensor(*args.grad_c_n, "grad_c_n", {with_c, shape.B, shape.H}, input);
+  }
+  check_windows(shape, args.k1, args.k2, args.last_only, args.first_window, args.num_windows);
+  check_rows(args.kappa, "kappa", input.scalar_type(), input);
+  if (args.mask.has_value()) check_tensor(*args.mask, "mask", input.sizes(), input);
+  TORCH_CHECK(args.k2 > args.k1 || !(args.grad_by_lane || args.input_by_lane),
+              "grad_by_lane and input_by_lane are for overlapping windows, k2 > k1");
+  TORCH_CHECK(args.needs.size() == 4, "needs must hold 4 flags (input, hx, cx, weights), got ",
+              args.needs.size());
+  TORCH_CHECK(!args.needs[1] || args.hx.has_value(),
+              "needs asks for the gradient of hx, which is absent");
+  TORCH_CHECK(!args.needs[2] || args.cx.has_value(),
+              "needs asks for the gradient of cx, which is absent");
+  return shape;
+}
+
+// grad_output is like output, or has a row for each of `lane_rows` (step, lane).
+inline void check_grad_output(const BackwardArguments& args, const LayerShape& shape,
+                              int64_t lane_rows) {
+  if (!args.grad_output.has_value()) return;
+  check_tensor(*args.grad_output, "grad_output",
+               args.grad_by_lane ? std::vector<int64_t>{lane_rows, shape.R}
+                                 : output_sizes(args.input, shape),
+               args.input);
 }
 
 }  // namespace fastbptt

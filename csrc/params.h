@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace fastbptt {
 
 // The Elman cell by its nonlinearity, and the gated cells.
@@ -24,10 +26,24 @@ struct Layout {
   const int64_t* offsets;      // [T+1] first row of step t, or null if uniform
   const int64_t* batch_sizes;  // [T] sequences that reach step t, or null if uniform
 
-  int64_t row(int64_t t, int64_t b) const {
+  FASTBPTT_HD int64_t row(int64_t t, int64_t b) const {
     return offsets ? offsets[t] + b : t * time_stride + b * batch_stride;
   }
 };
+
+// The row of the step before another, or -1 - b where that is the initial state of sequence b, or
+// kNoRow where it is zeros.
+constexpr int64_t kNoRow = INT64_MIN;
+
+// That row of [N, ...] memory, or of [B, ...] initial states, or null where the state was zero.
+// (static: compiled once per instruction set, and never merged across them)
+template <typename scalar_t>
+FASTBPTT_HD static inline const scalar_t* state_row(const scalar_t* memory, int64_t ld,
+                                                    const scalar_t* initial, int64_t columns,
+                                                    int64_t before) {
+  if (before >= 0) return memory + before * ld;
+  return initial && before != kNoRow ? initial + (-1 - before) * columns : nullptr;
+}
 
 // What state enters the first step of a lane: the sequence's initial one (hx), zeros after a reset,
 // or, detached, that of the step before, which only a backward pass may take for known.

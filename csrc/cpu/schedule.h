@@ -80,22 +80,12 @@ inline bool is_reset_after(const LayerParams<scalar_t>& p, const Lane& lane, int
   return p.resets && s + 1 < lane.steps && p.resets[row_of_boundary(p, lane, s)];
 }
 
-// The row of the step before, or -1 - b where that is the initial state, or kNoRow for zeros.
-constexpr int64_t kNoRow = INT64_MIN;
-
+// The row of the step before, as in state_row.
 template <typename scalar_t>
 inline int64_t row_before(const LayerParams<scalar_t>& p, const Lane& lane, int64_t s) {
   if (s > 0 && is_reset_after(p, lane, s - 1)) return kNoRow;
   if (s > 0 || lane.before == Before::kStep) return row_at(p, lane, s - 1);
   return lane.before == Before::kInitial ? -1 - lane.batch : kNoRow;
-}
-
-// A row of [N, ...] memory, or of [B, ...] initial states, or null where the state was zero.
-template <typename scalar_t>
-inline const scalar_t* state_row(const scalar_t* memory, int64_t ld, const scalar_t* initial,
-                                 int64_t columns, int64_t before) {
-  if (before >= 0) return memory + before * ld;
-  return initial && before != kNoRow ? initial + (-1 - before) * columns : nullptr;
 }
 
 // Whether local step s is the last of the lane's whole sequence.

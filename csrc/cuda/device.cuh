@@ -10,21 +10,10 @@
 
 #include <cstdint>
 
+#include "cuda/numbers.h"
 #include "grid.h"
 
 namespace fastbptt {
-
-// The type that sums and states are kept in: double for double, else float.
-template <typename scalar_t>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <typename scalar_t>
-using Accumulator = typename AccumulatorOf<scalar_t>::type;
 
 // n numbers that are loaded and stored by one instruction, from memory that is aligned to all of them.
 template <typename T, int n>
@@ -38,16 +27,11 @@ struct alignas(n * sizeof(T)) Packed {
 #include "emulation/device.h"
 #else
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 namespace fastbptt {
 
 // --- Numbers -------------------------------------------------------------------------------------
-
-using half_t = __half;
-using bfloat16_t = __nv_bfloat16;
 
 __device__ __forceinline__ double to_acc(double x) { return x; }
 __device__ __forceinline__ float to_acc(float x) { return x; }

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 # What is built, from the repository's root. A .cu file is compiled as C++.
 SOURCES = [
+    "csrc/ops_cuda.cpp",
+    "csrc/cuda/stepwise.cu",
     "tests/emulation/fiber.cpp",
     "tests/emulation/runtime.cpp",
     "tests/emulation/memory.cpp",

@@ -1,13 +1,11 @@
 // The emulation's bodies of csrc/cuda/device.cuh, which says what they mean.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
+#include "cuda/numbers.h"
 #include "emulation/runtime.h"
 
 #define __global__
@@ -17,9 +15,6 @@
 #define __launch_bounds__(...)
 
 namespace fastbptt {
-
-using half_t = c10::Half;
-using bfloat16_t = c10::BFloat16;
 
 inline double to_acc(double x) { return x; }
 inline float to_acc(float x) { return x; }

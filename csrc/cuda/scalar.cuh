@@ -1,0 +1,41 @@
+// What cells.h asks of a value type, for numbers one by one.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cells.h"
+
+namespace fastbptt {
+namespace {
+
+template <typename scalar, typename bits, int mantissa>
+struct ScalarBits {
+  using scalar_t = scalar;
+
+  FASTBPTT_HD static scalar broadcast(scalar x) { return x; }
+  FASTBPTT_HD static scalar abs(scalar x) { return std::fabs(x); }
+  FASTBPTT_HD static scalar copysign(scalar magnitude, scalar sign) {
+    return std::copysign(magnitude, sign);
+  }
+  // 2^n where `shifted` is n + kRound: n stands in the low bits of its mantissa.
+  FASTBPTT_HD static scalar exp2_of_shifted(scalar shifted) {
+    const scalar one = 1;
+    bits n, exponent;
+    std::memcpy(&n, &shifted, sizeof n);
+    std::memcpy(&exponent, &one, sizeof one);
+    exponent += n << mantissa;
+    scalar power;
+    std::memcpy(&power, &exponent, sizeof power);
+    return power;
+  }
+};
+
+template <>
+struct Bits<float> : ScalarBits<float, uint32_t, 23> {};
+template <>
+struct Bits<double> : ScalarBits<double, uint64_t, 52> {};
+
+}  // namespace
+}  // namespace fastbptt

@@ -1,0 +1,87 @@
+#include "cuda/for_cell.h"
+#include "cuda/stepwise.cuh"
+
+namespace fastbptt {
+namespace {
+
+// Blocks for for_each_unit.
+Grid grid_for(int64_t rows, int64_t units) {
+  constexpr int64_t kMostBlocks = 1 << 15;  // along y CUDA takes 65,535
+  const int64_t row_tiles = (rows + kTileRows - 1) / kTileRows;
+  return {
+      {(units + kTileUnits - 1) / kTileUnits, row_tiles < kMostBlocks ? row_tiles : kMostBlocks},
+      kStepThreads};
+}
+
+}  // namespace
+
+template <typename scalar_t>
+void Stepwise<scalar_t>::run_initial_states(const Fwd& p, const FwdScratch<scalar_t>& s,
+                                            Stream stream) {
+  const Grid grid = grid_for(p.sequences.layout.B, p.H > p.R ? p.H : p.R);
+  launch(initial_states_kernel<scalar_t>, grid, stream, p, s);
+}
+
+template <typename scalar_t>
+void Stepwise<scalar_t>::run_forward_step(CellKind cell, const Fwd& p,
+                                          const FwdScratch<scalar_t>& s, int64_t t, int64_t rows,
+                                          Stream stream) {
+  for_cell(cell, [&](auto c) {
+    launch(forward_step_kernel<decltype(c), scalar_t>, grid_for(rows, p.H), stream, p, s, t, rows);
+  });
+}
+
+template <typename scalar_t>
+void Stepwise<scalar_t>::run_project_step(const Fwd& p, const FwdScratch<scalar_t>& s, int64_t t,
+                                          int64_t rows, Stream stream) {
+  launch(project_step_kernel<scalar_t>, grid_for(rows, p.R), stream, p, s, t, rows);
+}
+
+template <typename scalar_t>
+void Stepwise<scalar_t>::run_project_back(const Bwd& p, const BwdScratch<scalar_t>& s, int64_t k,
+                                          int64_t lanes, Stream stream) {
+  launch(project_back_kernel<scalar_t>, grid_for(lanes, p.R), stream, p, s, k, lanes);
+}
+
+template <typename scalar_t>
+void Stepwise<scalar_t>::run_backward_step(CellKind cell, const Bwd& p,
+                                           const BwdScratch<scalar_t>& s, int64_t k, int64_t lanes,
+                                           Stream stream) {
+  for_cell(cell, [&](auto c) {
+    launch(backward_step_kernel<decltype(c), scalar_t>, grid_for(lanes, p.H), stream, p, s, k,
+           lanes);
+  });
+}
+
+template <typename scalar_t>
+void Stepwise<scalar_t>::run_recompute(CellKind cell, scalar_t* gates, const acc_t* rec,
+                                       const scalar_t* b_ih, const scalar_t* b_hh, int64_t rows,
+                                       int64_t H, Stream stream) {
+  for_cell(cell, [&](auto c) {
+    if constexpr (decltype(c)::kSaved > 0) {
+      launch(recompute_kernel<decltype(c), scalar_t>, grid_for(rows, H), stream, gates, rec, b_ih,
+             b_hh, rows, H);
+    }
+  });
+}
+
+template <typename scalar_t>
+void Stepwise<scalar_t>::run_states_before(const Bwd& p, scalar_t* states, int64_t steps,
+                                           Stream stream) {
+  const Grid grid = grid_for(steps * p.sequences.layout.B, p.R);
+  launch(states_before_kernel<scalar_t>, grid, stream, p, states, steps);
+}
+
+template <typename scalar_t>
+void Stepwise<scalar_t>::run_mask_lanes(const Bwd& p, const scalar_t* mask, scalar_t* d_input,
+                                        int64_t I, Stream stream) {
+  const Grid grid = grid_for(p.steps * p.num_lanes(), I);
+  launch(mask_lanes_kernel<scalar_t>, grid, stream, p, mask, d_input, I);
+}
+
+template struct Stepwise<double>;
+template struct Stepwise<float>;
+template struct Stepwise<half_t>;
+template struct Stepwise<bfloat16_t>;
+
+}  // namespace fastbptt

@@ -1,0 +1,24 @@
+"""The emulated CUDA operators in the place of the CPU's."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def emulated_operators() -> Iterator[None]:
+    """Runs rnn_fwd and rnn_bwd of CPU tensors by the CUDA kernels, in modules too."""
+    library = torch.library.Library("fastbptt", "IMPL")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warning only once for all operators")
+            for name in ("rnn_fwd", "rnn_bwd"):
+                emulated = getattr(torch.ops.fastbptt_emulated, name).default
+                library.impl(name, emulated, "CPU")
+        yield
+    finally:
+        library._destroy()
