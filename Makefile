@@ -23,10 +23,10 @@ die = { echo "error:" $(1) >&2; exit 1; }
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test bench lint format clean distclean python lint-tools FORCE
+.PHONY: help run test bench cuda-check lint format clean distclean python lint-tools FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 run: build/.installed ## train the example with torch.nn.RNN and with fastbptt and compare
 	@$(PY) examples/char_lm.py --backend both $(ARGS)
@@ -37,6 +37,9 @@ test: build/.installed ## run the tests
 bench: build/.installed ## measure the speed against torch and then the memory
 	@$(PY) -m benchmarks.compare $(ARGS)
 	@$(PY) -m benchmarks.memory
+
+cuda-check: build/.installed ## compile the CUDA kernels and print what they take (needs nvcc)
+	@$(PY) tools/cuda_check.py
 
 CLANG_FORMAT = find csrc tests/emulation -type f ! -name "*.py*" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
 

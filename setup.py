@@ -1,12 +1,20 @@
-"""Builds the extension module fastbptt._C. The package's metadata is in pyproject.toml."""
+"""Builds the extension module fastbptt._C. The package's metadata is in pyproject.toml.
+
+The CUDA kernels are built where there is a CUDA toolkit and a CUDA build of torch. FASTBPTT_CUDA=1
+makes it an error if they cannot be, FASTBPTT_CUDA=0 leaves them out. TORCH_CUDA_ARCH_LIST says for
+which architectures.
+"""
 
 import os
+import shutil
 import sys
 import sysconfig
 from glob import glob
+from pathlib import Path
 
+import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
 
 SOURCES = [
     "csrc/ops.cpp",
@@ -17,6 +25,13 @@ SOURCES = [
     "csrc/cpu/isa_avx2.cpp",
     "csrc/cpu/isa_baseline.cpp",
 ]
+CUDA_SOURCES = [
+    "csrc/ops_cuda.cpp",
+    "csrc/cuda/stepwise.cu",
+]
+# sm_90a has what the kernels for Hopper need; other cards compile the PTX when they first run it.
+CUDA_ARCHITECTURES = "8.0+PTX;9.0a"
+NVCC_FLAGS = ["-O3", "-DNDEBUG", "-lineinfo"]
 # Non-finite values keep their meaning: nothing here assumes that NaN and infinity do not occur.
 COMPILE_FLAGS = [
     "-O3",
@@ -38,6 +53,40 @@ os.environ["PATH"] = os.pathsep.join(
 )
 
 
+def find_toolkit() -> Path | None:
+    """The folder of the CUDA toolkit, found as torch finds it."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home is None:
+        nvcc = shutil.which("nvcc")
+        home = "/usr/local/cuda" if nvcc is None else Path(nvcc).parents[1]
+    return Path(home) if (Path(home) / "bin" / "nvcc").exists() else None
+
+
+def with_cuda() -> bool:
+    """Whether the CUDA kernels are built; ends the build where they must be and cannot."""
+    wish = os.environ.get("FASTBPTT_CUDA", "")
+    if wish not in ("", "0", "1"):
+        sys.exit(f"FASTBPTT_CUDA must be 0, 1 or not set, got {wish!r}")
+    if wish == "0":
+        return False
+    toolkit, cuda_torch = find_toolkit(), torch.version.cuda is not None
+    missing = []
+    if toolkit is None:
+        missing.append(
+            "a CUDA toolkit (no bin/nvcc under CUDA_HOME, on PATH or under /usr/local/cuda)"
+        )
+    if not cuda_torch:
+        missing.append(f"a CUDA build of torch (torch {torch.__version__} is for the CPU)")
+    if missing and wish == "1":
+        sys.exit(f"FASTBPTT_CUDA=1, but the CUDA kernels need {' and '.join(missing)}")
+    if missing and (toolkit or cuda_torch):
+        print(
+            f"fastbptt is built for the CPU only: the CUDA kernels need {missing[0]}",
+            file=sys.stderr,
+        )
+    return not missing
+
+
 class IncrementalBuild(BuildExtension):
     """Keeps the objects of an editable install in build/, so that ninja compiles what changed."""
 
@@ -47,15 +96,23 @@ class IncrementalBuild(BuildExtension):
             self.build_temp = f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"
 
 
+# As system headers, torch's own give no warnings.
+cxx_flags = COMPILE_FLAGS + [f"-isystem{path}" for path in include_paths()]
+if with_cuda():
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    extension, sources = CUDAExtension, SOURCES + CUDA_SOURCES
+    flags = {"cxx": cxx_flags, "nvcc": NVCC_FLAGS}
+else:
+    extension, sources, flags = CppExtension, SOURCES, {"cxx": cxx_flags}
+
 setup(
     ext_modules=[
-        CppExtension(
+        extension(
             "fastbptt._C",
-            SOURCES,
+            sources,
             include_dirs=[os.path.abspath("csrc")],
-            depends=sorted(set(glob("csrc/**/*.*", recursive=True)) - set(SOURCES)),
-            # As system headers, torch's own give no warnings.
-            extra_compile_args=COMPILE_FLAGS + [f"-isystem{path}" for path in include_paths()],
+            depends=sorted(set(glob("csrc/**/*.*", recursive=True)) - set(sources)),
+            extra_compile_args=flags,
             extra_link_args=LINK_FLAGS,
         )
     ],

@@ -1,6 +1,7 @@
 // The operators: their CPU implementations, and the _C module that loads them.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/library.h>
@@ -179,6 +180,14 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "set_cpu_isa", [](const std::string& isa) { select_isa(isa, "set_cpu_isa's argument"); },
       pybind11::arg("isa"), "Runs the kernels of this instruction set from now on.");
+  m.def(
+      "cuda_built",
+      [] {
+        return c10::Dispatcher::singleton()
+            .findSchemaOrThrow("fastbptt::rnn_fwd", "")
+            .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+      },
+      "Whether this build has the CUDA kernels.");
   m.def("workspace_limit", workspace_limit, "Bytes that stacked windows may take.");
   m.def("set_workspace_limit", set_workspace_limit, pybind11::arg("bytes"),
         "Sets the bytes that stacked windows may take.");

@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastbptt import ops
+from fastbptt import _C, ops
 from fastbptt.boundaries import boundaries_of
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
-_KERNEL_DTYPES = (torch.float32, torch.float64)
+# The dtypes that have kernels, by device. The meta device has the operators' fakes.
+_CPU_DTYPES = (torch.float32, torch.float64)
+_CUDA_DTYPES = (*_CPU_DTYPES, torch.float16, torch.bfloat16)
+_KERNEL_DTYPES = {
+    "cpu": _CPU_DTYPES,
+    "meta": _CPU_DTYPES,
+    "cuda": _CUDA_DTYPES if _C.cuda_built() else (),
+}
+_AUTOCAST_DEVICES = {"cuda"}  # where the kernels compute in autocast's dtype
 _FROM_MODULE: Any = object()  # "the truncation the module was made with"
 
 # torch's own computation of each mode, where there is no kernel.
@@ -145,6 +153,11 @@ class _Recurrent(torch.nn.RNNBase):
             self._check_states(input, batch_sizes, states)
         if not self._has_kernel(input):
             return self._run_torch(input, batch_sizes, states, cut, resets)
+        dtype = _autocast_dtype(input)
+        if dtype is not None:
+            input, *weights = (_cast(tensor, dtype) for tensor in (input, *weights))
+            if states is not None:
+                states = tuple(_cast(state, dtype) for state in states)
         batch_first = self.batch_first and batch_sizes is None
         bounds = boundaries_of(
             cut,
@@ -215,10 +228,9 @@ class _Recurrent(torch.nn.RNNBase):
         ]
 
     def _has_kernel(self, input: Tensor) -> bool:
-        return (
-            input.device.type in ("cpu", "meta")
-            and input.dtype in _KERNEL_DTYPES
-            and not torch._C._is_any_autocast_enabled()
+        device = input.device.type
+        return input.dtype in _KERNEL_DTYPES.get(device, ()) and (
+            device in _AUTOCAST_DEVICES or not torch._C._is_any_autocast_enabled()
         )
 
     def _run_torch(
@@ -435,6 +447,18 @@ class LSTM(_Recurrent):
         """
         check_lstm_states(hx, packed=isinstance(input, PackedSequence))
         return self._call(input, hx, truncation, resets)  # type: ignore[return-value]
+
+
+def _autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """The dtype that autocast wants a call to compute in, as torch.nn does there; None: input's."""
+    device = input.device.type
+    if device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)  # autocast leaves float64
 
 
 def check_lstm_states(hx: object, *, packed: bool = False) -> None:

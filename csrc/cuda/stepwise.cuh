@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(kStepThreads)
     const int64_t t = p.begin + i / B, b = i % B;
     if (t >= p.sequences.length(b)) return;
     const scalar_t* from = state_row(p.output, p.ld_out, p.hx, p.R, p.sequences.row_before(t, b));
-    states[p.span_row(t, b) * p.R + unit] = from ? from[unit] : scalar_t(0.0f);
+    states[p.span_row(t, b) * p.R + unit] = from ? from[unit] : from_acc<scalar_t>(0);
   });
 }
 
