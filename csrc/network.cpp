@@ -17,6 +17,7 @@
 #include <atomic>
 
 #include "lanes.h"
+#include "network.h"
 #include "workspace.h"
 
 namespace fastbptt {
@@ -223,6 +224,7 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
                                const OptionalTensor& resets, const OptionalTensor& kappa,
                                TensorList weights, const Options& net) {
     const Context context{hx, cx, batch_sizes, resets, kappa};
+    const at::AutoDispatchBelowAutograd guard;
     Result result = run_layers(net, input, context, weights, !net.recompute);
     variable_list saved = context.to_list();
     saved.insert(saved.end(), weights.begin(), weights.end());
@@ -279,6 +281,9 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     cuts.k1 = net.k1;
     cuts.k2 = net.k2;
     cuts.limit_to(T);
+    // To differentiate once more would go unnoticed below the operators' autograd.
+    std::optional<at::AutoDispatchBelowAutograd> guard;
+    if (!at::GradMode::is_enabled()) guard.emplace();
     const std::vector<Cuts> groups = groups_of(net, cuts, T, B, layers[0].size(-1), weights[1]);
     if (needs_input && groups.size() > 1) result[0] = at::zeros_like(layers[0]);
     for (const Cuts& group : groups) {
@@ -319,6 +324,8 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
   }
 };
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> network(
     const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, TensorList weights,
     bool has_biases, int64_t num_layers, bool bidirectional, const OptionalTensor& batch_sizes,
@@ -344,21 +351,27 @@ std::tuple<Tensor, Tensor, Tensor> network(
                 name, " must have 3 dimensions, the first of size ", num_layers * net.directions,
                 ", got shape ", (*states)->sizes());
   }
-  const auto wants_grad = [](const OptionalTensor& tensor) {
-    return tensor.has_value() && tensor->requires_grad();
+  const auto any = [&](const auto& is_so) {
+    return is_so(input) || is_so(hx) || is_so(cx) ||
+           std::any_of(weights.begin(), weights.end(), is_so);
   };
-  if (at::GradMode::is_enabled() && (wants_grad(input) || wants_grad(hx) || wants_grad(cx) ||
-                                     std::any_of(weights.begin(), weights.end(), wants_grad))) {
+  if (at::GradMode::is_enabled() && any([](const OptionalTensor& tensor) {
+        return tensor.has_value() && tensor->requires_grad();
+      })) {
     const variable_list result =
         NetworkFunction::apply(input, hx, cx, batch_sizes, resets, kappa, weights, net);
     return {result[0], result[1], result[2]};
   }
+  // The layers' operators refuse what has a tangent, which would be lost below their autograd.
+  std::optional<at::AutoDispatchBelowAutograd> guard;
+  const bool forward_mode = any([](const OptionalTensor& tensor) {
+    return tensor.has_value() && tensor->_fw_grad(/*level=*/0).defined();
+  });
+  if (!forward_mode) guard.emplace();
   const Result result =
       run_layers(net, input, {hx, cx, batch_sizes, resets, kappa}, weights, false);
   return {result.output, result.h_n, result.c_n};
 }
-
-}  // namespace
 
 int64_t workspace_limit() { return workspace_bytes; }
 void set_workspace_limit(int64_t bytes) { workspace_bytes = bytes; }

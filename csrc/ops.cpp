@@ -4,9 +4,12 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include "cpu/kernels.h"
+#include "network.h"
 #include "tensors.h"
 #include "workspace.h"
 
@@ -188,6 +191,20 @@ PYBIND11_MODULE(_C, m) {
             .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
       },
       "Whether this build has the CUDA kernels.");
+  m.def(
+      "network",
+      [](const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+         const std::vector<Tensor>& weights, bool has_biases, int64_t num_layers,
+         bool bidirectional, const OptionalTensor& batch_sizes, bool batch_first,
+         const std::string& cell, double dropout, int64_t k1, int64_t k2, bool last_only,
+         bool recompute, const OptionalTensor& resets, const OptionalTensor& kappa) {
+        HANDLE_TH_ERRORS
+        const pybind11::gil_scoped_release no_gil;
+        return network(input, hx, cx, weights, has_biases, num_layers, bidirectional, batch_sizes,
+                       batch_first, cell, dropout, k1, k2, last_only, recompute, resets, kappa);
+        END_HANDLE_TH_ERRORS_PYBIND
+      },
+      "The operator `network` without the dispatcher.");
   m.def("workspace_limit", workspace_limit, "Bytes that stacked windows may take.");
   m.def("set_workspace_limit", set_workspace_limit, pybind11::arg("bytes"),
         "Sets the bytes that stacked windows may take.");

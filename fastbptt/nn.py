@@ -122,7 +122,7 @@ class _Recurrent(torch.nn.RNNBase):
         if dims not in (2, 3):
             name = type(self).__name__
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D tensor instead")
-        if states is not None and any(state.dim() != dims for state in states):
+        if states is not None and [s.dim() for s in states] != [dims] * len(states):
             kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
             got = ", ".join(f"{state.dim()}-D" for state in states)
             names = " and ".join(("hx", "cx")[: len(states)])

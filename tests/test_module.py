@@ -8,6 +8,8 @@ import itertools
 
 import pytest
 import torch
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import fastbptt
@@ -298,6 +300,34 @@ def test_second_derivatives_are_refused(truncation, case):
     (dx,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match="derivative for fastbptt::rnn_bwd is not implemented"):
         dx.sum().backward()
+
+
+@every_stack
+@pytest.mark.parametrize("trains", [True, False], ids="trains={}".format)
+def test_forward_mode_is_refused(trains, case):
+    module = case.module().requires_grad_(trains)
+    x, hx = case.data()
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises(RuntimeError, match="jvp is not implemented|does not support it"):
+            module(x, hx)
+
+
+@every_stack
+def test_watched_by_a_mode(case):
+    # Where functions are watched the operator is called by its name, else directly.
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    module, names = case.module(), []
+    expected = step(module, *case.data())
+    with Watch():
+        results = step(module, *case.data())
+    assert "fastbptt.network.default" in names
+    for name, result in results.items():
+        assert torch.equal(result, expected[name]), name
 
 
 @every_stack

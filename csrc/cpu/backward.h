@@ -74,7 +74,8 @@ struct Backward {
     };
     constexpr int kInOrder[] = {0, 1, 2, 3};
     pack_direct(w_ih, p.w_ih, G, Cell::kInputGate, part(w_ih));
-    pack_direct(w_hh, p.w_hh, G, kInOrder, part(w_hh));
+    const bool goes_back = p.lanes[0].steps > 1 || p.d_hx;
+    if (goes_back) pack_direct(w_hh, p.w_hh, G, kInOrder, part(w_hh));
     if (p.w_hr) pack_direct(w_hr, p.w_hr, 1, kInOrder, part(w_hr));
     if (recomputes()) recomputation.pack(p, worker);
   }

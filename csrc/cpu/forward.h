@@ -36,11 +36,18 @@ struct Forward {
   Forward(const FwdParams<scalar_t>& params, Arena arena, Split split) : p(params) {
     stride = padded_stride<scalar_t>(p.R);
     wide_stride = padded_stride<scalar_t>(p.H);
-    w_ih = arena.take_packed<scalar_t>(p.I, Cell::kGates * p.H, 1, kPanelVecs);
-    w_hh = arena.take_packed<scalar_t>(p.R, p.H, Cell::kGates,
-                                       panel_vecs_for<scalar_t>(p.H, Cell::kGates, split));
-    w_hr = arena.take_packed<scalar_t>(p.H, p.w_hr ? p.R : 0, 1,
-                                       panel_vecs_for<scalar_t>(p.R, 1, split));
+    // To pack a matrix takes as long as to multiply about this many rows by one that is not packed.
+    constexpr int64_t kRowsWorthPacking = 5;
+    const auto take = [&](const scalar_t* w, int64_t K, int64_t units, int64_t gates,
+                          int64_t panel_vecs) {
+      if (p.layout.N < kRowsWorthPacking) {
+        return Packed<scalar_t>{nullptr, K, units, gates, panel_vecs, w};
+      }
+      return arena.take_packed<scalar_t>(K, units, gates, panel_vecs);
+    };
+    w_ih = take(p.w_ih, p.I, Cell::kGates * p.H, 1, kPanelVecs);
+    w_hh = take(p.w_hh, p.R, p.H, Cell::kGates, panel_vecs_for<scalar_t>(p.H, Cell::kGates, split));
+    w_hr = take(p.w_hr, p.H, p.w_hr ? p.R : 0, 1, panel_vecs_for<scalar_t>(p.R, 1, split));
     bias = arena.take<scalar_t>(padded_stride<scalar_t>(Cell::kGates * p.H));
     for (scalar_t*& s : state) s = arena.take<scalar_t>(p.num_lanes * stride);
     unprojected = arena.take<scalar_t>(p.w_hr ? p.num_lanes * wide_stride : 0);
@@ -61,12 +68,12 @@ struct Forward {
   bool in_blocks() const { return Cell::kSaved > 0 && !p.gates; }
 
   void pack(const Worker& worker) const {
-    const auto part = [&](const Packed<scalar_t>& to) {
-      return share(to.panels(), worker.id, worker.count);
+    const auto pack_one = [&](const Packed<scalar_t>& to, const scalar_t* w) {
+      if (!to.unpacked) pack_transposed(to, w, share(to.panels(), worker.id, worker.count));
     };
-    pack_transposed(w_ih, p.w_ih, part(w_ih));
-    pack_transposed(w_hh, p.w_hh, part(w_hh));
-    if (p.w_hr) pack_transposed(w_hr, p.w_hr, part(w_hr));
+    pack_one(w_ih, p.w_ih);
+    pack_one(w_hh, p.w_hh);
+    if (p.w_hr) pack_one(w_hr, p.w_hr);
     if (worker.id > 0) return;
     const int64_t columns = Cell::kGates * p.H;
     const int64_t both = Cell::kRecurrentBias ? columns - p.H : columns;

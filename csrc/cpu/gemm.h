@@ -139,6 +139,9 @@ struct Packed {
   int64_t units;
   int64_t gates;
   int64_t panel_vecs;  // unit vectors in every panel but a narrower last one
+  // Where packing would cost more than the products: the matrix itself, of which this is the
+  // transpose, [gates * units, K] row-major; else null.
+  const scalar_t* unpacked;
 
   static constexpr int W = kLanes<scalar_t>;
   int64_t unit_vecs() const { return ceil_div(units, W); }
@@ -153,7 +156,7 @@ struct Packed {
 };
 
 // Calls fn(unit vector, first unit, units that exist) for the unit vectors of a panel. Those that exist
-// are Whole or a number, so fn is compiled for both.
+// are Whole or a Part, so fn is compiled for both.
 template <typename scalar_t, typename Fn>
 inline void for_each_unit_vec(const Packed<scalar_t>& b, int64_t panel, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
@@ -164,7 +167,7 @@ inline void for_each_unit_vec(const Packed<scalar_t>& b, int64_t panel, Fn&& fn)
     if (b.units - unit >= W) {
       fn(v, unit, Whole<scalar_t>());
     } else {
-      fn(v, unit, b.units - unit);
+      fn(v, unit, Part<scalar_t>(b.units - unit));
     }
   }
 }
@@ -253,6 +256,39 @@ void pack_direct(const Packed<scalar_t>& to, const scalar_t* w, int gates, const
   }
 }
 
+// Computes a[r] B for some rows and one panel of what is not packed, into acc: [rows][vectors]. Each
+// sum runs along a row of the matrix in the lanes of a vector; W of them are added up together.
+template <typename scalar_t>
+void unpacked_product(const scalar_t* a, int64_t lda, const Packed<scalar_t>& b, int64_t panel,
+                      int64_t rows, scalar_t* acc) {
+  using V = Vec<scalar_t>;
+  constexpr int W = kLanes<scalar_t>;
+  const int64_t vecs = b.vecs_in(panel), K = b.K;
+  for (int64_t i = 0; i < rows; ++i) {
+    for_each_unit_vec(b, panel, [&](int64_t v, int64_t unit, int64_t count) {
+      for (int64_t g = 0; g < b.gates; ++g) {
+        const scalar_t* w = b.unpacked + (g * b.units + unit) * K;
+        V sums[W] = {};
+        for (int64_t k = 0; k < K; k += W) {
+          const V x = load_first(a + i * lda + k, K - k);
+          if (count == W && K - k >= W) {
+#pragma GCC unroll 16
+            for (int lane = 0; lane < W; ++lane) sums[lane] += x * load(w + lane * K + k);
+          } else {
+            for (int64_t lane = 0; lane < count; ++lane) {
+              sums[lane] += x * load_first(w + lane * K + k, K - k);
+            }
+          }
+        }
+        transpose_block<scalar_t>(sums);
+        V sum{};
+        for (const V& part : sums) sum += part;
+        store(acc + (i * vecs + v * b.gates + g) * W, sum);
+      }
+    });
+  }
+}
+
 // Values of K that a tile takes at once where K is long: that much of a panel stays in the
 // second-level cache while a group of rows passes over it.
 constexpr int64_t kDepth = 512;
@@ -268,6 +304,12 @@ inline void panel_product(const scalar_t* a, int64_t lda, const Packed<scalar_t>
   const int64_t vecs = b.vecs_in(panel), height = tile_rows(vecs);
   alignas(64) char storage[kGroupRows * kMaxVecs * kVecBytes];
   scalar_t* acc = reinterpret_cast<scalar_t*>(storage);
+  if (b.unpacked && K > 0) {
+    return for_each_tile(begin, end, kGroupRows, [&](int64_t first, int64_t rows) {
+      unpacked_product(a + first * lda, lda, b, panel, rows, acc);
+      for (int64_t i = 0; i < rows; ++i) fn(first + i, acc + i * vecs * W);
+    });
+  }
   const int64_t group_rows = kGroupRows / height * height;
   for_each_tile(begin, end, K > kDepth ? group_rows : height, [&](int64_t group, int64_t count) {
     int64_t k = 0;

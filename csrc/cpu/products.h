@@ -31,7 +31,7 @@ struct OuterProduct {
   // in `range`; a null row is zero.
   template <typename RowAt>
   void add(scalar_t* dw, int64_t columns, Range range, scalar_t* scratch, RowAt&& row_at) const {
-    const Packed<scalar_t> shape{scratch, kBlockRows, columns, 1, kPanelVecs};
+    const Packed<scalar_t> shape{scratch, kBlockRows, columns, 1, kPanelVecs, nullptr};
     alignas(64) char storage[kMaxTile];
     scalar_t* acc = reinterpret_cast<scalar_t*>(storage);
     for_each_tile(0, num_rows, kBlockRows, [&](int64_t first, int64_t depth) {

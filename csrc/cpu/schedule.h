@@ -21,7 +21,7 @@ struct Arena {
   }
   template <typename T>
   Packed<T> take_packed(int64_t K, int64_t units, int64_t gates, int64_t panel_vecs) {
-    Packed<T> packed{nullptr, K, units, gates, panel_vecs};
+    Packed<T> packed{nullptr, K, units, gates, panel_vecs, nullptr};
     packed.data = take<T>(packed.size());
     return packed;
   }
@@ -205,7 +205,7 @@ inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
                        int64_t end, Await&& await, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
   constexpr int kEarlyPanels = 8;
-  const bool early = K > 0 && own.made.begin < own.made.end && begin < end &&
+  const bool early = K > 0 && !packed.unpacked && own.made.begin < own.made.end && begin < end &&
                      own.made.end - own.made.begin < own.size &&
                      end - begin <= tile_rows(packed.panel_vecs * packed.gates) &&
                      panels.end - panels.begin <= kEarlyPanels;

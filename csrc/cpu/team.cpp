@@ -114,7 +114,7 @@ Split choose_split(int threads, int64_t rows, int64_t K, int64_t unit_vecs, int6
 
 int useful_threads(int available, double multiply_adds) {
   // Waking the pool costs about as much as this many multiply-adds on one core.
-  constexpr double kPerThread = 1e6;
+  constexpr double kPerThread = 1.5e6;
   return int(std::clamp(multiply_adds / kPerThread, 1.0, double(std::max(available, 1))));
 }
 

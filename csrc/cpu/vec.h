@@ -53,57 +53,79 @@ inline void store(scalar_t* p, Vec<scalar_t> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// The first n elements, n > 0 and often more than there are lanes; the rest is zero, and its memory
-// is not touched.
+// The first n lanes of a vector, 0 < n < kLanes. Memory of the others is not touched.
 template <typename scalar_t>
-inline Vec<scalar_t> load_first(const scalar_t* p, int64_t n) {
-  if (n >= kLanes<scalar_t>) return load(p);
-#ifdef __AVX512F__
-  if constexpr (sizeof(scalar_t) == 4) {
-    return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
-  } else {
-    return _mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
-  }
+struct Part {
+#if defined(__AVX512F__)
+  uint32_t mask;
+  explicit Part(int64_t n) : mask((1u << n) - 1) {}
+  operator int64_t() const { return __builtin_popcount(mask); }
 #else
-  Vec<scalar_t> v{};
-  for (int i = 0; i < kLanes<scalar_t>; ++i) {
-    if (i < n) v[i] = p[i];
-  }
-  return v;
+  int64_t n;
+  explicit Part(int64_t n) : n(n) {}
+  operator int64_t() const { return n; }
 #endif
-}
+};
 
-template <typename scalar_t>
-inline void store_first(scalar_t* p, Vec<scalar_t> v, int64_t n) {
-  if (n >= kLanes<scalar_t>) return store(p, v);
-#ifdef __AVX512F__
-  if constexpr (sizeof(scalar_t) == 4) {
-    _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
-  } else {
-    _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), v);
-  }
-#else
-  for (int i = 0; i < kLanes<scalar_t>; ++i) {
-    if (i < n) p[i] = v[i];
-  }
-#endif
-}
-
-// Stands for a count of elements where all of a vector's are there: no mask, and no branch that
+// Stands for such a count where all of a vector's elements are there: no mask, and no branch that
 // might need one.
 template <typename scalar_t>
 struct Whole {
-  constexpr operator int64_t() const { return kLanes<scalar_t>; }
+  operator int64_t() const { return kLanes<scalar_t>; }
 };
 
+// The elements that are there; the rest is zero.
 template <typename scalar_t>
 inline Vec<scalar_t> load_first(const scalar_t* p, Whole<scalar_t>) {
   return load(p);
 }
 
 template <typename scalar_t>
+inline Vec<scalar_t> load_first(const scalar_t* p, Part<scalar_t> part) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(scalar_t) == 4) {
+    return _mm512_maskz_loadu_ps(__mmask16(part.mask), p);
+  } else {
+    return _mm512_maskz_loadu_pd(__mmask8(part.mask), p);
+  }
+#else
+  Vec<scalar_t> v{};
+  for (int i = 0; i < kLanes<scalar_t>; ++i) {
+    if (i < part.n) v[i] = p[i];
+  }
+  return v;
+#endif
+}
+
+// n > 0 may be more than there are lanes.
+template <typename scalar_t>
+inline Vec<scalar_t> load_first(const scalar_t* p, int64_t n) {
+  return n >= kLanes<scalar_t> ? load(p) : load_first(p, Part<scalar_t>(n));
+}
+
+template <typename scalar_t>
 inline void store_first(scalar_t* p, Vec<scalar_t> v, Whole<scalar_t>) {
   store(p, v);
+}
+
+template <typename scalar_t>
+inline void store_first(scalar_t* p, Vec<scalar_t> v, Part<scalar_t> part) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(scalar_t) == 4) {
+    _mm512_mask_storeu_ps(p, __mmask16(part.mask), v);
+  } else {
+    _mm512_mask_storeu_pd(p, __mmask8(part.mask), v);
+  }
+#else
+  for (int i = 0; i < kLanes<scalar_t>; ++i) {
+    if (i < part.n) p[i] = v[i];
+  }
+#endif
+}
+
+template <typename scalar_t>
+inline void store_first(scalar_t* p, Vec<scalar_t> v, int64_t n) {
+  n >= kLanes<scalar_t> ? store(p, v) : store_first(p, v, Part<scalar_t>(n));
 }
 
 // What cells.h asks of a value type.
