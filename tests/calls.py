@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fastbptt
-from common import Case, Results, parts, referee, step, tensors_of
+from common import Case, Results, parts, referee, step, tensors_of, whole
 from fastbptt import Gated, Randomized
 
 
@@ -72,7 +72,7 @@ class Call:
         is_turned = case.batch_first and case.lengths is None and resets.dim() == 2
         return resets.T if is_turned else resets
 
-    def make_masks(self) -> list[Tensor]:
+    def make_masks(self, device: str = "cpu") -> list[Tensor]:
         """The masks that the module draws: the seed's first numbers, one layer after another."""
         case = self.case
         width = (case.proj or case.H) * (2 if case.bidirectional else 1)
@@ -81,32 +81,38 @@ class Call:
         gaps = range(case.layers - 1 if self.dropout > 0 else 0)
         time_first = case.batch_first and len(rows) == 2  # torch draws so in any layout
         rows = rows[::-1] if time_first else rows
-        masks = [torch.empty(*rows, width, dtype=case.dtype).bernoulli_(keep) for _ in gaps]
+        options = {"dtype": case.dtype, "device": device}
+        masks = [torch.empty(*rows, width, **options).bernoulli_(keep).cpu() for _ in gaps]
         return [(mask.transpose(0, 1) if time_first else mask).div_(keep) for mask in masks]
 
     def module(self):
         options = {"recompute": True} if self.recompute else {}
         return self.case.module(dropout=self.dropout, **options)
 
-    def run(self, function: Callable, module) -> Results:
-        return step(module, *self.case.data(), call=function, through=self.through)
+    def run(self, function: Callable, module, device: str = "cpu") -> Results:
+        x, hx = self.case.data()
+        hx = whole([state.to(device) for state in parts(hx)])
+        results = step(module, x.to(device), hx, call=function, through=self.through)
+        return {name: result.cpu() for name, result in results.items()}
 
-    def ours(self) -> Results:
-        module = self.module()
+    def ours(self, device: str = "cpu") -> Results:
+        module = self.module().to(device)
 
         def call(input, hx=None):
             truncation, resets = self.make_truncation(), self.make_resets()
+            resets = None if resets is None else resets.to(device)
             torch.manual_seed(self.case.seed)  # dropout's
             return module(input, hx, truncation=truncation, resets=resets)
 
-        return self.run(call, module)
+        return self.run(call, module, device)
 
-    def reference(self, dtype: torch.dtype = torch.float64) -> Results:
+    def reference(self, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Results:
+        """By the reference's loops, on the CPU; with the masks that the device's module draws."""
         module = referee(self.module())[0].to(dtype)
 
         def call(input, hx=None):
             torch.manual_seed(self.case.seed)
-            masks = [mask.to(dtype) for mask in self.make_masks()]
+            masks = [mask.to(dtype) for mask in self.make_masks(device)]
             return fastbptt.reference.run(
                 module,
                 input,

@@ -184,17 +184,18 @@ def leaf(value: Tensor | PackedSequence | None, dtype: torch.dtype | None = None
     return data, PackedSequence(data, *value[1:]) if packed else data
 
 
-def cotangent(like: Tensor, seed: int) -> Tensor:
+def cotangent(like: Tensor, seed: int, rounded: torch.dtype | None = None) -> Tensor:
+    """The gradient of a loss in an output: the same numbers in every dtype that holds them."""
     generator = torch.Generator().manual_seed(1000 + seed)
-    return torch.randn(like.shape, generator=generator).to(like.dtype)
+    return torch.randn(like.shape, generator=generator).to(rounded or like.dtype).to(like)
 
 
-def step(module, input, hx=None, *, call: Callable | None = None, through=None):
+def step(module, input, hx=None, *, call: Callable | None = None, through=None, rounded=None):
     """Forward and backward: outputs and every gradient, each under its name.
 
-    The losses' gradients in the outputs are the same numbers in every call. ``call`` runs the
-    forward pass, the module itself unless given; ``through`` names the outputs in the loss, if
-    not all are.
+    The losses' gradients in the outputs are the same numbers in every call, those that the dtype
+    ``rounded`` has if it is given. ``call`` runs the forward pass, the module itself unless given;
+    ``through`` names the outputs in the loss, if not all are.
     """
     dtype = module.weight_ih_l0.dtype
     x, input = leaf(input, dtype)
@@ -202,9 +203,10 @@ def step(module, input, hx=None, *, call: Callable | None = None, through=None):
     module.zero_grad()
     tensors = tensors_of((call or module)(input, whole(states)))
     results = dict(zip(("output", "h_n", "c_n"), tensors, strict=False))
+    through = through or tuple(results)
     torch.autograd.backward(
-        [t for name, t in results.items() if name in (through or results)],
-        [cotangent(t, i) for i, (n, t) in enumerate(results.items()) if n in (through or results)],
+        [t for name, t in results.items() if name in through],
+        [cotangent(t, i, rounded) for i, (n, t) in enumerate(results.items()) if n in through],
     )
     grads = {"dinput": x, **dict(zip(("dhx", "dcx"), states, strict=False))}
     grads |= {"d" + name: p for name, p in module.named_parameters()}

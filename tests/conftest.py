@@ -63,6 +63,16 @@ def emulation():
     return torch.ops.emulation
 
 
+@pytest.fixture
+def emulated_cuda(emulation):
+    """Runs the test's calls on CPU tensors by the CUDA kernels, emulated."""
+    from emulation.operators import emulated_operators
+
+    with emulated_operators():
+        yield
+    emulation.check_guards()
+
+
 # The order of the emulated threads, and whether asynchronous copies are early.
 SCHEDULES = [
     ("forward", False),

@@ -1,0 +1,110 @@
+"""What the emulated CUDA kernels and those on a GPU are both held against."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+import fastbptt
+from calls import Call, Gates
+from common import CELLS, Case, Results, cotangent, referee, step, twin
+from fastbptt import TBPTT, Chunked, Sliding
+from test_operators import forward_arguments, named, rnn_bwd, rnn_fwd
+
+TRUNCATIONS = (
+    None,
+    Chunked(3),
+    TBPTT(2, 5),
+    TBPTT(3, 4, "last"),
+    TBPTT(2, 2, "last"),
+    Sliding(3),
+    Gates(per_sequence=True),
+)
+LENGTHS = (7, 2, 7, 4, 5)  # in no order
+
+
+def grid() -> list[Call]:
+    """Every cell, cut in every way, with and without resets, padded and packed."""
+    calls = []
+    for cell, truncation, resets in itertools.product(CELLS, TRUNCATIONS, ("none", "some")):
+        packed = (len(calls) + CELLS.index(cell)) % 2 == 0  # each way is packed for some cell
+        lengths = LENGTHS if packed else None
+        calls.append(Call(Case(7, 5, 3, 4, 2, cell=cell, lengths=lengths), truncation, resets))
+    return calls
+
+
+# A row, a step, a unit, an empty batch, sizes just beyond a tile's.
+ODD = [
+    Call(Case(1, 1, 1, 1), Chunked(1)),
+    Call(Case(1, 3, 2, 33, cell="gru", bidirectional=True), None, "some"),
+    Call(Case(6, 5, 9, 33, cell="lstm", proj=32), Sliding(4)),
+    Call(Case(5, 33, 1, 65, 2, cell="lstm"), TBPTT(2, 3), dropout=0.4, recompute=True),
+    Call(Case(4, 0, 3, 5, 2, True, cell="gru"), Chunked(2)),
+    Call(Case(3, 0, 3, 5, cell="lstm"), TBPTT(1, 2), "some"),
+    Call(Case(8, None, 3, 5, 3, cell="gru"), TBPTT(3, 8), dropout=0.5),
+    Call(Case(9, 4, 3, 31, 2, True, True, cell="lstm", proj=7), Gates(), "some", dropout=0.3),
+    Call(Case(6, 4, 5, 6, 2, True, cell="lstm", lengths=(6, 1, 3, 3)), Chunked(4), recompute=True),
+    Call(Case(6, 4, 5, 6, 2, True, cell="gru", lengths=(2, 6, 3, 3)), TBPTT(2, 2, "last"), "some"),
+]
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Not the rectifier: a rounding error at its kink is another derivative. Sums over many rows, which
+# a library's product takes in parts, as torch does by a small product a step; for fewer than 11
+# columns a CPU's library adds up row after row.
+ROUNDED = [
+    *(Case(64, 32, 12, 17, cell=cell) for cell in ("tanh", "gru", "lstm")),
+    Case(64, 32, 12, 17, bidirectional=True, cell="gru", lengths=(64, *30 * (50,), 1), hx=False),
+    Case(64, 32, 12, 17, cell="lstm", proj=13, batch_first=True, bias=False),
+]
+
+
+def operators_step(case: Case, device: str, recompute: bool = False) -> Results:
+    """What a layer's operators give, whichever dtypes the modules take on the device."""
+
+    def moved(value):
+        if isinstance(value, list):
+            return [each.to(device) for each in value]
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    arguments = forward_arguments(case)
+    forward = {name: moved(value) for name, value in arguments.items()}
+    forward["batch_sizes"] = arguments["batch_sizes"]  # on the CPU
+    forward["keep_gates"] = not recompute
+    output, h_n, c_n, c, gates = rnn_fwd(**forward)
+    del forward["keep_gates"]
+    has_c = case.cell == "lstm"
+    gradients = rnn_bwd(
+        grad_output=cotangent(output, 0),
+        grad_h_n=cotangent(h_n, 1),
+        grad_c_n=cotangent(c_n, 2) if has_c else None,
+        **forward,
+        output=output,
+        c=c,
+        gates=gates,
+        needs=[True, case.hx, case.hx and has_c, True],
+    )
+    results = {"output": output, "h_n": h_n, "c_n": c_n, **named(gradients, case)}
+    return {name: result.cpu() for name, result in results.items() if result.numel()}
+
+
+def rounded_results(case: Case, device: str) -> list[Results]:
+    """Ours on the device, torch's on the CPU in the same dtype, and the truth, of some seeds."""
+    of_seeds = []
+    for seed in range(3):  # the largest error of a few numbers is less by luck than that of many
+        seeded = Case(**{**case.__dict__, "seed": seed})
+        module, data = seeded.module(), seeded.data()
+        exact, _ = referee(module)
+        peer = step(twin(module), *data)
+        truth = step(
+            exact,
+            *data,
+            call=lambda x, hx=None, module=exact: fastbptt.reference.run(module, x, hx),
+            rounded=case.dtype,
+        )
+        of_seeds.append((operators_step(seeded, device), peer, truth))
+    return [
+        {name: torch.stack([results[name] for results in of_all]) for name in of_all[0]}
+        for of_all in zip(*of_seeds, strict=True)
+    ]

@@ -1,0 +1,112 @@
+"""What the build says and chooses, in each environment; nothing is compiled."""
+
+from __future__ import annotations
+
+import os
+import runpy
+from pathlib import Path
+
+import pytest
+import setuptools
+import torch
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def toolkit(tmp_path):
+    """A folder that looks like a CUDA toolkit."""
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch(mode=0o755)
+    return nvcc.parents[1]
+
+
+@pytest.fixture
+def build(monkeypatch, capsys):
+    """Runs setup.py up to its call of setup(): the sources, and what it has said."""
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")  # setup.py sets it: to be put back
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+
+    def run(cuda: str | None, home: Path, wish: str | None = None) -> tuple[list[str], str]:
+        called = []
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("PATH", os.environ["PATH"])  # which setup.py extends
+        monkeypatch.setenv("CUDA_HOME", str(home))
+        monkeypatch.delenv("FASTBPTT_CUDA", raising=False)
+        if wish is not None:
+            monkeypatch.setenv("FASTBPTT_CUDA", wish)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(home))
+        monkeypatch.setattr(setuptools, "setup", lambda **options: called.append(options))
+        runpy.run_path("setup.py")
+        ((extension,),) = (options["ext_modules"] for options in called)
+        assert "csrc/ops.cpp" in extension.sources
+        return extension.sources, capsys.readouterr().err
+
+    return run
+
+
+def has_cuda(sources: list[str]) -> bool:
+    device_code = any(source.endswith(".cu") for source in sources)
+    assert device_code == ("csrc/ops_cuda.cpp" in sources)
+    return device_code
+
+
+@pytest.mark.parametrize("wish", [None, "", "1"])
+def test_toolkit_and_cuda_build_of_torch(build, toolkit, wish):
+    sources, said = build("13.0", toolkit, wish)
+    assert has_cuda(sources) and not said
+    on_disk = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cu")}
+    assert on_disk <= set(sources)
+
+
+def test_left_out_where_asked(build, toolkit):
+    sources, said = build("13.0", toolkit, "0")
+    assert not has_cuda(sources) and not said
+
+
+@pytest.mark.parametrize("cuda", [None, "13.0"])
+def test_no_toolkit_where_cuda_is_asked_for(build, tmp_path, cuda):
+    with pytest.raises(SystemExit) as end:
+        build(cuda, tmp_path, "1")
+    for word in ("FASTBPTT_CUDA=1", "CUDA toolkit", "CUDA_HOME", "nvcc"):
+        assert word in end.value.code
+    assert ("a CUDA build of torch" in end.value.code) == (cuda is None)
+
+
+def test_toolkit_and_cpu_build_of_torch(build, toolkit):
+    sources, said = build(None, toolkit)
+    assert not has_cuda(sources)
+    assert "built for the CPU only" in said and "need a CUDA build of torch" in said
+    with pytest.raises(SystemExit) as end:
+        build(None, toolkit, "1")
+    assert "FASTBPTT_CUDA=1" in end.value.code and "a CUDA build of torch" in end.value.code
+
+
+def test_cuda_build_of_torch_alone(build, tmp_path):
+    sources, said = build("13.0", tmp_path)
+    assert not has_cuda(sources)
+    assert "built for the CPU only" in said and "need a CUDA toolkit" in said
+
+
+def test_neither(build, tmp_path):
+    sources, said = build(None, tmp_path)
+    assert not has_cuda(sources) and not said
+
+
+def test_a_wish_that_is_none(build, toolkit):
+    with pytest.raises(SystemExit, match="FASTBPTT_CUDA must be 0, 1 or not set, got 'yes'"):
+        build("13.0", toolkit, "yes")
+
+
+def test_architectures(build, toolkit, monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0;12.0")
+    build("13.0", toolkit)
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == "9.0;12.0"
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    build("13.0", toolkit)
+    flags = " ".join(cpp_extension._get_cuda_arch_flags())  # as torch understands it
+    for code in ("code=sm_80", "code=sm_90a", "code=compute_80"):
+        assert code in flags

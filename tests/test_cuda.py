@@ -1,0 +1,204 @@
+"""The CUDA kernels on a GPU; tests/test_cuda_emulated.py is what can be shown without one."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence
+
+import cuda_calls
+import fastbptt
+from calls import Call
+from common import CELLS, Case, assert_as_exact, assert_matches, cotangent, parts, step, tensors_of
+from fastbptt import TBPTT, Chunked, Sliding
+from test_modes import LARGER, MODES, expected_of, random_call
+from test_operators import CASES, backward_arguments, cuts, forward_arguments, rnn_bwd, rnn_fwd
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    pytest.mark.skipif(
+        not fastbptt._C.cuda_built(), reason="needs a build of fastbptt with its CUDA kernels"
+    ),
+]
+
+
+def truth_of(call: Call):
+    """The reference's results, with the masks that the GPU draws."""
+    return call.reference(device="cuda") if call.dropout else expected_of(call)
+
+
+@pytest.mark.parametrize("call", [*cuda_calls.grid(), *cuda_calls.ODD, *LARGER], ids=str)
+def test_calls(call):
+    assert_matches(call.ours("cuda"), truth_of(call), rtol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("mode", MODES)
+def test_random_calls(mode, seed):
+    call = random_call(mode, seed)
+    assert_matches(call.ours("cuda"), truth_of(call), rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
+@pytest.mark.parametrize("case", cuda_calls.ROUNDED, ids=str)
+def test_errors_of_rounding(case, dtype):
+    case = dataclasses.replace(case, dtype=dtype)
+    assert_as_exact(*cuda_calls.rounded_results(case, "cuda"))
+
+
+def on_gpu(value):
+    """An operator's argument there; batch_sizes, of integers, stay on the CPU."""
+    if isinstance(value, list):
+        return [on_gpu(each) for each in value]
+    stays = not isinstance(value, torch.Tensor) or value.dtype == torch.int64
+    return value if stays else value.cuda()
+
+
+@pytest.mark.parametrize("name", ["plain", "gru, packed", "lstm, projection", "lstm, empty batch"])
+def test_opcheck(name):
+    forward, backward = (make(CASES[name]) for make in (forward_arguments, backward_arguments))
+    of_cuts = [{}] if CASES[name].B == 0 else [{}, *cuts(backward).values()]
+    torch.library.opcheck(rnn_fwd.default, (), {n: on_gpu(v) for n, v in forward.items()})
+    for cut in of_cuts:
+        arguments = {n: on_gpu(v) for n, v in (backward | cut).items()}
+        torch.library.opcheck(rnn_bwd.default, (), arguments)
+
+
+SMALL = [
+    Call(Case(9, 5, 6, 33, 2, cell=cell, dtype=dtype), truncation, "some")
+    for cell in ("tanh", "gru", "lstm")
+    for dtype, truncation in ((torch.float32, TBPTT(2, 5)), (torch.bfloat16, Chunked(4)))
+]
+every_small_call = pytest.mark.parametrize("call", SMALL, ids=str)
+
+
+@every_small_call
+def test_same_bits_each_time(call):
+    assert_matches(call.ours("cuda"), call.ours("cuda"), rtol=0)
+
+
+@every_small_call
+def test_backward_in_eval_mode(call):
+    module, (x, hx) = call.module().cuda(), call.case.data()
+    training, evaluating = (
+        step(module.train(mode), x.cuda(), on_states(hx, "cuda")) for mode in (True, False)
+    )
+    assert_matches(evaluating, training, rtol=0)
+
+
+def on_states(hx, device: str):
+    states = tuple(state.to(device) for state in parts(hx))
+    return states if len(states) == 2 else states[0]
+
+
+@every_small_call
+def test_stream(call):
+    """The work goes to the stream that is current, behind what is there."""
+    module, (x, hx) = call.module().cuda(), call.case.data()
+    x, hx = x.cuda(), on_states(hx, "cuda")
+    expected = step(module, x, hx)
+    late = torch.full_like(x, float("nan"))
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)  # what runs on another stream does not wait for the copy
+        late.copy_(x)
+        actual = step(module, late, hx)
+    stream.synchronize()
+    assert_matches(actual, expected, rtol=0)
+
+
+@every_small_call
+def test_nothing_waits_for_the_device(call):
+    module, (x, hx) = call.module().cuda(), call.case.data()
+    x, hx, resets = x.cuda(), on_states(hx, "cuda"), call.make_resets().cuda()
+    cut = {"truncation": call.make_truncation(), "resets": resets}
+    step(module, x, hx, call=lambda *a: module(*a, **cut))  # the first product makes a handle
+    torch.cuda.synchronize()
+    x.requires_grad_()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outputs = tensors_of(module(x, hx, **cut))
+        torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@every_small_call
+def test_graph(call):
+    """Captured once, replayed with other numbers."""
+    module, (x, hx) = call.module().cuda(), call.case.data()
+    x, hx, resets = x.cuda().requires_grad_(), on_states(hx, "cuda"), call.make_resets().cuda()
+    cut = {"truncation": call.make_truncation(), "resets": resets}
+    leaves = [x, *module.parameters()]
+
+    def run():
+        outputs = tensors_of(module(x, hx, **cut))
+        return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        weights = [cotangent(t, i) for i, t in enumerate(tensors_of(module(x, hx, **cut)))]
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+        resets.copy_(~resets)
+    graph.replay()
+    actual = [result.clone() for result in results]
+    assert_matches(dict(enumerate(actual)), dict(enumerate(run())), rtol=0)
+
+
+def test_packed_input_in_a_graph_is_refused():
+    module = fastbptt.GRU(3, 4).cuda()
+    packed = pack_sequence([torch.randn(n, 3).cuda() for n in (4, 2)])
+    module(packed)
+    torch.cuda.synchronize()
+    with pytest.raises(RuntimeError, match="packed input.*CUDA graph"):
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            module(packed)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "lstm"])
+@pytest.mark.parametrize("truncation", [None, Chunked(100), Sliding(2)], ids=str)
+def test_more_steps_than_a_grid_has_blocks(truncation, cell):
+    case = Case(70_000, 1, 2, 3, cell=cell)
+    module, (x, hx) = case.module(truncation=truncation), case.data()
+    expected = step(module, x, hx)  # the CPU kernels
+    actual = step(module.cuda(), x.cuda(), on_states(hx, "cuda"))
+    assert_matches({n: t.cpu() for n, t in actual.items()}, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_autocast(cell):
+    case = Case(6, 3, 8, 16, 2, cell=cell, dtype=torch.float32)
+    module, (x, hx) = case.module().cuda(), case.data()
+    x, hx = x.cuda(), on_states(hx, "cuda")
+    exact = tensors_of(module(x, hx))
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cuda", dtype), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            outputs = tensors_of(module(x, hx, truncation=2))
+        assert all(output.dtype == dtype for output in outputs)
+        for output, truth in zip(outputs, exact, strict=True):
+            assert (output - truth).abs().max() <= 16 * torch.finfo(dtype).eps * truth.abs().max()
+        outputs[0].float().sum().backward()
+        assert all(p.grad.dtype == torch.float32 for p in module.parameters())
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_device_that_is_not_current():
+    case = Case(5, 3, 4, 6, 2, cell="lstm")
+    module, (x, hx) = case.module(), case.data()
+    expected = step(module, x, hx)
+    actual = step(module.to("cuda:1"), x.to("cuda:1"), on_states(hx, "cuda:1"))
+    assert torch.cuda.current_device() == 0
+    assert_matches({n: t.cpu() for n, t in actual.items()}, expected)
