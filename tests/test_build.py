@@ -11,6 +11,8 @@ import setuptools
 import torch
 from torch.utils import cpp_extension
 
+from tools import cuda_check
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -110,3 +112,23 @@ def test_architectures(build, toolkit, monkeypatch):
     flags = " ".join(cpp_extension._get_cuda_arch_flags())  # as torch understands it
     for code in ("code=sm_80", "code=sm_90a", "code=compute_80"):
         assert code in flags
+
+
+PTXAS = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_ZN8fastbptt12_GLOBAL__N_15twiceIfEEvPT_' for 'sm_80'
+ptxas info    : Function properties for _ZN8fastbptt12_GLOBAL__N_15twiceIfEEvPT_
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 26 registers, used 0 barriers, 544 bytes cmem[0]
+ptxas info    : Compiling entry function '_ZN8fastbptt6thriceEPf' for 'sm_90a'
+ptxas info    : Function properties for _ZN8fastbptt6thriceEPf
+    48 bytes stack frame, 40 bytes spill stores, 24 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 48 bytes cumulative stack size, 512 bytes smem
+"""
+
+
+def test_report_of_the_kernels():
+    twice, thrice = cuda_check.parse_report(PTXAS)
+    assert twice[1:] == ("sm_80", 26, 0, 0, 0)
+    assert thrice[1:] == ("sm_90a", 255, 512, 48, 64)
+    assert cuda_check.readable([twice.name, thrice.name]) == ["twice<float>", "thrice"]
