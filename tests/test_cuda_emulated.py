@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from test_modes import (  # noqa: F401  (run here once more, over the CUDA kerne
     workspace_limit,
 )
 from test_operators import (  # noqa: F401
+    backward_arguments,
+    rnn_bwd,
     test_a_gradient_that_is_absent_is_zero,
     test_arguments_stay_as_they_are,
     test_bad_backward,
@@ -55,6 +58,30 @@ def test_calls(call):
 def test_random_calls(mode, seed):
     call = random_call(mode, seed)
     assert_matches(call.ours(), expected_of(call), rtol=1e-10)
+
+
+@pytest.mark.parametrize("lengths", [None, (7, 4, 1)], ids=["padded", "packed"])
+@pytest.mark.parametrize("dropout", [False, True])
+def test_rows_by_lane(lengths, dropout):
+    """The gradient of input by lane: [k, window, sequence], zeros for steps that are not there."""
+    case, k1, k2 = Case(7, 3, 3, 5, cell="gru", lengths=lengths), 2, 5
+    arguments = backward_arguments(case) | {"k1": k1, "k2": k2}
+    if dropout:
+        arguments["mask"] = torch.rand_like(arguments["input"])
+    expected, *_ = rnn_bwd(**arguments)
+    rows, *_ = rnn_bwd(**arguments, input_by_lane=True)
+    windows = -(-case.T // k1)
+    rows, total = rows.view(k2, windows, case.B, case.I), torch.zeros_like(expected)
+    for k, window, b in itertools.product(range(k2), range(windows), range(case.B)):
+        length = case.T if lengths is None else lengths[b]
+        t = min((window + 1) * k1, length) - 1 - k
+        if window * k1 >= length or t < max(0, (window + 1) * k1 - k2):
+            assert not rows[k, window, b].any()
+        elif lengths is None:
+            total[t, b] += rows[k, window, b]
+        else:
+            total[arguments["batch_sizes"][:t].sum() + b] += rows[k, window, b]
+    assert_matches({"dinput": total}, {"dinput": expected})
 
 
 def test_input_without_features():
