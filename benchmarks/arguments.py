@@ -1,10 +1,14 @@
-"""Types for the programs' arguments: what argparse says when one is wrong."""
+"""What the programs' arguments have in common: types, checks, and the command that repeats one."""
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+import os
+import shlex
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Container
+from pathlib import Path
 
-from .rows import Size, parse_size
+from .rows import Size, format_size, parse_size
 
 
 def count(text: str) -> int:
@@ -31,3 +35,34 @@ def size(text: str) -> Size:
         return parse_size(text)
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None
+
+
+def check_writable(parser: ArgumentParser, folder: Path) -> None:
+    """Finds out before the measurement, not after it, that --out cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        parser.error(f"argument --out: cannot write to {folder}: {error.strerror}")
+
+
+def _word(value: object) -> str:
+    if isinstance(value, Size):
+        return format_size(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def command(
+    parser: ArgumentParser, args: Namespace, skip: Container[str] = ("out", "update_readme")
+) -> str:
+    """The command that takes a measurement again, without where it wrote."""
+    words = parser.prog.split()
+    for name, value in vars(args).items():
+        if name in skip or value == parser.get_default(name):
+            continue
+        words.append(f"--{name}")
+        if value is not True:
+            words += map(_word, value if isinstance(value, list) else [value])
+    return shlex.join(words)

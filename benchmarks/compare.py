@@ -1,4 +1,4 @@
-"""Times ours, every peer and plain sgemm, interleaved in one process.
+"""Times ours, every peer and the machine's limits, interleaved in one process.
 
     python -m benchmarks.compare --threads 2
 
@@ -7,26 +7,25 @@ reported as FAILED, is not timed, and makes the exit status 1. Results are writt
 row, so that a run that is cut off keeps what it has.
 
 JAX is a peer where it is installed (the ``bench-jax`` extra). It computes in threads of its own,
-as many as torch has.
+as many as torch has. A step loop compiled by ``torch.compile`` is one in rows of few steps, where
+there is a compiler; not in quick runs, for the time it takes to compile, unless it is asked for.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from . import arguments, jax_scan, machine, tables
-from .contenders import CELLS, JAX, PEER_KINDS
+from . import arguments, compiled_loop, jax_scan, machine, tables
+from .contenders import CELLS, COMPILE, JAX, PEER_KINDS, PEERS
 from .plot import write_plot
 from .readme import split, update_readme
-from .results import Record, failures, measure, save, summarise, write_text
-from .rows import GRID, MODES, Row, format_size, select
+from .results import Record, failures, measure, save, summarise, summarise_shares, write_text
+from .rows import GRID, MODES, Row, select
 
 DEFAULT_OUT = machine.ROOT / "benchmarks" / "results"
 
@@ -34,7 +33,7 @@ DEFAULT_OUT = machine.ROOT / "benchmarks" / "results"
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
-        description="Times fastbptt, its peers and plain sgemm, interleaved.",
+        description="Times fastbptt, its peers and the machine's limits, interleaved.",
     )
     add = parser.add_argument
     add(
@@ -50,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         "--peers",
         nargs="+",
         choices=PEER_KINDS,
-        help="torch is its module and, where truncated, the detach() loop (default: all there are)",
+        help="torch is its module and, where truncated, the detach() loop; compile is "
+        "torch.compile of a step loop, where T is at most 35 (default: all there are)",
     )
     add(
         "--rows",
@@ -93,48 +93,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """The command that takes this measurement again, without where it wrote."""
-    words = ["python", "-m", "benchmarks.compare"]
-    if args.threads:
-        words += ["--threads", str(args.threads)]
-    if args.quick:
-        words.append("--quick")
-    for name in ("cells", "modes", "peers", "filter"):
-        if getattr(args, name) != parser.get_default(name):
-            words += [f"--{name}", *getattr(args, name)]
-    if args.rows != parser.get_default("rows"):
-        words += ["--rows", *map(format_size, args.rows)]
-    for name in ("rounds", "budget"):
-        if getattr(args, name) is not None:
-            words += [f"--{name}", f"{getattr(args, name):g}"]
-    return shlex.join(words)
-
-
-def _check_writable(parser: argparse.ArgumentParser, folder: Path) -> None:
-    """Finds out before the measurement, not after it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        parser.error(f"argument --out: cannot write to {folder}: {error.strerror}")
-
-
-def _peers(parser: argparse.ArgumentParser, asked: Sequence[str] | None) -> list[str]:
-    """The kinds of peers to measure. JAX may be missing, unless it was asked for."""
+def _peers(
+    parser: argparse.ArgumentParser, asked: Sequence[str] | None, rows: Sequence[Row], quick: bool
+) -> list[str]:
+    """The kinds of peers to measure. One may be missing, unless it was asked for."""
     peers = list(PEER_KINDS if asked is None else asked)
-    if JAX in peers and (reason := jax_scan.unavailable()):
-        if asked is not None:
-            parser.error(f"argument --peers: {reason}")
-        print(f"no {jax_scan.LABEL} among the peers: {reason}", file=sys.stderr)
-        peers.remove(JAX)
+    compiles = any(peer.kind == COMPILE and peer.applies(row) for peer in PEERS for row in rows)
+    if asked is None and (quick or not compiles):
+        peers.remove(COMPILE)
+    for kind, module in ((JAX, jax_scan), (COMPILE, compiled_loop)):
+        if kind in peers and (reason := module.unavailable()):
+            if asked is not None:
+                parser.error(f"argument --peers: {reason}")
+            print(f"no {module.LABEL} among the peers: {reason}", file=sys.stderr)
+            peers.remove(kind)
     return peers
 
 
 def _write(results: Record, folder: Path) -> None:
     results["summary"] = summarise(results["records"])
+    results["shares"] = summarise_shares(results["records"])
     save(results, folder / "compare.json")
     write_text(folder / "compare.md", tables.markdown_report(results))
 
@@ -165,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row for row in select(args.cells, args.rows, args.filter) if row.modes(args.modes)]
     if not rows:
         parser.error("argument --filter: none of the rows is left; see --rows and --modes")
-    _check_writable(parser, args.out)
+    arguments.check_writable(parser, args.out)
     if args.update_readme:
         try:
             split(args.update_readme.read_text(encoding="utf-8"))
@@ -173,17 +151,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"argument --update-readme: {args.update_readme}: {error}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    peers = _peers(parser, args.peers)
+    peers = _peers(parser, args.peers, rows, args.quick)
     results: Record = {
         "machine": machine.facts(),
         "settings": {
-            "command": _command(args, parser),
+            "command": arguments.command(parser, args),
             "peers": peers,
             "min_rounds": args.rounds or (2 if args.quick else 9),
             "budget_s": (0.25 if args.quick else 6.0) if args.budget is None else args.budget,
         },
         "complete": False,
         "summary": [],
+        "shares": [],
         "records": [],
     }
     load = results["machine"]["load"]
@@ -194,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted: what was measured is in {args.out}", file=sys.stderr)
         return 130
-    print(*tables.terminal_summary(results["summary"]), f"written to {args.out}", sep="\n")
+    lines = tables.terminal_summary(results["summary"]) + tables.terminal_shares(results["shares"])
+    print(*lines, f"written to {args.out}", sep="\n")
     if failed := failures(results):
         print(f"FAILED: {len(failed)} of {len(results['records'])}", file=sys.stderr)
         return 1

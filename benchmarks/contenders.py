@@ -1,4 +1,4 @@
-"""Who is measured: ours, its peers and plain sgemm, each as a step that can be run and checked."""
+"""Who is measured: ours and its peers, each as a step that can be run and checked."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from torch import Tensor, nn
 import fastbptt
 from fastbptt.truncation import TBPTT, Chunked, Sliding
 
-from . import jax_scan
-from .rows import BACKWARD, FORWARD, RESET_RATE, Row
+from . import compiled_loop, jax_scan
+from .rows import BACKWARD, RESET_RATE, Row
 from .timing import Step
 
 OURS = "fastbptt"
-SGEMM = "sgemm"
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,17 @@ class Workload:
     """A row's tensors, the same for every contender: float32, fixed seed, torch's own weights."""
 
     def __init__(
-        self, row: Row, mode: str, seed: int = 0, device: torch.device | str = "cpu"
+        self,
+        row: Row,
+        mode: str,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        layers: int = 1,
     ) -> None:
-        self.row, self.mode, self.cell = row, mode, CELLS[row.cell]
+        self.row, self.mode, self.cell, self.layers = row, mode, CELLS[row.cell], layers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.weights = self.cell.torch(row.H, row.H, device=device).state_dict()
+            self.weights = self.cell.torch(row.H, row.H, layers, device=device).state_dict()
             self.input = torch.randn(row.T, row.B, row.H, device=device)
             self.grad_output = torch.randn(row.T, row.B, row.H, device=device)
             chances = torch.rand(row.T, row.B, device=device) if row.resets else None
@@ -67,7 +71,7 @@ class Workload:
     def load(self, make: Callable[..., nn.Module], **kwargs: object) -> nn.Module:
         """A module with this workload's weights."""
         where = {"device": self.input.device, "dtype": self.input.dtype}
-        module = make(self.row.H, self.row.H, **where, **kwargs)
+        module = make(self.row.H, self.row.H, self.layers, **where, **kwargs)
         module.load_state_dict(self.weights)
         return module
 
@@ -120,28 +124,6 @@ class ModuleStep:
             leaves = {"input": self.input, **dict(self.module.named_parameters())}
             found |= {f"d{name}": leaf.grad for name, leaf in leaves.items()}
         return found
-
-
-class MatmulStep:
-    """The same multiplications as plain sgemm: two of T*B rows forward, six with the backward.
-
-    Each gate multiplies. Into buffers that are there already, so that it is arithmetic and nothing
-    else. No bound: on some CPUs torch.mm's library is slower than the kernels here.
-    """
-
-    def __init__(self, work: Workload) -> None:
-        row, outputs = work.row, work.cell.gates * work.row.H
-        self.count = 2 if work.mode == FORWARD else 6
-        self.rows = work.input.reshape(row.T * row.B, row.H)
-        self.weight = torch.randn(row.H, outputs, generator=torch.Generator().manual_seed(0))
-        self.product = torch.full((row.T * row.B, outputs), 0.0)  # filled: its pages are there
-
-    def clear(self) -> None:
-        pass
-
-    def run(self) -> None:
-        for _ in range(self.count):
-            torch.mm(self.rows, self.weight, out=self.product)
 
 
 def _ours(work: Workload) -> ModuleStep:
@@ -217,7 +199,12 @@ class Peer:
     build: Callable[[Workload], Contender]
 
 
-TORCH, JAX = PEER_KINDS = ("torch", "jax")
+def _compiled_loop(work: Workload) -> ModuleStep:
+    module = work.load(work.cell.torch)
+    return ModuleStep(work, module, compiled_loop.forward(work.row.cell, module))
+
+
+TORCH, JAX, COMPILE = PEER_KINDS = ("torch", "jax", "compile")
 
 PEERS = (
     Peer(
@@ -252,6 +239,14 @@ PEERS = (
         label=lambda row: jax_scan.LABEL,
         build=jax_scan.ScanStep,
     ),
+    Peer(
+        kind=COMPILE,
+        applies=lambda row: (
+            row.truncation is None and not row.resets and row.T <= compiled_loop.MAX_STEPS
+        ),
+        label=lambda row: compiled_loop.LABEL,
+        build=_compiled_loop,
+    ),
 )
 
 
@@ -281,7 +276,7 @@ def check(ours: Results, peer: Results, limit: float, name: str) -> None:
 
     Raises:
         Mismatch: a result is missing, has another shape, is not finite, or is off by more than
-            ``limit`` times the peer's largest magnitude.
+            ``limit`` times the peer's largest magnitude, or than ``limit`` where that is zero.
     """
     if ours.keys() != peer.keys():
         raise Mismatch(f"results are {sorted(ours)}, those of {name} {sorted(peer)}")
@@ -291,18 +286,18 @@ def check(ours: Results, peer: Results, limit: float, name: str) -> None:
             raise Mismatch(f"{key} is {got}, that of {name} {expected}")
         if got.shape != expected.shape:
             raise Mismatch(f"{key} is {list(got.shape)}, that of {name} {list(expected.shape)}")
-        error = ((got - expected).abs().max() / expected.abs().max()).item()
+        error, scale = (got - expected).abs().max().item(), expected.abs().max().item()
+        error = error / scale if scale else error  # zeros: of W_hh's gradient where T = 1
         if not error <= limit:  # a NaN is a mismatch too
             raise Mismatch(f"{key} is off by {error:.2g} from {name}, allowed is {limit:.2g}")
 
 
-def build(row: Row, mode: str, kinds: Container[str] = (TORCH,)) -> dict[str, Step]:
-    """Every contender of a row by its label, ours first, sgemm last, checked to agree.
+def build(work: Workload, kinds: Container[str] = (TORCH,)) -> dict[str, Contender]:
+    """Every contender of a row by its label, ours first, checked to agree.
 
     Raises:
         Mismatch: ours does not agree with a peer, or warns that it is not what runs.
     """
-    work = Workload(row, mode)
     steps = contenders(work, kinds)
     ours, *peers = steps
     with warnings.catch_warnings(record=True) as caught:
@@ -311,5 +306,5 @@ def build(row: Row, mode: str, kinds: Container[str] = (TORCH,)) -> dict[str, St
     if caught:  # such as a fallback to torch: its time would not be ours
         raise Mismatch(f"{ours} warned: {caught[0].message}")
     for peer in peers:
-        check(results, steps[peer].results(), tolerance(row), peer)
-    return {**steps, SGEMM: MatmulStep(work)}
+        check(results, steps[peer].results(), tolerance(work.row), peer)
+    return steps

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from .contenders import OURS, SGEMM, Mismatch, build
+from .bound import SGEMM, Bound
+from .contenders import OURS, Mismatch, Workload, build
 from .files import Record, save, write_text
 from .rows import BACKWARD, MODES, Row
-from .timing import Quartiles, interleave, paired_ratios
+from .timing import Quartiles, Step, interleave, paired_ratios
 
 __all__ = ["Record", "failures", "load", "measure", "save", "summarise", "write_text"]
 
@@ -27,7 +28,8 @@ def measure(
     Returns its record. ``ms``: quartiles of every contender's milliseconds a call. ``speedup``:
     of each peer's time over ours, paired in the same round. ``reach``: of each peer's time over
     sgemm's, the speedup that ours would have at its speed. ``over_sgemm``: of our time over
-    sgemm's. A row that computes the wrong thing has ``error`` and no times.
+    sgemm's. ``bound``: see :meth:`benchmarks.bound.Bound.record`. A row that computes the wrong
+    thing has ``error`` and no times.
     """
     record: Record = {
         "cell": row.cell,
@@ -38,21 +40,42 @@ def measure(
         "mode": mode,
     }
     with torch.set_grad_enabled(mode == BACKWARD):
+        work = Workload(row, mode)
         try:
-            steps = build(row, mode, peers)
+            steps: dict[str, Step] = dict(build(work, peers))
         except Mismatch as mismatch:
             return record | {"error": str(mismatch)}
+        bound = Bound(row, mode, work.cell.gates, work.resets)
+        steps |= bound.steps
         seconds = interleave(steps, min_rounds=min_rounds, budget_s=budget_s)
     ours, sgemm = seconds[OURS], seconds[SGEMM]
-    theirs = {name: times for name, times in seconds.items() if name not in (OURS, SGEMM)}
+    theirs = {name: t for name, t in seconds.items() if name != OURS and name not in bound.steps}
+    timed = {OURS: ours, **theirs, SGEMM: sgemm}
     return record | {
         "error": None,
         "rounds": len(ours),
-        "ms": {name: _rounded(Quartiles.of(times), 1e3) for name, times in seconds.items()},
+        "ms": {name: _rounded(Quartiles.of(times), 1e3) for name, times in timed.items()},
         "speedup": {name: _rounded(paired_ratios(times, ours)) for name, times in theirs.items()},
         "reach": {name: _rounded(paired_ratios(times, sgemm)) for name, times in theirs.items()},
         "over_sgemm": _rounded(paired_ratios(ours, sgemm)),
+        "bound": bound.record(ours, seconds),
     }
+
+
+def _mean_and_least(medians: Mapping[str, float]) -> Record:
+    """Of medians by their rows' names."""
+    least = min(medians, key=medians.__getitem__)
+    return {
+        "rows": len(medians),
+        "geometric_mean": float(f"{statistics.geometric_mean(medians.values()):.5g}"),
+        "least": medians[least],
+        "least_row": least,
+    }
+
+
+def _in_order(key: tuple[str, str, str]) -> tuple[str, str, int]:
+    cell, mode, name = key
+    return cell, name, MODES.index(mode)
 
 
 def summarise(records: Iterable[Record]) -> list[Record]:
@@ -62,22 +85,34 @@ def summarise(records: Iterable[Record]) -> list[Record]:
         for peer, ratio in record.get("speedup", {}).items():
             group = groups.setdefault((record["cell"], record["mode"], peer), {})
             group[record["row"]] = ratio["median"]
-    summary = []
-    for cell, mode, peer in sorted(groups, key=lambda key: (key[0], key[2], MODES.index(key[1]))):
-        medians = groups[cell, mode, peer]
-        least = min(medians, key=medians.__getitem__)
-        summary.append(
-            {
-                "cell": cell,
-                "mode": mode,
-                "peer": peer,
-                "rows": len(medians),
-                "geometric_mean": float(f"{statistics.geometric_mean(medians.values()):.5g}"),
-                "least": medians[least],
-                "least_row": least,
-            }
-        )
-    return summary
+    return [
+        {"cell": key[0], "mode": key[1], "peer": key[2], **_mean_and_least(groups[key])}
+        for key in sorted(groups, key=_in_order)
+    ]
+
+
+SHARE_GROUPS: dict[str, Callable[[Mapping[str, int]], bool]] = {
+    "B >= 16, H >= 256": lambda size: size["B"] >= 16 and size["H"] >= 256,
+    "B = 1": lambda size: size["B"] == 1,
+}
+
+
+def summarise_shares(records: Iterable[Record]) -> list[Record]:
+    """For each cell, mode and group of rows: the mean share of the bound, and the least.
+
+    Rows with truncation or resets are left out.
+    """
+    groups: dict[tuple[str, str, str], dict[str, float]] = {}
+    for record in records:
+        if record["error"] is None and record["truncation"] is None and not record["resets"]:
+            for name, belongs in SHARE_GROUPS.items():
+                if belongs(record["size"]):
+                    group = groups.setdefault((record["cell"], record["mode"], name), {})
+                    group[record["row"]] = record["bound"]["share"]["median"]
+    return [
+        {"cell": key[0], "mode": key[1], "group": key[2], **_mean_and_least(groups[key])}
+        for key in sorted(groups, key=_in_order)
+    ]
 
 
 def failures(results: Record) -> list[Record]:

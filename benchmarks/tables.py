@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .contenders import CELLS, OURS, SGEMM
+from .bound import LARGE, SGEMM, LargeMatmulStep
+from .contenders import CELLS, OURS
 from .results import Record, failures
 from .rows import BACKWARD, FORWARD
 
 TERMINAL_HEAD = (
     f"{'cell':<5} {'T,B,H':<24} {'mode':<16} {'ours ms':>9} {'peer':<14} {'peer ms':>9} "
-    f"{'speedup':>8}  {'quartiles':<15} {'/ ' + SGEMM:>7}"
+    f"{'speedup':>8}  {'quartiles':<15} {'of bound':>8} {'by':<5}"
 )
 
 
@@ -27,6 +28,10 @@ def _spread(ratio: Record) -> str:
     return f"{_times(ratio['q1'])} to {_times(ratio['q3'])}"
 
 
+def _share(ratio: Record) -> str:
+    return f"{100 * ratio['median']:.0f}%"
+
+
 def terminal_lines(record: Record) -> list[str]:
     """A record as lines under :data:`TERMINAL_HEAD`, one a peer."""
     name = f"{record['cell']:<5} {record['row']:<24} {record['mode']:<16}"
@@ -37,7 +42,7 @@ def terminal_lines(record: Record) -> list[str]:
         lines.append(
             f"{name} {_ms(record['ms'][OURS]['q1']):>9} {peer:<14} "
             f"{_ms(record['ms'][peer]['q1']):>9} {_times(ratio['median']) + 'x':>8}  "
-            f"{_spread(ratio):<15} {_times(record['over_sgemm']['median']):>7}"
+            f"{_spread(ratio):<15} {_share(record['bound']['share']):>8} {record['bound']['by']:<5}"
         )
     return lines
 
@@ -51,6 +56,15 @@ def terminal_summary(summary: Sequence[Record]) -> list[str]:
     ]
 
 
+def terminal_shares(shares: Sequence[Record]) -> list[str]:
+    """The shares of the bound as sentences, one a cell, mode and group of rows."""
+    return [
+        f"{s['cell']} {s['mode']}, {s['group']}: {100 * s['geometric_mean']:.0f}% of the bound in "
+        f"the geometric mean of {s['rows']}, least {100 * s['least']:.0f}% at {s['least_row']}"
+        for s in shares
+    ]
+
+
 def machine_line(results: Record) -> str:
     """The machine in one sentence."""
     m = results["machine"]
@@ -61,8 +75,8 @@ def machine_line(results: Record) -> str:
 
 
 def _peer_cells(record: Record | None, peer: str, *, detailed: bool) -> list[str]:
-    """Ours, the peer's, the speedup and, for the detailed mode, its quartiles and sgemm."""
-    width = 5 if detailed else 3
+    """Ours, the peer's, the speedup; for the detailed mode, its quartiles and our shares too."""
+    width = 6 if detailed else 3
     if record is None:
         return [""] * width
     if record["error"] is not None:
@@ -71,7 +85,9 @@ def _peer_cells(record: Record | None, peer: str, *, detailed: bool) -> list[str
     times = [_ms(record["ms"][name]["q1"]) for name in (OURS, peer)]
     cells = [*times, f"**{_times(ratio['median'])}**"]
     if detailed:
-        cells += [_spread(ratio), _times(record["over_sgemm"]["median"])]
+        bound = record["bound"]
+        cells += [_spread(ratio), f"{_share(bound['share'])} {bound['by']}"]
+        cells.append(_share(bound["large_share"]))
     return cells
 
 
@@ -82,8 +98,8 @@ def markdown_table(results: Record) -> str:
     for cell in dict.fromkeys(r["cell"] for r in results["records"]):
         lines = [
             f"| {CELLS[cell].label}: T,B,H | against | forward ms | theirs | speedup "
-            f"| forward+backward ms | theirs | speedup | quartiles | ours / {SGEMM} |",
-            "|---|---|" + "--:|" * 8,
+            f"| forward+backward ms | theirs | speedup | quartiles | of the bound | of {LARGE} |",
+            "|---|---|" + "--:|" * 9,
         ]
         for row in dict.fromkeys(r["row"] for r in results["records"] if r["cell"] == cell):
             forward = by_key.get((cell, row, FORWARD))
@@ -106,9 +122,12 @@ def markdown_block(results: Record) -> str:
         f"{markdown_table(results)}\n\n"
         f"Taken with `{results['settings']['command']}` on {machine_line(results)}. "
         "I = H, float32; milliseconds a call, lower quartile; speedup is the median of their time "
-        "over ours, paired in the same round, and the quartiles are its own. The last column is "
-        f"our time over that of the same FLOPs as plain {SGEMM} (`torch.mm`; below 1 "
-        "where its library is not the fastest for the CPU)."
+        "over ours, paired in the same round, and the quartiles are its own. *Of the bound* is our "
+        "share of the machine's limit in forward+backward: the longer of the times that the same "
+        f"multiplications take as plain {SGEMM} (`torch.mm` at the row's shapes; over 100% where "
+        "its library is slower than the kernels here) and that reading W_hh once a step takes from "
+        "the *cache* where it lies. The last column is our rate over that of a product of "
+        f"{LargeMatmulStep.SIZE} by {LargeMatmulStep.SIZE} matrices."
     )
 
 
@@ -124,7 +143,8 @@ def markdown_report(results: Record) -> str:
         parts.append("The run was cut off or still goes on: rows are missing.")
     if results["summary"]:
         parts.append("## Summary")
-        parts.append("\n".join(f"- {line}" for line in terminal_summary(results["summary"])))
+        lines = terminal_summary(results["summary"]) + terminal_shares(results["shares"])
+        parts.append("\n".join(f"- {line}" for line in lines))
     parts.append("## Machine and settings")
     known = {**results["machine"], **results["settings"]}
     parts.append("\n".join(f"- {key}: {value}" for key, value in known.items()))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import fastbptt
 from benchmarks import (
@@ -185,10 +184,10 @@ def test_filters_pick_rows_by_name():
 def test_contenders_agree(cell, cut, mode):
     row = Row(cell, 12, 2, 8, cut)
     with torch.set_grad_enabled(mode == BACKWARD):
-        steps = contenders.build(row, mode)
+        steps = contenders.build(contenders.Workload(row, mode))
         results = steps["fastbptt"].results()
     peer = f"torch.nn.{cell.upper()}" if cut is None else "detach() loop"
-    assert list(steps) == ["fastbptt", peer, "sgemm"]
+    assert list(steps) == ["fastbptt", peer]
     expected = ["output", "h_n", *(["c_n"] if cell == "lstm" else [])]
     if mode == BACKWARD:
         weights = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
@@ -205,7 +204,8 @@ sizes = [(12, 2, 8), (12, 2, 8, Chunked(5))]
 cases = [(Row(cell, *size), BACKWARD) for cell in contenders.CELLS for size in sizes]
 for row, mode in [*cases, (Row("lstm", 12, 2, 8), FORWARD)]:
     with torch.set_grad_enabled(mode == BACKWARD):
-        steps = contenders.build(row, mode, contenders.PEER_KINDS)  # raises where one is off
+        work = contenders.Workload(row, mode)
+        steps = contenders.build(work, [contenders.JAX])  # raises where one is off
     print(*steps, sep=", ")
 print(jax_scan.facts())
 """
@@ -219,7 +219,7 @@ def test_jax_agrees_in_every_cell():
     done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     *rows, facts = done.stdout.splitlines()
-    assert len(rows) == 7 and all(row.endswith(", JAX lax.scan, sgemm") for row in rows)
+    assert len(rows) == 7 and all(row.endswith("fastbptt, JAX lax.scan") for row in rows)
     assert "'jax_threads': 'a pool of its own" in facts
     if sys.platform == "linux":
         assert ", 1 threads" in facts
@@ -234,12 +234,12 @@ def test_a_peer_that_computes_something_else_is_refused(monkeypatch):
     other = contenders.Peer(contenders.JAX, lambda row: True, lambda row: "other", wrong)
     monkeypatch.setattr(contenders, "PEERS", (other,))
     with pytest.raises(contenders.Mismatch, match="output is off by .* from other"):
-        contenders.build(Row("lstm", 12, 2, 8), BACKWARD, [contenders.JAX])
+        contenders.build(contenders.Workload(Row("lstm", 12, 2, 8), BACKWARD), [contenders.JAX])
 
 
 def test_a_missing_jax_is_said_and_skipped(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax", None)  # as if it were not installed
-    sizes = ["--cells", "gru", "--rows", "12,2,8", "--modes", FORWARD]
+    sizes = ["--cells", "gru", "--rows", "36,2,8", "--modes", FORWARD]  # too long to compile
     tail = ["--rounds", "1", "--budget", "0", "--out", str(tmp_path)]
     assert compare.main([*sizes, *tail]) == 0
     said = capsys.readouterr().err
@@ -284,16 +284,7 @@ def test_a_warning_of_ours_is_no_result(monkeypatch):
 
     monkeypatch.setattr(contenders.CELLS["rnn"].ours, "forward", warns)
     with pytest.raises(contenders.Mismatch, match="fastbptt warned: falls back to torch"):
-        contenders.build(TINY, BACKWARD)
-
-
-@pytest.mark.parametrize(("mode", "count"), [(FORWARD, 2), (BACKWARD, 6)])
-@pytest.mark.parametrize(("cell", "gates"), [("rnn", 1), ("gru", 3), ("lstm", 4)])
-def test_sgemm_does_the_same_flops(cell, gates, mode, count):
-    step = contenders.MatmulStep(contenders.Workload(Row(cell, 12, 2, 8), mode))
-    with FlopCounterMode(display=False) as counter:
-        step.run()
-    assert counter.get_total_flops() == count * gates * 2 * (12 * 2) * 8 * 8
+        contenders.build(contenders.Workload(TINY, BACKWARD))
 
 
 def test_compare_writes_everything(tmp_path, capsys):

@@ -1,0 +1,149 @@
+"""The machine's limits beside which ours is measured: their counts; no test depends on a speed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import bound, compare, compiled_loop, contenders, results, tables
+from benchmarks.bound import CACHE, LARGE, SGEMM
+from benchmarks.rows import BACKWARD, FORWARD, Row
+from fastbptt.truncation import TBPTT, Chunked, Sliding
+
+CUTS = [(None, 6), (Chunked(5), 6), (TBPTT(4, 8), 5 + 20 / 12), (Sliding(3), 5 + 33 / 12)]
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+@pytest.mark.parametrize(("cut", "backward"), CUTS, ids=lambda value: str(value))
+def test_sgemm_does_the_same_flops(cell, cut, backward):
+    row = Row(cell, 12, 2, 8, cut)
+    gates = contenders.CELLS[cell].gates
+    for mode, count in ((FORWARD, 2), (BACKWARD, backward)):
+        limit = bound.Bound(row, mode, gates)
+        with FlopCounterMode(display=False) as counter:
+            limit.steps[SGEMM].run()
+        assert counter.get_total_flops() == pytest.approx(count * gates * 2 * (12 * 2) * 8 * 8)
+        assert limit.flops == counter.get_total_flops()
+
+
+def test_windows_are_counted_as_the_brute_force_runs_them():
+    # windows of 8 steps every 4 over 10: 0..3, 0..7, 4..9
+    assert bound.product_rows(Row("rnn", 10, 3, 8, TBPTT(4, 8)), BACKWARD) == (50 + 4 + 8 + 6) * 3
+
+
+def test_weights_are_read_once_a_step_of_each_pass():
+    resets = torch.zeros(12, 2, dtype=torch.bool)
+    resets[[0, 5], [0, 0]] = resets[4, 1] = True  # stretches of 5 and 7, and of 4 and 8
+    for cut, given, forward, backward in (
+        (None, None, 12, 12),
+        (Chunked(5), None, 12, 5),
+        (Chunked(50), None, 12, 12),
+        (Sliding(3), None, 12, 3),
+        (None, resets, 8, 8),
+        (Chunked(5), resets, 8, 5),
+    ):
+        row = Row("rnn", 12, 2, 8, cut, given is not None)
+        assert bound.weight_reads(row, FORWARD, given) == forward
+        assert bound.weight_reads(row, BACKWARD, given) == forward + backward
+
+
+def test_the_cache_is_read_in_buffers_of_a_cores_share(monkeypatch):
+    monkeypatch.setattr(bound.CacheStep, "BYTES", 2**16)
+    step = bound.CacheStep(16, 3, threads=2)
+    assert step.buffer.untyped_storage().nbytes() == 4 * (3 * 16 * 16) // 2
+    assert step.bytes == step.buffer.numel() * 4 <= 2**16
+    assert step.run() == step.buffer.numel(), "every value is read, as often as it is counted"
+    assert bound.CacheStep(1, 1, threads=8).buffer.shape[0] >= 8
+
+
+def test_the_bound_is_the_longer_of_both_times():
+    limit = bound.Bound(Row("rnn", 10, 1, 16), BACKWARD, 1)
+    reads = limit.cache.bytes / limit.read  # a call of the cache's step reads so many times more
+    seconds = {SGEMM: [1.0, 2.0], CACHE: [3 * reads, 6 * reads], LARGE: [4.0, 8.0]}
+    found = limit.record([4.0, 8.0], seconds)
+    assert found["by"] == CACHE
+    assert found["share"]["median"] == found["cache_share"]["median"] == 0.75
+    assert found["cache_ms"]["median"] == 4500 and found["sgemm_ms"]["median"] == 1500
+    flops = 2 * 6 * 10 * 16 * 16
+    assert found["large_share"]["median"] == pytest.approx(
+        flops / limit.steps[LARGE].flops, rel=1e-4
+    )
+    seconds[SGEMM] = [3.5, 7.0]
+    found = limit.record([4.0, 8.0], seconds)
+    assert (found["by"], found["share"]["median"]) == (SGEMM, 0.875)
+    assert found["cache_share"]["median"] == 0.75
+
+
+def test_records_have_the_bound_and_tables_show_it():
+    row = Row("gru", 12, 1, 8)
+    record = results.measure(row, BACKWARD, peers=["torch"], min_rounds=1, budget_s=0.0)
+    assert set(record["ms"]) == {"fastbptt", "torch.nn.GRU", SGEMM}
+    found = record["bound"]
+    assert found["by"] in (SGEMM, CACHE) and found["share"]["median"] > 0
+    (line,) = tables.terminal_lines(record)
+    assert f"{100 * found['share']['median']:.0f}% {found['by']}" in line
+
+
+def share(row: str, value: float, B: int, H: int, **changes: object) -> results.Record:
+    base = {"cell": "rnn", "row": row, "mode": BACKWARD, "error": None, "truncation": None}
+    base |= {"resets": False, "size": {"B": B, "H": H}, "bound": {"share": {"median": value}}}
+    return base | changes
+
+
+def test_shares_are_summarised_by_groups_of_rows():
+    records = [
+        share("a", 0.5, 16, 256),
+        share("b", 0.8, 64, 512),
+        share("c", 0.1, 16, 128),
+        share("d", 0.3, 1, 256),
+        share("e", 0.01, 1, 256, truncation="Chunked(k=2)"),
+        share("f", 0.01, 16, 256, resets=True),
+        {"cell": "rnn", "row": "g", "mode": BACKWARD, "error": "wrong"},
+    ]
+    many, one = sorted(results.summarise_shares(records), key=lambda s: -s["rows"])
+    assert (many["group"], many["rows"], many["least_row"]) == ("B >= 16, H >= 256", 2, "a")
+    assert many["geometric_mean"] == pytest.approx(0.4**0.5, rel=1e-4)
+    assert (one["group"], one["rows"], one["least"]) == ("B = 1", 1, 0.3)
+    (text, _) = tables.terminal_shares([many, one])
+    assert text == (
+        "rnn forward+backward, B >= 16, H >= 256: 63% of the bound in the geometric mean of 2, "
+        "least 50% at a"
+    )
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """Traces and differentiates ahead of time as always, but generates no code."""
+    monkeypatch.setattr(compiled_loop, "BACKEND", "aot_eager")
+
+
+@pytest.mark.parametrize("mode", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_the_compiled_loop_agrees(cell, mode, backend):
+    with torch.set_grad_enabled(mode == BACKWARD):
+        work = contenders.Workload(Row(cell, 4, 2, 8), mode)
+        steps = contenders.build(work, [contenders.COMPILE])  # raises where it is off
+    assert list(steps) == ["fastbptt", "torch.compile"]
+
+
+def test_only_rows_of_few_steps_are_compiled():
+    (peer,) = (p for p in contenders.PEERS if p.kind == contenders.COMPILE)
+    assert peer.applies(Row("rnn", 35, 2, 8)) and not peer.applies(Row("rnn", 36, 2, 8))
+    assert not peer.applies(Row("rnn", 4, 2, 8, Chunked(2)))
+    assert not peer.applies(Row("rnn", 4, 2, 8, resets=True))
+
+
+def test_a_compiler_that_fails_is_said_and_skipped(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compiled_loop, "BACKEND", "no_such_backend")
+    arguments = ["--cells", "rnn", "--rows", "4,2,8", "--modes", FORWARD, "--rounds", "1"]
+    arguments += ["--budget", "0", "--out", str(tmp_path)]
+    monkeypatch.setattr(contenders.jax_scan, "unavailable", lambda: "not this time")
+    assert compare.main(arguments) == 0
+    assert "no torch.compile among the peers: torch.compile does not" in capsys.readouterr().err
+    assert results.load(tmp_path / "compare.json")["settings"]["peers"] == ["torch"]
+    with pytest.raises(SystemExit):
+        compare.main([*arguments, "--peers", "compile"])
+    assert "argument --peers: torch.compile does not work here" in capsys.readouterr().err
+    assert compare.main([*arguments, "--quick"]) == 0
+    assert "torch.compile" not in capsys.readouterr().err, "a quick run does not try it"
