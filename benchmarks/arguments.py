@@ -51,6 +51,8 @@ def check_writable(parser: ArgumentParser, folder: Path) -> None:
 def _word(value: object) -> str:
     if isinstance(value, Size):
         return format_size(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
