@@ -1,15 +1,19 @@
 """How much memory one forward+backward takes, beyond its inputs, outputs and gradients.
 
     python -m benchmarks.memory
+    python -m benchmarks.memory --grid
     python -m benchmarks.memory --cell lstm --row 1024,16,256 --recompute
 
-The second compares ``recompute=True`` with the default, in memory and, once both have given the
-same gradients, in time.
+The second measures every cell and row of the grid, beside torch. The third compares
+``recompute=True`` with the default, in memory and, once both have given the same gradients, in
+time.
 
 Two measurements, for each contender in a process of its own. *Allocated*: every allocation and
 release that torch's profiler reports, replayed to the greatest sum; exact, but it sees torch's
 allocators alone. *Resident*: what the operating system has given the process at most, which sees
-everything else too, in whole pages and with whatever libraries keep.
+everything else too, in whole pages and with whatever libraries keep. Both are counted from what is
+there before the call, so without inputs and weights; outputs and gradients are taken off too, for
+any program needs them, except in the columns of the grid that say *peak*.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from . import arguments, machine
+from . import arguments, machine, memory_grid
 from .contenders import (
     CELLS,
     OURS,
@@ -39,7 +43,7 @@ from .contenders import (
     contenders,
     tolerance,
 )
-from .rows import BACKWARD, Row, Size, format_size
+from .rows import BACKWARD, GRID, Row, Size, format_size, select
 from .timing import interleave, paired_ratios
 
 DEFAULT_SIZE = Size(1024, 16, 128)
@@ -92,8 +96,11 @@ def _step(row: Row, label: str) -> ModuleStep:
     return _recomputing(work) if label == RECOMPUTE else contenders(work)[label]
 
 
-def allocated(row: Row, label: str) -> int:
-    """Extra bytes of one forward+backward, from the allocations that the profiler reports."""
+def allocated(row: Row, label: str) -> dict[str, int]:
+    """Bytes of one forward+backward, from the allocations that the profiler reports.
+
+    ``allocated`` is beyond its results, ``allocated_peak`` with them.
+    """
     step = _step(row, label)
     step.results()  # what only a first call allocates is no part of it
     step.clear()
@@ -105,7 +112,8 @@ def allocated(row: Row, label: str) -> int:
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     log = [event for event in events if event.get("name") == "[memory]"]
     log.sort(key=lambda event: event["ts"])
-    return peak(((e["args"]["Addr"], e["args"]["Bytes"]) for e in log), storages(results))
+    sizes = [(event["args"]["Addr"], event["args"]["Bytes"]) for event in log]
+    return {"allocated": peak(sizes, storages(results)), "allocated_peak": peak(sizes, {})}
 
 
 def _status(field: str) -> int:
@@ -117,8 +125,11 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def resident(row: Row, label: str) -> int | None:
-    """Extra bytes of a process's first run at this size; None where the system cannot tell."""
+def resident(row: Row, label: str) -> dict[str, int | None]:
+    """Bytes of a process's first run at this size; None where the system cannot tell.
+
+    ``resident`` is beyond its results, ``resident_peak`` with them.
+    """
     small = Row(row.cell, 2, row.B, row.H, row.truncation, row.resets)
     _step(small, label).results()  # code, threads and their stacks are no part of it
     step = _step(row, label)
@@ -128,12 +139,13 @@ def resident(row: Row, label: str) -> int | None:
         results = step.results()
         most = _status("VmHWM")
     except OSError:
-        return None
-    return most - before - sum(storages(results).values())
+        return {"resident": None, "resident_peak": None}
+    taken = most - before
+    return {"resident": taken - sum(storages(results).values()), "resident_peak": taken}
 
 
 def measure(row: Row, label: str, threads: int) -> dict[str, int | None]:
-    """Both measurements of one contender, in a fresh process."""
+    """All measurements of one contender, in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.memory", "--child", label, "--cell", row.cell]
     command += ["--row", format_size(row.size), "--threads", str(threads)]
     environment = {**os.environ, **_CHILD_ENVIRONMENT}
@@ -167,6 +179,25 @@ def _parser() -> argparse.ArgumentParser:
         "--recompute",
         action="store_true",
         help="compare recompute=True with the default: gradients, memory and time",
+    )
+    add(
+        "--grid",
+        action="store_true",
+        help="every cell and row of the grid beside torch, into memory.json and memory.md",
+    )
+    add(
+        "--filter",
+        nargs="+",
+        metavar="TEXT",
+        default=[],
+        help="of the grid, only rows whose name contains one of these, such as lstm or 128,16",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=machine.ROOT / "benchmarks" / "results",
+        help="folder for the grid's results (default: benchmarks/results)",
     )
     add("--child", metavar="LABEL", help=argparse.SUPPRESS)  # measure this one, in this process
     return parser
@@ -214,11 +245,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.child:
-        found = {"resident": resident(row, args.child)}  # first: the profiler takes memory too
-        print(json.dumps(found | {"allocated": allocated(row, args.child)}))
+        found = resident(row, args.child)  # first: the profiler takes memory too
+        print(json.dumps(found | allocated(row, args.child)))
+        return 0
+    threads = torch.get_num_threads()
+    if args.grid:
+        rows = select(list(CELLS), GRID, args.filter)
+        if not rows:
+            parser.error("argument --filter: none of the rows is left")
+        arguments.check_writable(parser, args.out)
+        settings = {"command": arguments.command(parser, args)}
+        memory_grid.run(rows, partial(measure, threads=threads), settings, args.out)
         return 0
     output = 4 * row.T * row.B * row.H
-    threads = torch.get_num_threads()
     print(
         f"{CELLS[row.cell].label} {row.label}, forward+backward, {threads} threads: bytes beyond "
         f"inputs, outputs and gradients, in outputs of {output / 2**20:.3g} MiB"

@@ -19,7 +19,6 @@ from benchmarks import (
     compare,
     contenders,
     machine,
-    memory,
     plot,
     readme,
     results,
@@ -466,73 +465,3 @@ def test_plot_and_tables_show_failures_and_several_peers(measured):
         ["`torch.nn.RNN`", "FAILED"],
         ["`other`", "FAILED"],
     ]
-
-
-def test_peak_replays_allocations_without_the_results():
-    log = [(1, 100), (2, 50), (1, -100), (1, 30), (3, 70), (2, -50)]
-    assert memory.peak(log, {}) == 150
-    # the last allocation at 1 and the one at 3 are results: the first at 1 is not
-    assert memory.peak(log, {1: 30, 3: 70}) == 150
-    assert memory.peak(log, {1: 10, 3: 70}) == 150
-    assert memory.peak(log[3:5], {1: 10, 3: 70}) == 20
-    assert memory.peak([], {}) == 0
-
-
-def test_storages_count_views_once():
-    output = torch.zeros(6, 2)
-    found = memory.storages({"output": output, "h_n": output[-1:], "dhx": None})
-    assert found == {output.data_ptr(): output.nbytes}
-    one, other = torch.zeros(10).split([4, 6])
-    assert memory.storages({"one": one}) == {one.data_ptr(): 16}
-    assert memory.storages({"one": one, "other": other}) == {one.data_ptr(): 40}
-
-
-def test_memory_is_measured_in_a_process_of_its_own():
-    found = memory.measure(Row("rnn", 40, 4, 32), "fastbptt", threads=1)
-    assert 0 < found["allocated"] < 50 * (4 * 40 * 4 * 32)
-    assert found["resident"] is None or found["resident"] < 2**27
-
-
-def test_memory_prints_multiples_of_the_output(capsys, monkeypatch):
-    monkeypatch.setattr(memory, "measure", lambda *_: {"allocated": 3 * 2**19, "resident": None})
-    assert memory.main(["--row", "1024,2,128"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "in outputs of 1 MiB" in lines[0]
-    assert [line.split() for line in lines[2:]] == [
-        [name, "1.50x", "unknown"] for name in ("fastbptt", "torch.nn.RNN")
-    ]
-
-
-def test_recompute_is_compared_in_memory_gradients_and_time(capsys, monkeypatch):
-    times = [2.0], [3.0]
-    sizes = {"fastbptt": 4 * 2**20, memory.RECOMPUTE: 2**20}
-    monkeypatch.setattr(
-        memory, "measure", lambda row, label, threads: dict(allocated=sizes[label], resident=None)
-    )
-    monkeypatch.setattr(
-        memory, "interleave", lambda steps, **_: dict(zip(steps, times, strict=True))
-    )
-    assert memory.main(["--cell", "lstm", "--row", "1024,2,128", "--recompute"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-2] for line in lines[2:4]] == ["4.00x", "1.00x"]
-    assert lines[4] == "recompute / default, allocated: 0.25"
-    assert lines[5].startswith("recompute / default, time: 1.50 ")
-    assert lines[6].startswith("results and gradients are the same")
-
-
-def test_recompute_with_other_gradients_is_refused(capsys, monkeypatch):
-    def wrong(work):
-        step = right(work)
-        monkeypatch.setattr(step.module, "recompute", False)
-        step.module.truncation = Chunked(5)
-        return step
-
-    right = memory._recomputing
-    monkeypatch.setattr(memory, "measure", lambda *_: dict(allocated=1, resident=1))
-    monkeypatch.setattr(memory, "_recomputing", wrong)
-    monkeypatch.setattr(memory, "interleave", lambda *_, **__: pytest.fail("timed"))
-    assert memory.main(["--cell", "gru", "--row", "12,2,8", "--recompute"]) == 1
-    assert "FAILED, not timed: recompute=True: dinput is off by" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        memory.main(["--recompute"])
-    assert "argument --recompute: needs --cell gru or lstm" in capsys.readouterr().err
