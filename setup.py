@@ -21,6 +21,7 @@ SOURCES = [
     "csrc/network.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/team.cpp",
+    "csrc/cpu/isa_avx512_bf16.cpp",
     "csrc/cpu/isa_avx512.cpp",
     "csrc/cpu/isa_avx2.cpp",
     "csrc/cpu/isa_baseline.cpp",

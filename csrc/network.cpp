@@ -161,6 +161,7 @@ Result run_layers(const Options& net, const Tensor& input, const Context& contex
 int64_t windows_in_group(const Options& net, const Cuts& cuts, int64_t B, int64_t input_size,
                          const Tensor& w_hh) {
   const int64_t element = w_hh.element_size(), H = w_hh.size(1);
+  const int64_t sum = std::max<int64_t>(element, sizeof(float));  // of what is not rounded
   const int64_t columns = net.cell == "gru" ? 4 * H : w_hh.size(0);
   const int64_t shared_steps = cuts.k2 - cuts.k1;
   constexpr int64_t kRows = 1024, kOwnToShared = 8;
@@ -171,9 +172,8 @@ int64_t windows_in_group(const Options& net, const Cuts& cuts, int64_t B, int64_
   // gradients for each step of each lane. On a GPU also the state before each step, and between
   // layers what the recurrence gives for each step of each lane.
   constexpr int64_t kIndices = 3 * sizeof(int64_t);
-  const int64_t lane = 2 * (columns * element + kIndices) + 2 * H * element;
+  const int64_t lane = 2 * (columns * sum + kIndices) + 2 * H * sum;
   const bool on_gpu = w_hh.is_cuda();
-  const int64_t sum = std::max<int64_t>(element, sizeof(float));
   const int64_t step = columns * sum + (input_size + (on_gpu ? H : 0)) * element + kIndices;
   const int64_t between =
       net.num_layers > 1 ? (2 * H + (on_gpu ? columns : 0)) * cuts.k2 * element : 0;
@@ -209,9 +209,12 @@ Tensor rows_of_steps(const Tensor& d_input, const Options& net, const OptionalTe
   return d_input.narrow(0, rows(0, span.begin), rows(span.begin, span.end));
 }
 
-void add(Tensor* sum, const Tensor& part) {
+// Adds one of `parts` parts. The sum of several is not rounded to 16 bits before it is complete.
+void add(Tensor* sum, const Tensor& part, size_t parts) {
   if (sum->defined()) {
     sum->add_(part);
+  } else if (parts > 1 && part.element_size() < int64_t(sizeof(float))) {
+    *sum = part.to(at::kFloat);
   } else {
     *sum = part;
   }
@@ -285,7 +288,11 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     std::optional<at::AutoDispatchBelowAutograd> guard;
     if (!at::GradMode::is_enabled()) guard.emplace();
     const std::vector<Cuts> groups = groups_of(net, cuts, T, B, layers[0].size(-1), weights[1]);
-    if (needs_input && groups.size() > 1) result[0] = at::zeros_like(layers[0]);
+    const auto sum_options =
+        layers[0].options().dtype(at::promote_types(layers[0].scalar_type(), at::kFloat));
+    if (needs_input && groups.size() > 1) {
+      result[0] = at::zeros(layers[0].sizes(), sum_options);
+    }
     for (const Cuts& group : groups) {
       Tensor grad = grads[0];
       for (int64_t i = top; i >= 0; --i) {
@@ -304,11 +311,11 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
             context.kappa, optional(mask), group.first_window, group.num_windows,
             cuts.overlapping() && i < top, cuts.overlapping() && i > 0);
         grad = d_input;
-        if (needs_hx) add(&d_hx[i], layer_d_hx);
-        if (needs_cx) add(&d_cx[i], layer_d_cx);
+        if (needs_hx) add(&d_hx[i], layer_d_hx, groups.size());
+        if (needs_cx) add(&d_cx[i], layer_d_cx, groups.size());
         for (int64_t j = 0; j < per_layer; ++j) {
           const int64_t index = i * per_layer + j;
-          if (needs_weight[index]) add(&result[kOthers + index], d_weights[j]);
+          if (needs_weight[index]) add(&result[kOthers + index], d_weights[j], groups.size());
         }
       }
       if (!needs_input) continue;
@@ -320,6 +327,9 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     }
     if (needs_hx) result[1] = concatenate(d_hx);
     if (needs_cx) result[2] = concatenate(d_cx);
+    for (Tensor& each : result) {
+      if (each.defined()) each = each.to(layers[0].scalar_type());
+    }
     return result;
   }
 };

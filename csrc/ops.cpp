@@ -16,11 +16,31 @@
 namespace fastbptt {
 namespace {
 
+// Calls fn with a number of the type that the kernels know a dtype by.
+template <typename Fn>
+void for_dtype(at::ScalarType dtype, Fn&& fn) {
+  switch (dtype) {
+    case at::kDouble: return fn(double{});
+    case at::kFloat: return fn(float{});
+    case at::kHalf: return fn(half_t{});
+    case at::kBFloat16: return fn(bfloat16_t{});
+    default: TORCH_INTERNAL_ASSERT(false, "no kernel for ", dtype);
+  }
+}
+
+// The dtype that the kernels compute in for tensors of another: the same, or float32 where the
+// instruction set has none for 16 bits.
+at::ScalarType kernel_dtype(at::ScalarType dtype) {
+  bool is_there = false;
+  for_dtype(dtype, [&](auto number) { is_there = kernels_for<decltype(number)>(); });
+  return is_there ? dtype : at::kFloat;
+}
+
 template <typename scalar_t>
 void fill_common(LayerParams<scalar_t>* p, const LayerShape& shape, const Layout& layout,
                  const bool* resets, const std::vector<Lane>& lanes, const LayerTensors& tensors,
                  int64_t d, int threads) {
-  const auto data = [](const Tensor& tensor) { return tensor.const_data_ptr<scalar_t>(); };
+  const auto data = [](const Tensor& tensor) { return const_data<scalar_t>(tensor); };
   p->layout = layout;
   p->I = shape.I;
   p->H = shape.H;
@@ -66,37 +86,42 @@ void run_kernel(const Kernel<Params>& kernel, Params* p, const Tensor& input) {
 }
 
 ForwardResults forward_cpu(const ForwardArguments& args) {
-  const LayerShape shape = check_layer(args, HalfTypes::kNone);
-  const LayerTensors tensors(args);
-  const ForwardResults results = make_forward_results(
-      args, shape,
-      [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, args.input.options()); });
-  if (shape.N == 0) return results;
+  const LayerShape shape = check_layer(args, HalfTypes::kBoth);
+  const at::ScalarType dtype = kernel_dtype(args.input.scalar_type());
+  LayerTensors tensors(args);
+  tensors.convert(dtype);
+  const auto options = tensors.input.options();
+  ForwardResults results = make_forward_results(
+      args, shape, [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, options); });
+  if (shape.N == 0) return converted(results, args.input.scalar_type());
 
   const OwnedLayout layout(shape, args);
   Cuts cuts;
   cuts.resets = rows_of<bool>(tensors.resets);
   const bool has_c = shape.has_cell_state();
-  AT_DISPATCH_FLOATING_TYPES(args.input.scalar_type(), "rnn_fwd", [&] {
+  for_dtype(dtype, [&](auto number) {
+    using scalar_t = decltype(number);
     for (int64_t d = 0; d < shape.D; ++d) {
       FwdParams<scalar_t> p{};
       const std::vector<Lane> lanes = make_lanes(layout.layout, d == 0 ? 1 : -1, cuts);
       fill_common(&p, shape, layout.layout, cuts.resets, lanes, tensors, d,
                   threads_for(shape, 1, double(shape.N)));
-      p.output = results.output.mutable_data_ptr<scalar_t>() + d * shape.R;
+      p.output = data<scalar_t>(results.output) + d * shape.R;
       p.h_n = direction_of<scalar_t>(results.h_n, d, true);
       p.gates = direction_of<scalar_t>(results.gates, d, shape.has_gates(results.gates));
       p.c = direction_of<scalar_t>(results.c, d, has_c);
       p.c_n = direction_of<scalar_t>(results.c_n, d, has_c);
-      run_kernel(kernels_for<scalar_t>().forward[int(shape.cell)], &p, args.input);
+      run_kernel(kernels_for<scalar_t>()->forward[int(shape.cell)], &p, args.input);
     }
   });
-  return results;
+  return converted(results, args.input.scalar_type());
 }
 
 BackwardResults backward_cpu(const BackwardArguments& args) {
-  const LayerShape shape = check_backward(args, HalfTypes::kNone);
-  const BackwardTensors tensors(args);
+  const LayerShape shape = check_backward(args, HalfTypes::kBoth);
+  const at::ScalarType dtype = kernel_dtype(args.input.scalar_type());
+  BackwardTensors tensors(args);
+  tensors.convert(dtype);
   const Tensor closed = tensors.kappa.has_value() ? tensors.kappa->eq(0) : Tensor();
   const OwnedLayout layout(shape, args);
   Cuts cuts{args.k1,
@@ -114,30 +139,31 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
 
   // An initial state that a reset replaces has no gradient; where windows overlap it is a sum.
   const bool states_are_sums = args.resets.has_value() || cuts.overlapping();
-  const auto options = args.input.options();
+  const auto options = tensors.input.options();
   const auto empty = [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, options); };
   const auto state = [&](const std::vector<int64_t>& sizes) {
     return states_are_sums ? at::zeros(sizes, options) : at::empty(sizes, options);
   };
-  const BackwardResults results = make_backward_results(
+  BackwardResults results = make_backward_results(
       args, d_input_sizes(args, shape, layout, span, lane_rows), empty, state);
-  if (lanes.empty()) return zero(results);
+  if (lanes.empty()) return converted(zero(results), args.input.scalar_type());
 
   const bool has_c = shape.has_cell_state(), needs_input = args.needs[0];
-  AT_DISPATCH_FLOATING_TYPES(args.input.scalar_type(), "rnn_bwd", [&] {
+  for_dtype(dtype, [&](auto number) {
+    using scalar_t = decltype(number);
     for (int64_t d = 0; d < shape.D; ++d) {
       BwdParams<scalar_t> p{};
       if (d > 0) lanes = make_lanes(layout.layout, -1, cuts);
       fill_common(&p, shape, layout.layout, cuts.resets, lanes, tensors, d,
                   threads_for(shape, 2, double(lane_rows)));
-      p.output = tensors.output.const_data_ptr<scalar_t>() + d * shape.R;
+      p.output = const_data<scalar_t>(tensors.output) + d * shape.R;
       p.gates = shape.has_gates(tensors.gates) ? direction_of<scalar_t>(tensors.gates, d) : nullptr;
       p.c = has_c ? direction_of<scalar_t>(tensors.c, d) : nullptr;
       const scalar_t* d_out = rows_of<scalar_t>(tensors.d_output);
       (args.grad_by_lane ? p.d_lanes : p.d_output) = d_out ? d_out + d * shape.R : nullptr;
       p.d_h_n = direction_of<scalar_t>(tensors.d_h_n, d);
       p.d_c_n = has_c ? direction_of<scalar_t>(tensors.d_c_n, d) : nullptr;
-      p.d_input = needs_input ? results.d_input.mutable_data_ptr<scalar_t>() : nullptr;
+      p.d_input = needs_input ? data<scalar_t>(results.d_input) : nullptr;
       p.d_input_by_lane = args.input_by_lane;
       p.accumulate_d_input = d > 0;
       p.kappa = rows_of<scalar_t>(tensors.kappa);
@@ -148,18 +174,17 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
       p.d_hx = direction_of<scalar_t>(results.d_hx, d, args.needs[1]);
       p.d_cx = direction_of<scalar_t>(results.d_cx, d, args.needs[2]);
       if (args.needs[3]) {
-        const auto data = [](const Tensor& tensor) { return tensor.mutable_data_ptr<scalar_t>(); };
         const std::vector<Tensor>& d_weights = results.d_weights;
-        p.d_w_ih = data(shape.w_ih(d_weights, d));
-        p.d_w_hh = data(shape.w_hh(d_weights, d));
-        p.d_b_ih = shape.has_biases ? data(shape.b_ih(d_weights, d)) : nullptr;
-        p.d_b_hh = shape.has_biases ? data(shape.b_hh(d_weights, d)) : nullptr;
-        p.d_w_hr = shape.has_projection ? data(shape.w_hr(d_weights, d)) : nullptr;
+        p.d_w_ih = data<scalar_t>(shape.w_ih(d_weights, d));
+        p.d_w_hh = data<scalar_t>(shape.w_hh(d_weights, d));
+        p.d_b_ih = shape.has_biases ? data<scalar_t>(shape.b_ih(d_weights, d)) : nullptr;
+        p.d_b_hh = shape.has_biases ? data<scalar_t>(shape.b_hh(d_weights, d)) : nullptr;
+        p.d_w_hr = shape.has_projection ? data<scalar_t>(shape.w_hr(d_weights, d)) : nullptr;
       }
-      run_kernel(kernels_for<scalar_t>().backward[int(shape.cell)], &p, args.input);
+      run_kernel(kernels_for<scalar_t>()->backward[int(shape.cell)], &p, args.input);
     }
   });
-  return results;
+  return converted(results, args.input.scalar_type());
 }
 
 }  // namespace

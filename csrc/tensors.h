@@ -46,6 +46,18 @@ struct LayerTensors {
         resets(contiguous(args.resets)) {
     for (const Tensor& weight : args.weights) weights.push_back(weight.contiguous());
   }
+
+  // Makes numbers of all of them have a dtype.
+  void convert(at::ScalarType dtype) {
+    input = input.to(dtype);
+    for (OptionalTensor* each : {&hx, &cx}) convert_optional(each, dtype);
+    for (Tensor& weight : weights) weight = weight.to(dtype);
+  }
+
+ protected:
+  static void convert_optional(OptionalTensor* tensor, at::ScalarType dtype) {
+    if (tensor->has_value()) *tensor = (*tensor)->to(dtype);
+  }
 };
 
 struct BackwardTensors : LayerTensors {
@@ -62,6 +74,14 @@ struct BackwardTensors : LayerTensors {
         d_c_n(contiguous(args.grad_c_n)),
         kappa(contiguous(args.kappa)),
         mask(contiguous(args.mask)) {}
+
+  void convert(at::ScalarType dtype) {
+    LayerTensors::convert(dtype);
+    for (Tensor* each : {&output, &c, &gates}) *each = each->to(dtype);
+    for (OptionalTensor* each : {&d_output, &d_h_n, &d_c_n, &kappa, &mask}) {
+      convert_optional(each, dtype);
+    }
+  }
 };
 
 // The shapes of the backward operator's gradient of input: with a row for each of `lane_rows`, or
@@ -111,6 +131,17 @@ inline BackwardResults zero(const BackwardResults& results) {
   for (const Tensor* each : {&results.d_input, &results.d_hx, &results.d_cx}) each->zero_();
   for (const Tensor& d_weight : results.d_weights) d_weight.zero_();
   return results;
+}
+
+// The results in a dtype: the same tensors where it is theirs.
+inline ForwardResults converted(const ForwardResults& r, at::ScalarType dtype) {
+  return {r.output.to(dtype), r.h_n.to(dtype), r.c_n.to(dtype), r.c.to(dtype), r.gates.to(dtype)};
+}
+
+inline BackwardResults converted(BackwardResults r, at::ScalarType dtype) {
+  for (Tensor* each : {&r.d_input, &r.d_hx, &r.d_cx}) *each = each->to(dtype);
+  for (Tensor& d_weight : r.d_weights) d_weight = d_weight.to(dtype);
+  return r;
 }
 
 template <typename value_t>

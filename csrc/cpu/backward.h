@@ -21,18 +21,30 @@ namespace {
 template <typename Cell, typename scalar_t>
 struct Backward {
   using V = Vec<scalar_t>;
+  using acc_t = Accumulator<scalar_t>;
+  using operand_t = Operand<scalar_t>;
   static constexpr int W = kLanes<scalar_t>;
   static constexpr int G = Cell::kGates;
+  // Whether products read d from copies of it that are rounded.
+  static constexpr bool kRoundsD = !std::is_same_v<operand_t, acc_t>;
 
   const BwdParams<scalar_t>& p;
   Packed<scalar_t> w_ih, w_hh, w_hr;
   int64_t stride, projected_stride, wide_stride, gates_stride;
-  Block<scalar_t> blocks[2];
+  Block<acc_t> blocks[2];
   Recomputation<Cell, scalar_t> recomputation;
   OverlapSum<scalar_t> sum;
-  scalar_t* carry;    // [num_lanes, wide_stride]
-  scalar_t* initial;  // [num_lanes, projected_stride] where lanes overlap: d_hx of each
-  scalar_t* scratch;  // [threads][OuterProduct::kScratch]
+  acc_t* carry;        // [num_lanes, wide_stride]
+  acc_t* initial;      // [num_lanes, projected_stride] where lanes overlap: d_hx of each
+  acc_t* hx_sums;      // [B, projected_stride] of these
+  acc_t* cx_sums;      // [B, wide_stride] likewise
+  operand_t* scratch;  // [threads][outer_product_scratch]
+  // Where d is rounded: of two steps in turn as W_hh saw it, [num_lanes, stride], likewise of the
+  // projected state, [num_lanes, projected_stride], of a block's rows, and by pairs of rows.
+  operand_t *d_step[2] = {}, *projected_step = nullptr;
+  RowGather<operand_t> d_rows;
+  operand_t *pairs = nullptr, *projected_pairs = nullptr;
+  WeightGradients<scalar_t> d_weights;
   int64_t bytes;
 
   Backward(const BwdParams<scalar_t>& params, Arena arena, Split split) : p(params) {
@@ -45,24 +57,36 @@ struct Backward {
     wide_stride = padded_stride<scalar_t>(p.H);
     gates_stride = padded_stride<scalar_t>(Cell::kSaved * p.H);
     const int64_t rows = max_block_rows(p);
-    for (Block<scalar_t>& block : blocks) {
-      block.d = arena.take<scalar_t>(rows * stride);
-      block.d_projected = arena.take<scalar_t>(p.w_hr ? rows * projected_stride : 0);
-      block.unprojected = arena.take<scalar_t>(p.w_hr ? rows * wide_stride : 0);
+    for (Block<acc_t>& block : blocks) {
+      block.d = arena.take<acc_t>(rows * stride);
+      block.d_projected = arena.take<acc_t>(p.w_hr ? rows * projected_stride : 0);
+      block.unprojected = arena.take<acc_t>(p.w_hr ? rows * wide_stride : 0);
       block.rows = arena.take<int64_t>(rows);
       block.before = arena.take<int64_t>(rows);
     }
     if (recomputes()) {
       recomputation = Recomputation<Cell, scalar_t>(p, &arena, rows);
-      blocks[0].gates = blocks[1].gates = arena.take<scalar_t>(rows * gates_stride);
+      blocks[0].gates = blocks[1].gates = arena.take<acc_t>(rows * gates_stride);
     }
     if (p.overlapping) {
       sum = OverlapSum<scalar_t>(p, &arena, stride, projected_stride, wide_stride);
-      for (Block<scalar_t>& block : blocks) block.sum_rows = arena.take<int64_t>(rows);
+      for (Block<acc_t>& block : blocks) block.sum_rows = arena.take<int64_t>(rows);
     }
-    carry = arena.take<scalar_t>(Cell::kHasCarry ? p.num_lanes * wide_stride : 0);
-    initial = arena.take<scalar_t>(p.overlapping && p.d_hx ? p.num_lanes * projected_stride : 0);
-    scratch = arena.take<scalar_t>(p.threads * outer_product_scratch<scalar_t>());
+    carry = arena.take<acc_t>(Cell::kHasCarry ? p.num_lanes * wide_stride : 0);
+    initial = arena.take<acc_t>(p.overlapping && p.d_hx ? p.num_lanes * projected_stride : 0);
+    hx_sums = arena.take<acc_t>(p.overlapping && p.d_hx ? p.layout.B * projected_stride : 0);
+    cx_sums = arena.take<acc_t>(p.overlapping && p.d_cx ? p.layout.B * wide_stride : 0);
+    scratch = arena.take<operand_t>(p.threads * outer_product_scratch<operand_t>());
+    if constexpr (kRoundsD) {
+      for (operand_t*& d : d_step) d = arena.take<operand_t>(p.num_lanes * stride);
+      pairs = arena.take<operand_t>(kBlockRows * stride);
+      if (p.d_input) d_rows = RowGather<operand_t>(&arena, rows, G * p.H);
+      if (p.w_hr) {
+        projected_step = arena.take<operand_t>(p.num_lanes * projected_stride);
+        projected_pairs = arena.take<operand_t>(kBlockRows * projected_stride);
+      }
+    }
+    d_weights = WeightGradients<scalar_t>(p, G, &arena);
     bytes = arena.used;
   }
 
@@ -90,7 +114,7 @@ struct Backward {
 
   // Fills in which rows the steps [begin, end) of a block belong to, after `lane_row` rows of blocks
   // before it. Each thread of a team fills every `count`-th step.
-  void start_block(Block<scalar_t>* block, int64_t begin, int64_t end, int64_t lane_row,
+  void start_block(Block<acc_t>* block, int64_t begin, int64_t end, int64_t lane_row,
                    const Worker& worker) const {
     block->begin = begin;
     block->end = end;
@@ -119,7 +143,7 @@ struct Backward {
   }
 
   // Fills the block's activations, from the states that are all known, for a share of its rows.
-  void recompute(const Block<scalar_t>& block, const Worker& worker) const {
+  void recompute(const Block<acc_t>& block, const Worker& worker) const {
     recomputation.run(
         p, share(block.num_rows, worker.id, worker.count), block.gates, gates_stride,
         [&](int64_t r) { return p.input + block.rows[r] * p.I; },
@@ -128,8 +152,8 @@ struct Backward {
 
   // What a thread knows of the recurrence between two blocks.
   struct Progress {
-    int64_t entered;    // the group's lanes that have taken their last step
-    const scalar_t* d;  // their d of the step just taken, as W_hh saw it
+    int64_t entered;     // the group's lanes that have taken their last step
+    const operand_t* d;  // their d of the step just taken, as W_hh saw it
   };
 
   // The gradient of the state of a lane at step s: `sum` from the step after it, and what the loss
@@ -150,34 +174,35 @@ struct Backward {
 
   // The gate on what step s + 1 of a lane hands to step s, and on what step 0 hands to hx. It belongs
   // to the later of the two steps in time.
-  scalar_t gate_after(const Lane& lane, int64_t s) const {
+  acc_t gate_after(const Lane& lane, int64_t s) const {
     if (is_reset_after(p, lane, s)) return 0;
     if (!p.kappa || s + 1 == lane.steps) return 1;
-    return p.kappa[row_of_boundary(p, lane, s)];
+    return load_one(p.kappa + row_of_boundary(p, lane, s));
   }
   // A closed gate stops infinity and NaN too.
-  static V through(scalar_t gate, V x) { return gate == 0 ? V{} : x * gate; }
+  static V through(acc_t gate, V x) { return gate == 0 ? V{} : x * gate; }
 
-  scalar_t gate_before(const Lane& lane) const {
-    return p.kappa && p.direction > 0 ? p.kappa[row_at(p, lane, 0)] : scalar_t(1);
+  acc_t gate_before(const Lane& lane) const {
+    return p.kappa && p.direction > 0 ? load_one(p.kappa + row_at(p, lane, 0)) : acc_t(1);
   }
 
   // The cell's derivative for some units of one row of a block, given the gradient dh of its state
   // and the gate behind it.
   template <typename Count>
-  void finish_units(V dh, scalar_t gate, const Lane& lane, int64_t lane_index, int64_t s,
-                    const Block<scalar_t>& block, int64_t block_row, int64_t unit,
-                    Count count) const {
+  void finish_units(V dh, acc_t gate, const Lane& lane, int64_t lane_index, int64_t s,
+                    const Block<acc_t>& block, int64_t block_row, int64_t unit, Count count) const {
     const int64_t row = row_at(p, lane, s);
     V d[Cell::kColumns];
     if constexpr (Cell::kSaved == 0) {
       Cell::backward(dh, load_first(p.output + row * p.ld_out + unit, count), d);
     } else {
-      const scalar_t* gates = unit + (p.gates ? p.gates + row * Cell::kSaved * p.H
-                                              : block.gates + block_row * gates_stride);
       V saved[Cell::kSaved];
-      for (int k = 0; k < Cell::kSaved; ++k) saved[k] = load_first(gates + k * p.H, count);
-      scalar_t* carried = carry + lane_index * wide_stride + unit;
+      for (int k = 0; k < Cell::kSaved; ++k) {
+        const int64_t column = k * p.H + unit;
+        saved[k] = p.gates ? load_first(p.gates + row * Cell::kSaved * p.H + column, count)
+                           : load_first(block.gates + block_row * gates_stride + column, count);
+      }
+      acc_t* carried = carry + lane_index * wide_stride + unit;
       V from_after = s + 1 == lane.steps ? V{} : through(gate, load(carried));
       V to_before;
       const int64_t before_row = row_before(p, lane, s);
@@ -197,26 +222,35 @@ struct Backward {
       }
       store(carried, to_before);
     }
-    scalar_t* d_row = block.d + block_row * stride + unit;
+    acc_t* d_row = block.d + block_row * stride + unit;
     for (int k = 0; k < Cell::kColumns; ++k) store_first(d_row + k * p.H, d[k], count);
+    if constexpr (kRoundsD) {
+      operand_t* d_rounded = d_step[s % 2] + lane_index * stride + unit;
+      for (int k = 0; k < G; ++k) {
+        store_first(d_rounded + k * p.H, d[Cell::kFirstRecurrent + k], count);
+      }
+    }
   }
 
   // Runs the recurrence over a block, last step first, for the thread's lanes and units.
-  void run_steps(const Share& mine, const Block<scalar_t>& block, Progress* progress) const {
+  void run_steps(const Share& mine, const Block<acc_t>& block, Progress* progress) const {
     const int64_t ld = stride * mine.lane_step;
     const Share all = everyone(p);
     const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, G);
     int64_t first_row = 0;
     for (int64_t s = block.end - 1; s >= block.begin; --s) {
-      const auto finish_row = [&](int64_t i, int64_t panel, const scalar_t* acc) {
+      const auto finish_row = [&](int64_t i, int64_t panel, const acc_t* acc) {
         const Lane& lane = mine.lane(i);
         const int64_t row = row_at(p, lane, s), block_row = first_row + mine.index(i);
-        const scalar_t gate = gate_after(lane, s);
+        const acc_t gate = gate_after(lane, s);
         for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
           const V dh = add_gradients(through(gate, load(acc + v * W)), lane, s, row,
                                      block.lane_row + block_row, unit, count);
           if (p.w_hr) {
             store(block.d_projected + block_row * projected_stride + unit, dh);
+            if constexpr (kRoundsD) {
+              store(projected_step + mine.index(i) * projected_stride + unit, dh);
+            }
           } else {
             finish_units(dh, gate, lane, mine.index(i), s, block, block_row, unit, count);
           }
@@ -230,12 +264,14 @@ struct Backward {
       mine.group.arrive();
       if (p.w_hr) {
         mine.group.await();
-        step_tiles(mine.projected, w_hr, p.R,
-                   block.d_projected + (first_row + mine.first_lane) * projected_stride,
-                   mine.lane_step * projected_stride, 0, active,
-                   [&](int64_t i, int64_t panel, const scalar_t* acc) {
+        const operand_t* d_projected = projected_step + mine.first_lane * projected_stride;
+        if constexpr (!kRoundsD) {
+          d_projected = block.d_projected + (first_row + mine.first_lane) * projected_stride;
+        }
+        step_tiles(mine.projected, w_hr, p.R, d_projected, mine.lane_step * projected_stride, 0,
+                   active, [&](int64_t i, int64_t panel, const acc_t* acc) {
                      const Lane& lane = mine.lane(i);
-                     const scalar_t gate = gate_after(lane, s);
+                     const acc_t gate = gate_after(lane, s);
                      for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
                        finish_units(load(acc + v * W), gate, lane, mine.index(i), s, block,
                                     first_row + mine.index(i), unit, count);
@@ -243,29 +279,38 @@ struct Backward {
                    });
         mine.group.arrive();
       }
-      *progress = {active,
-                   block.d + (first_row + mine.first_lane) * stride + Cell::kFirstRecurrent * p.H};
+      progress->entered = active;
+      if constexpr (kRoundsD) {
+        progress->d = d_step[s % 2] + mine.first_lane * stride;
+      } else {
+        progress->d =
+            block.d + (first_row + mine.first_lane) * stride + Cell::kFirstRecurrent * p.H;
+      }
       first_row += all.active_at(s);
     }
   }
 
-  // What the recurrence carries beyond the first step of a sequence.
+  // What the recurrence carries beyond the first step of a sequence. Where lanes overlap it stays in
+  // `initial` and `carry`, of which the sums are still to come.
   void finish_initial_states(const Share& mine, const Progress& progress) const {
     mine.group.await();
     if (p.d_hx) {
       step_tiles(mine.panels, w_hh, G * p.H, progress.d, stride * mine.lane_step, 0, mine.num_lanes,
-                 [&](int64_t i, int64_t panel, const scalar_t* acc) {
+                 [&](int64_t i, int64_t panel, const acc_t* acc) {
                    const Lane& lane = mine.lane(i);
                    if (lane.before != Before::kInitial) return;
-                   const scalar_t gate = gate_before(lane);
-                   scalar_t* to = p.overlapping ? initial + mine.index(i) * projected_stride
-                                                : p.d_hx + lane.batch * p.R;
+                   const acc_t gate = gate_before(lane);
                    for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
                      V dh = load(acc + v * W);
                      if constexpr (Cell::kHasCarry && !Cell::kHasCellState) {
                        dh += load(carry + mine.index(i) * wide_stride + unit);
                      }
-                     store_first(to + unit, through(gate, dh), count);
+                     dh = through(gate, dh);
+                     if (p.overlapping) {
+                       store(initial + mine.index(i) * projected_stride + unit, dh);
+                     } else {
+                       store_first(p.d_hx + lane.batch * p.R + unit, dh, count);
+                     }
                    });
                  });
     }
@@ -275,7 +320,7 @@ struct Backward {
     for (int64_t i = 0; i < mine.num_lanes; ++i) {
       const Lane& lane = mine.lane(i);
       if (lane.before != Before::kInitial) continue;
-      const scalar_t gate = gate_before(lane);
+      const acc_t gate = gate_before(lane);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, auto count) {
           store_first(p.d_cx + lane.batch * p.H + unit,
@@ -285,62 +330,53 @@ struct Backward {
     }
   }
 
-  // Where lanes overlap, several may begin at one initial state: the sum over them, for a share of
-  // its columns.
-  void add_initial_states(const Worker& worker) const {
-    const auto add = [&](scalar_t* to, int64_t columns, const scalar_t* from, int64_t ld) {
-      const Range mine = share(columns, worker.id, worker.count);
-      for (int64_t i = 0; i < p.num_lanes; ++i) {
-        const Lane& lane = p.lanes[i];
-        if (lane.before != Before::kInitial) continue;
-        for (int64_t n = mine.begin; n < mine.end; ++n) {
-          to[lane.batch * columns + n] += from[i * ld + n];
-        }
-      }
-    };
-    if (p.d_hx) add(p.d_hx, p.R, initial, projected_stride);
-    if (p.d_cx) add(p.d_cx, p.H, carry, wide_stride);
-  }
-
   // dx of a block of rows, for a share of them: row r goes to row row_to(r) of d_input.
   template <typename RowTo>
-  void input_gradient(const Block<scalar_t>& block, RowTo&& row_to, const Worker& worker) const {
-    gemm_rows(block.d, stride, w_ih, share(block.num_rows, worker.id, worker.count),
-              [&](int64_t r, int64_t column, auto count, V sum) {
-                scalar_t* to = p.d_input + row_to(r) * p.I + column;
-                if (p.mask) sum *= load_first(p.mask + block.rows[r] * p.I + column, count);
-                if (p.accumulate_d_input) sum += load_first(to, count);
-                store_first(to, sum, count);
-              });
+  void input_gradient(const Block<acc_t>& block, RowTo&& row_to, const Worker& worker) const {
+    const Range rows = share(block.num_rows, worker.id, worker.count);
+    const auto finish = [&](int64_t r, int64_t column, auto count, V sum) {
+      scalar_t* to = p.d_input + row_to(r) * p.I + column;
+      if (p.mask) sum *= load_first(p.mask + block.rows[r] * p.I + column, count);
+      if (p.accumulate_d_input) sum += load_first(to, count);
+      store_first(to, sum, count);
+    };
+    if constexpr (kRoundsD) {
+      d_rows.gather(rows, [&](int64_t r) { return block.d + r * stride; });
+      gemm_rows(d_rows.rows, d_rows.stride, w_ih, rows, finish);
+    } else {
+      gemm_rows(block.d, stride, w_ih, rows, finish);
+    }
   }
 
   // The products of a finished block of rows: dx for a share of its rows, and its part of the
   // weights' gradients for a share of the units.
-  void add_products(const Block<scalar_t>& block, bool first_block, const Worker& worker) const {
+  void add_products(const Block<acc_t>& block, bool first_block, const Worker& worker) const {
     if (p.d_input && !p.d_input_by_lane) {
       const int64_t* to = p.overlapping ? block.sum_rows : block.rows;
       input_gradient(block, [&](int64_t r) { return to[r]; }, worker);
     }
     if (!p.d_w_ih) return;
     constexpr int kInOrder[] = {0, 1, 2, 3};
-    const OuterProduct<scalar_t> inputs{block.d,          stride, block.num_rows, G,
-                                        Cell::kInputGate, p.H,    !first_block};
-    OuterProduct<scalar_t> states = inputs;
+    const OuterProduct<operand_t> inputs{block.d,          stride, block.num_rows, G,
+                                         Cell::kInputGate, p.H,    !first_block,   pairs};
+    OuterProduct<operand_t> states = inputs;
     states.d += Cell::kFirstRecurrent * p.H;
     states.order = kInOrder;
     const Range units = share(p.H, worker.id, worker.count);
-    scalar_t* mine = scratch + worker.id * outer_product_scratch<scalar_t>();
-    inputs.add(p.d_w_ih, p.I, units, mine,
+    operand_t* mine = scratch + worker.id * outer_product_scratch<operand_t>();
+    inputs.add(d_weights.w_ih, p.I, units, mine,
                [&](int64_t r) { return p.input + block.rows[r] * p.I; });
-    states.add(p.d_w_hh, p.R, units, mine, [&](int64_t r) { return h_before(block.before[r]); });
+    states.add(d_weights.w_hh, p.R, units, mine,
+               [&](int64_t r) { return h_before(block.before[r]); });
     if (p.d_b_ih) {
-      inputs.add_sums(p.d_b_ih, units);
-      states.add_sums(p.d_b_hh, units);
+      inputs.add_sums(d_weights.b_ih, units);
+      states.add_sums(d_weights.b_hh, units);
     }
     if (p.d_w_hr) {
-      const OuterProduct<scalar_t> projected{
-          block.d_projected, projected_stride, block.num_rows, 1, kInOrder, p.R, !first_block};
-      projected.add(p.d_w_hr, p.H, share(p.R, worker.id, worker.count), mine,
+      const OuterProduct<operand_t> projected{
+          block.d_projected, projected_stride, block.num_rows, 1, kInOrder, p.R,
+          !first_block,      projected_pairs};
+      projected.add(d_weights.w_hr, p.H, share(p.R, worker.id, worker.count), mine,
                     [&](int64_t r) { return block.unprojected + r * wide_stride; });
     }
   }
@@ -361,11 +397,11 @@ void backward(const BwdParams<scalar_t>& p, const Worker& worker) {
   worker.everyone.wait();
 
   const Share mine = share_of(p, pass.w_hh, pass.w_hr, split, worker);
-  typename Pass::Progress progress{0, pass.blocks[0].d};
+  typename Pass::Progress progress{0, nullptr};
   const int64_t steps = p.lanes[0].steps;
   int64_t lane_row = 0;
   for (int64_t end = steps, turn = 0; end > 0; turn ^= 1) {
-    Block<scalar_t>& block = pass.blocks[turn];
+    Block<typename Pass::acc_t>& block = pass.blocks[turn];
     pass.start_block(&block, pass.block_begin(end), end, lane_row, worker);
     if (pass.recomputes()) {
       worker.everyone.wait();
@@ -386,12 +422,22 @@ void backward(const BwdParams<scalar_t>& p, const Worker& worker) {
     lane_row += block.num_rows;
   }
   if (!mine.idle) pass.finish_initial_states(mine, progress);
-  if (!p.overlapping) return;
-  worker.everyone.wait();
-  pass.add_initial_states(worker);
-  pass.sum.for_each_block([&](const Block<scalar_t>& block, bool first_block) {
-    pass.add_products(block, first_block, worker);
-  });
+  if (p.overlapping) {
+    worker.everyone.wait();
+    if (p.d_hx) {
+      add_initial_states(p, p.d_hx, p.R, pass.initial, pass.projected_stride, pass.hx_sums, worker);
+    }
+    if (p.d_cx) {
+      add_initial_states(p, p.d_cx, p.H, pass.carry, pass.wide_stride, pass.cx_sums, worker);
+    }
+    pass.sum.for_each_block([&](const auto& block, bool first_block) {
+      pass.add_products(block, first_block, worker);
+    });
+  }
+  if (kIsRounded<scalar_t> && p.d_w_ih) {
+    worker.everyone.wait();
+    pass.d_weights.finish(p, Cell::kGates, worker);
+  }
 }
 
 }  // namespace

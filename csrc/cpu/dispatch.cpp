@@ -14,11 +14,16 @@ struct Candidate {
 std::vector<Candidate> candidates() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl");
-  return {{&kAvx512Kernels, avx512}, {&kAvx2Kernels, avx2}, {&kBaselineKernels, true}};
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  return {{&kAvx512Bf16Kernels, avx512_bf16},
+          {&kAvx512Kernels, avx512},
+          {&kAvx2Kernels, avx2},
+          {&kBaselineKernels, true}};
 #else
   return {{&kBaselineKernels, true}};
 #endif

@@ -4,11 +4,13 @@
 //   rec_t = h_{t-1} W_hh^T, the cell, and with a projection h_t = W_hr h_t.
 //
 // The Elman cell's `pre` stands in the output, a gated cell's where its activations will be kept. If
-// they are not kept, the pass goes in blocks of steps, each with its own `pre`. A row of a block is
-// that of a step and a lane, by step, then by lane.
+// they are not kept, or would be rounded there, the pass goes in blocks of steps, each with its own
+// `pre`. A row of a block is that of a step and a lane, by step, then by lane.
 //
 // The state that a step hands to the next is kept twice: in the output, where rows lie as the
-// layout says, and in a small double buffer [2][lanes][stride] that tiles read with one stride.
+// layout says, and in a small double buffer [2][lanes][stride] that tiles read with one stride. What
+// meets W_hh there is the output as it is stored. What a cell carries over beside that, LSTM's c or
+// GRU's h, is not rounded.
 #pragma once
 
 #include "cpu/schedule.h"
@@ -19,18 +21,22 @@ namespace {
 template <typename Cell, typename scalar_t>
 struct Forward {
   using V = Vec<scalar_t>;
+  using acc_t = Accumulator<scalar_t>;
+  using operand_t = Operand<scalar_t>;
   static constexpr int W = kLanes<scalar_t>;
+  static constexpr bool kCarriesApart = Cell::kHasCarry && kIsRounded<scalar_t>;
 
   const FwdParams<scalar_t>& p;
   Packed<scalar_t> w_ih, w_hh, w_hr;
-  scalar_t* bias;      // [G*H] of `pre`, whole vectors
-  scalar_t* state[2];  // [num_lanes, stride] h
+  acc_t* bias;          // [G*H] of `pre`, whole vectors
+  operand_t* state[2];  // [num_lanes, stride] h
   int64_t stride;
-  scalar_t* unprojected;  // [num_lanes, wide_stride] h before the projection
+  operand_t* unprojected;  // [num_lanes, wide_stride] h before the projection
+  acc_t* carried;          // [num_lanes, wide_stride] what is kept rounded elsewhere
   int64_t wide_stride;
-  scalar_t* pre;  // [N, ld_pre], or of a block [its rows, ld_pre]
+  acc_t* pre;  // [N, ld_pre], or of a block [its rows, ld_pre]
   int64_t ld_pre;
-  RowGather<scalar_t> inputs;
+  RowGather<operand_t> inputs;
   int64_t bytes;
 
   Forward(const FwdParams<scalar_t>& params, Arena arena, Split split) : p(params) {
@@ -48,24 +54,22 @@ struct Forward {
     w_ih = take(p.w_ih, p.I, Cell::kGates * p.H, 1, kPanelVecs);
     w_hh = take(p.w_hh, p.R, p.H, Cell::kGates, panel_vecs_for<scalar_t>(p.H, Cell::kGates, split));
     w_hr = take(p.w_hr, p.H, p.w_hr ? p.R : 0, 1, panel_vecs_for<scalar_t>(p.R, 1, split));
-    bias = arena.take<scalar_t>(padded_stride<scalar_t>(Cell::kGates * p.H));
-    for (scalar_t*& s : state) s = arena.take<scalar_t>(p.num_lanes * stride);
-    unprojected = arena.take<scalar_t>(p.w_hr ? p.num_lanes * wide_stride : 0);
-    if (Cell::kSaved == 0) {
-      pre = p.output;
-      ld_pre = p.ld_out;
-    } else if (p.gates) {
-      pre = p.gates;
-      ld_pre = Cell::kSaved * p.H;
-    } else {
-      ld_pre = padded_stride<scalar_t>(Cell::kSaved * p.H);
-      pre = arena.take<scalar_t>(max_block_rows(p) * ld_pre);
-      inputs = RowGather<scalar_t>(&arena, max_block_rows(p), p.I);
+    bias = arena.take<acc_t>(padded_stride<scalar_t>(Cell::kGates * p.H));
+    for (operand_t*& s : state) s = arena.take<operand_t>(p.num_lanes * stride);
+    unprojected = arena.take<operand_t>(p.w_hr ? p.num_lanes * wide_stride : 0);
+    carried = arena.take<acc_t>(kCarriesApart ? p.num_lanes * wide_stride : 0);
+    if (in_blocks()) {
+      ld_pre = padded_stride<scalar_t>(Cell::kGates * p.H);
+      pre = arena.take<acc_t>(max_block_rows(p) * ld_pre);
+      inputs = RowGather<operand_t>(&arena, max_block_rows(p), p.I);
+    } else if constexpr (!kIsRounded<scalar_t>) {
+      pre = Cell::kSaved == 0 ? p.output : p.gates;
+      ld_pre = Cell::kSaved == 0 ? p.ld_out : Cell::kSaved * p.H;
     }
     bytes = arena.used;
   }
 
-  bool in_blocks() const { return Cell::kSaved > 0 && !p.gates; }
+  bool in_blocks() const { return kIsRounded<scalar_t> || (Cell::kSaved > 0 && !p.gates); }
 
   void pack(const Worker& worker) const {
     const auto pack_one = [&](const Packed<scalar_t>& to, const scalar_t* w) {
@@ -77,12 +81,15 @@ struct Forward {
     if (worker.id > 0) return;
     const int64_t columns = Cell::kGates * p.H;
     const int64_t both = Cell::kRecurrentBias ? columns - p.H : columns;
-    for (int64_t n = 0; n < columns; ++n) {
-      bias[n] = p.b_ih ? p.b_ih[n] + (n < both ? p.b_hh[n] : scalar_t(0)) : scalar_t(0);
+    for (int64_t n = 0; n < columns; n += W) {
+      store(bias + n, p.b_ih ? load_first(p.b_ih + n, columns - n) : V{});
+    }
+    for (int64_t n = 0; p.b_hh && n < both; n += W) {
+      store_first(bias + n, load(bias + n) + load_first(p.b_hh + n, both - n), both - n);
     }
   }
 
-  void add_input_products(const scalar_t* from, int64_t ld, Range rows) const {
+  void add_input_products(const operand_t* from, int64_t ld, Range rows) const {
     gemm_rows(from, ld, w_ih, rows, [&](int64_t row, int64_t column, auto count, V sum) {
       store_first(pre + row * ld_pre + column, sum + load(bias + column), count);
     });
@@ -99,8 +106,10 @@ struct Forward {
 
   // `pre` of the steps [begin, end), a share of its rows.
   void project_input(int64_t begin, int64_t end, const Worker& worker) const {
-    if (!in_blocks()) {
-      return add_input_products(p.input, p.I, share(p.layout.N, worker.id, worker.count));
+    if constexpr (!kIsRounded<scalar_t>) {
+      if (!in_blocks()) {
+        return add_input_products(p.input, p.I, share(p.layout.N, worker.id, worker.count));
+      }
     }
     const Share all = everyone(p);
     int64_t rows = 0;
@@ -116,7 +125,7 @@ struct Forward {
     add_input_products(inputs.rows, inputs.stride, mine);
   }
 
-  void load_hx(const Share& mine, scalar_t* to, int64_t lane_stride) const {
+  void load_hx(const Share& mine, operand_t* to, int64_t lane_stride) const {
     const Packed<scalar_t>& units = p.w_hr ? w_hr : w_hh;
     const Range panels = p.w_hr ? mine.projected : mine.panels;
     for (int64_t i = 0; i < mine.num_lanes; ++i) {
@@ -125,31 +134,32 @@ struct Forward {
       const scalar_t* from = p.hx + lane.batch * p.R;
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, auto count) {
-          store(to + i * lane_stride + unit, given ? load_first(from + unit, count) : V{});
+          const V h = given ? load_first(from + unit, count) : V{};
+          store_operand<scalar_t>(to + i * lane_stride + unit, h);
         });
       }
     }
   }
 
   // The cell for step s of one lane and the units of a panel. `first_row` is that of the step in its
-  // block, `h_before` the row of the state, `h` where what the next step begins with goes, and `output`
-  // is null where a projection is still to come.
-  void finish_row(int64_t lane_index, int64_t s, int64_t first_row, int64_t panel,
-                  const scalar_t* acc, const scalar_t* h_before, scalar_t* h, scalar_t* output,
-                  scalar_t* h_n) const {
+  // block, `h` where what the next step begins with goes, and `output` is null where a projection is
+  // still to come.
+  void finish_row(int64_t lane_index, int64_t s, int64_t first_row, int64_t panel, const acc_t* acc,
+                  operand_t* h, scalar_t* output, scalar_t* h_n) const {
     constexpr int G = Cell::kGates;
     const Lane& lane = p.lanes[lane_index];
-    const int64_t row = row_at(p, lane, s);
-    scalar_t* const pre_row = pre + (in_blocks() ? first_row + lane_index : row) * ld_pre;
-    const scalar_t* c_before = nullptr;
-    scalar_t* c_row = nullptr;
+    const int64_t row = row_at(p, lane, s), before = row_before(p, lane, s);
+    acc_t* const pre_row = pre + (in_blocks() ? first_row + lane_index : row) * ld_pre;
+    acc_t* const carried_row = carried + (kCarriesApart ? lane_index * wide_stride : 0);
+    const scalar_t* kept = nullptr;  // the row where c, or h, of the step before is kept
     if constexpr (Cell::kHasCellState) {
-      c_row = p.c + row * p.H;
-      c_before = state_row<scalar_t>(p.c, p.H, p.cx, p.H, row_before(p, lane, s));
+      kept = state_row<scalar_t>(p.c, p.H, p.cx, p.H, before);
+    } else if constexpr (Cell::kHasCarry) {
+      kept = state_row<scalar_t>(p.output, p.ld_out, p.hx, p.R, before);
     }
     const bool clears_h = output && is_reset_after(p, lane, s);
     for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
-      V in[G], rec[G], saved[Cell::kSaved + 1], value;
+      V in[G], rec[G], saved[Cell::kSaved + 1], value, carry{};
       for (int g = 0; g < G; ++g) {
         in[g] = load_first(pre_row + g * p.H + unit, count);
         rec[g] = load(acc + (v * G + g) * W);
@@ -157,21 +167,26 @@ struct Forward {
       if constexpr (Cell::kRecurrentBias) {
         if (p.b_hh) rec[G - 1] += load_first(p.b_hh + (G - 1) * p.H + unit, count);
       }
-      if constexpr (Cell::kHasCellState) {
-        V c = c_before ? load_first(c_before + unit, count) : V{};
-        value = Cell::forward(in, rec, c, saved, &c);
-        store_first(c_row + unit, c, count);
-        if (ends_sequence(lane, s)) store_first(p.c_n + lane.batch * p.H + unit, c, count);
-      } else {
-        const V before = Cell::kHasCarry && h_before ? load(h_before + unit) : V{};
-        value = Cell::forward(in, rec, before, saved);
-      }
-      if (!in_blocks()) {
-        for (int k = 0; k < Cell::kSaved; ++k) {
-          store_first(pre_row + k * p.H + unit, saved[k], count);
+      if constexpr (Cell::kHasCarry) {
+        if (kCarriesApart && before >= 0) {
+          carry = load(carried_row + unit);
+        } else if (kept) {
+          carry = load_first(kept + unit, count);
         }
       }
-      store(h + unit, clears_h ? V{} : value);
+      if constexpr (Cell::kHasCellState) {
+        value = Cell::forward(in, rec, carry, saved, &carry);
+        store_first(p.c + row * p.H + unit, carry, count);
+        if (ends_sequence(lane, s)) store_first(p.c_n + lane.batch * p.H + unit, carry, count);
+      } else {
+        value = carry = Cell::forward(in, rec, carry, saved);
+      }
+      if constexpr (kCarriesApart) store(carried_row + unit, carry);
+      if (p.gates) {
+        scalar_t* const gates = p.gates + row * Cell::kSaved * p.H + unit;
+        for (int k = 0; k < Cell::kSaved; ++k) store_first(gates + k * p.H, saved[k], count);
+      }
+      store_operand<scalar_t>(h + unit, clears_h ? V{} : value);
       if (output) store_first(output + row * p.ld_out + unit, value, count);
       if (h_n) store_first(h_n + unit, value, count);
     });
@@ -180,8 +195,8 @@ struct Forward {
   // Runs the steps [begin, end): all of them, or a block.
   void run_steps(const Share& mine, int64_t begin, int64_t end) const {
     const int64_t ld = stride * mine.lane_step, wide_ld = wide_stride * mine.lane_step;
-    scalar_t* h[2] = {state[0] + mine.first_lane * stride, state[1] + mine.first_lane * stride};
-    scalar_t* const wide = unprojected + mine.first_lane * wide_stride;
+    operand_t* h[2] = {state[0] + mine.first_lane * stride, state[1] + mine.first_lane * stride};
+    operand_t* const wide = unprojected + mine.first_lane * wide_stride;
     if (begin == 0 && p.hx) {
       load_hx(mine, h[0], ld);
       mine.group.arrive();
@@ -191,22 +206,20 @@ struct Forward {
     int64_t first_row = 0;
     for (int64_t s = begin; s < min(end, mine.lane(0).steps); ++s) {
       const int64_t active = mine.active_at(s);
-      const scalar_t* before = s > 0 || p.hx ? h[s % 2] : nullptr;
-      scalar_t* const after = h[(s + 1) % 2];
+      operand_t* const after = h[(s + 1) % 2];
       const auto h_n_of = [&](const Lane& lane) {
         return ends_sequence(lane, s) ? p.h_n + lane.batch * p.R : nullptr;
       };
       const auto await = [&] { mine.group.await(); };
-      step_tiles(mine.panels, w_hh, before ? p.R : 0, h[s % 2], ld, own, 0, active, await,
-                 [&](int64_t i, int64_t panel, const scalar_t* acc) {
+      step_tiles(mine.panels, w_hh, s > 0 || p.hx ? p.R : 0, h[s % 2], ld, own, 0, active, await,
+                 [&](int64_t i, int64_t panel, const acc_t* acc) {
                    const Lane& lane = mine.lane(i);
-                   const scalar_t* h_before = before ? before + i * ld : nullptr;
                    if (p.w_hr) {
-                     finish_row(mine.index(i), s, first_row, panel, acc, h_before,
-                                wide + i * wide_ld, nullptr, nullptr);
+                     finish_row(mine.index(i), s, first_row, panel, acc, wide + i * wide_ld,
+                                nullptr, nullptr);
                    } else {
-                     finish_row(mine.index(i), s, first_row, panel, acc, h_before, after + i * ld,
-                                p.output, h_n_of(lane));
+                     finish_row(mine.index(i), s, first_row, panel, acc, after + i * ld, p.output,
+                                h_n_of(lane));
                    }
                  });
       mine.group.arrive();
@@ -214,14 +227,14 @@ struct Forward {
       if (!p.w_hr) continue;
       mine.group.await();
       step_tiles(mine.projected, w_hr, p.H, wide, wide_ld, 0, active,
-                 [&](int64_t i, int64_t panel, const scalar_t* acc) {
+                 [&](int64_t i, int64_t panel, const acc_t* acc) {
                    const Lane& lane = mine.lane(i);
                    const int64_t row = row_at(p, lane, s);
                    scalar_t* h_n = h_n_of(lane);
                    const bool clears_h = is_reset_after(p, lane, s);
                    for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
                      const V value = load(acc + v * W);
-                     store(after + i * ld + unit, clears_h ? V{} : value);
+                     store_operand<scalar_t>(after + i * ld + unit, clears_h ? V{} : value);
                      store_first(p.output + row * p.ld_out + unit, value, count);
                      if (h_n) store_first(h_n + unit, value, count);
                    });

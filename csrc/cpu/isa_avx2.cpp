@@ -1,10 +1,18 @@
 // System headers first: the target below must not reach the code in them.
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include "cpu/kernels.h"
 
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #define FASTBPTT_VEC_BYTES 32
-#define FASTBPTT_ISA "avx2"
-#define FASTBPTT_TABLE kAvx2Kernels
+#define FASTBPTT_F16C
 #include "cpu/kernels.inc"
+
+namespace fastbptt {
+
+extern const KernelTable kAvx2Kernels = {
+    "avx2", nullptr, &kKernels<float>, &kKernels<double>, &kKernels<half_t>, &kKernels<bfloat16_t>};
+
+}  // namespace fastbptt
 #endif

@@ -6,7 +6,14 @@
 
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define FASTBPTT_VEC_BYTES 64
-#define FASTBPTT_ISA "avx512"
-#define FASTBPTT_TABLE kAvx512Kernels
+#define FASTBPTT_AVX512
 #include "cpu/kernels.inc"
+
+namespace fastbptt {
+
+extern const KernelTable kAvx512Kernels = {"avx512",          nullptr,
+                                           &kKernels<float>,  &kKernels<double>,
+                                           &kKernels<half_t>, &kKernels<bfloat16_t>};
+
+}  // namespace fastbptt
 #endif

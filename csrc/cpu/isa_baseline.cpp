@@ -2,6 +2,11 @@
 #include "cpu/kernels.h"
 
 #define FASTBPTT_VEC_BYTES 16
-#define FASTBPTT_ISA "baseline"
-#define FASTBPTT_TABLE kBaselineKernels
 #include "cpu/kernels.inc"
+
+namespace fastbptt {
+
+extern const KernelTable kBaselineKernels = {"baseline",        nullptr, &kKernels<float>,
+                                             &kKernels<double>, nullptr, nullptr};
+
+}  // namespace fastbptt

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "cpu/numbers.h"
 #include "cpu/team.h"
 #include "params.h"
 
@@ -24,12 +26,15 @@ struct Kernels {
 
 struct KernelTable {
   const char* isa;
-  Kernels<float> f32;
-  Kernels<double> f64;
+  const KernelTable* rest;  // the set whose kernels run for types that this one adds nothing to
+  const Kernels<float>* f32 = nullptr;
+  const Kernels<double>* f64 = nullptr;
+  const Kernels<half_t>* f16 = nullptr;
+  const Kernels<bfloat16_t>* bf16 = nullptr;
 };
 
 // The instruction sets that were built, best first.
-extern const KernelTable kAvx512Kernels, kAvx2Kernels, kBaselineKernels;
+extern const KernelTable kAvx512Bf16Kernels, kAvx512Kernels, kAvx2Kernels, kBaselineKernels;
 
 // Those that this processor can run, best first.
 std::vector<std::string> runnable_isas();
@@ -44,13 +49,17 @@ void select_isa(const std::string& isa, const std::string& source);
 // Applies FASTBPTT_CPU_ISA; throws as select_isa does.
 void select_isa_from_environment();
 
+// Those for numbers stored as scalar_t, or null: there are none for 16 bits in the baseline.
 template <typename scalar_t>
-const Kernels<scalar_t>& kernels_for() {
-  if constexpr (sizeof(scalar_t) == 4) {
-    return kernels().f32;
-  } else {
-    return kernels().f64;
-  }
+const Kernels<scalar_t>* kernels_for() {
+  const auto of = [](const KernelTable& table) {
+    if constexpr (std::is_same_v<scalar_t, float>) return table.f32;
+    if constexpr (std::is_same_v<scalar_t, double>) return table.f64;
+    if constexpr (std::is_same_v<scalar_t, half_t>) return table.f16;
+    if constexpr (std::is_same_v<scalar_t, bfloat16_t>) return table.bf16;
+  };
+  const KernelTable& table = kernels();
+  return of(table) || !table.rest ? of(table) : of(*table.rest);
 }
 
 }  // namespace fastbptt

@@ -6,27 +6,48 @@
 namespace fastbptt {
 namespace {
 
+// Several lanes may begin at one initial state: its gradient, to [B, columns], is the sum of what
+// they have, from [num_lanes, ld]. For a share of the sequences; `sums` [B, ld] is scratch.
+template <typename scalar_t, typename acc_t>
+void add_initial_states(const BwdParams<scalar_t>& p, scalar_t* to, int64_t columns,
+                        const acc_t* from, int64_t ld, acc_t* sums, const Worker& worker) {
+  const Range mine = share(p.layout.B, worker.id, worker.count);
+  for (int64_t i = mine.begin * ld; i < mine.end * ld; ++i) sums[i] = 0;
+  for (int64_t i = 0; i < p.num_lanes; ++i) {
+    const Lane& lane = p.lanes[i];
+    if (lane.before != Before::kInitial) continue;
+    if (lane.batch < mine.begin || lane.batch >= mine.end) continue;
+    acc_t* row = sums + lane.batch * ld;
+    for (int64_t n = 0; n < columns; ++n) row[n] += from[i * ld + n];
+  }
+  for (int64_t b = mine.begin; b < mine.end; ++b) {
+    convert(to + b * columns, sums + b * ld, {0, columns});
+  }
+}
+
 // What a block of rows holds, a row for each (step, lane), or in a sum over lanes for each step of
 // each sequence.
-template <typename scalar_t>
+template <typename acc_t>
 struct Block {
   int64_t begin, end;  // steps
   int64_t num_rows;
-  int64_t lane_row;       // of [M] rows that come before this block's
-  scalar_t* d;            // [rows, stride] columns of H as the cell orders them
-  scalar_t* d_projected;  // [rows, projected_stride] gradients of the projected state
-  scalar_t* unprojected;  // [rows, wide_stride] the state before its projection
-  scalar_t* gates;        // [rows, gates_stride] the activations, where they were not kept
-  int64_t* rows;          // the row of (t, b)
-  int64_t* before;        // the row of (t-1, b), or -1 - b where that is hx, or kNoRow
-  int64_t* sum_rows;      // where lanes overlap: the row of (t, b) in their sum, and in d_input
+  int64_t lane_row;    // of [M] rows that come before this block's
+  acc_t* d;            // [rows, stride] columns of H as the cell orders them
+  acc_t* d_projected;  // [rows, projected_stride] gradients of the projected state
+  acc_t* unprojected;  // [rows, wide_stride] the state before its projection
+  acc_t* gates;        // [rows, gates_stride] the activations, where they were not kept
+  int64_t* rows;       // the row of (t, b)
+  int64_t* before;     // the row of (t-1, b), or -1 - b where that is hx, or kNoRow
+  int64_t* sum_rows;   // where lanes overlap: the row of (t, b) in their sum, and in d_input
 };
 
 // A row for each step t of [begin, end) of each sequence, in the order of d_input. Memory beyond
 // what a sequence has stays zero.
 template <typename scalar_t>
 struct OverlapSum {
-  Block<scalar_t> all{};
+  using acc_t = Accumulator<scalar_t>;
+
+  Block<acc_t> all{};
   bool projected = false;
   int64_t stride, projected_stride, wide_stride;
   Layout layout;  // of the rows: that of the whole batch, cut to the steps
@@ -45,9 +66,9 @@ struct OverlapSum {
     if (layout.batch_stride > 1) layout.batch_stride = layout.T;  // batch_first
     all.num_rows =
         layout.offsets ? layout.offsets[p.end] - layout.offsets[p.begin] : layout.T * layout.B;
-    all.d = arena->take<scalar_t>(all.num_rows * stride);
-    all.d_projected = arena->take<scalar_t>(projected ? all.num_rows * projected_stride : 0);
-    all.unprojected = arena->take<scalar_t>(projected ? all.num_rows * wide_stride : 0);
+    all.d = arena->take<acc_t>(all.num_rows * stride);
+    all.d_projected = arena->take<acc_t>(projected ? all.num_rows * projected_stride : 0);
+    all.unprojected = arena->take<acc_t>(projected ? all.num_rows * wide_stride : 0);
     all.rows = arena->take<int64_t>(all.num_rows);
     all.before = arena->take<int64_t>(all.num_rows);
     all.sum_rows = arena->take<int64_t>(all.num_rows);
@@ -61,7 +82,7 @@ struct OverlapSum {
   // state before it.
   void clear(const BwdParams<scalar_t>& p, const Worker& worker) const {
     const Range mine = share(all.num_rows, worker.id, worker.count);
-    const auto zero = [&](scalar_t* from, int64_t ld) {
+    const auto zero = [&](acc_t* from, int64_t ld) {
       for (int64_t i = mine.begin * ld; i < mine.end * ld; i += W) store(from + i, Vec<scalar_t>{});
     };
     zero(all.d, stride);
@@ -84,16 +105,16 @@ struct OverlapSum {
 
   // Adds a block, for a share of its columns: so no two threads add to one number, and the order of
   // the sum is that of the block.
-  void add(const Block<scalar_t>& block, const Worker& worker) const {
+  void add(const Block<acc_t>& block, const Worker& worker) const {
     const auto share_of = [&](int64_t ld) {
       const Range vecs = share(ld / W, worker.id, worker.count);
       return Range{vecs.begin * W, vecs.end * W};
     };
-    const auto add_rows = [&](scalar_t* to, const scalar_t* from, int64_t ld, bool keep_last) {
+    const auto add_rows = [&](acc_t* to, const acc_t* from, int64_t ld, bool keep_last) {
       const Range columns = share_of(ld);
       for (int64_t r = 0; r < block.num_rows; ++r) {
-        scalar_t* to_row = to + block.sum_rows[r] * ld;
-        const scalar_t* from_row = from + r * ld;
+        acc_t* to_row = to + block.sum_rows[r] * ld;
+        const acc_t* from_row = from + r * ld;
         for (int64_t n = columns.begin; n < columns.end; n += W) {
           const Vec<scalar_t> x = load(from_row + n);
           store(to_row + n, keep_last ? x : load(to_row + n) + x);
@@ -113,7 +134,7 @@ struct OverlapSum {
   template <typename Fn>
   void for_each_block(Fn&& fn) const {
     for_each_tile(0, all.num_rows, kBlockRows, [&](int64_t first, int64_t count) {
-      Block<scalar_t> part = all;
+      Block<acc_t> part = all;
       part.num_rows = count;
       part.d += first * stride;
       part.d_projected += first * projected_stride;

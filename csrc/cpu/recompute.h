@@ -13,15 +13,17 @@ struct Recomputation {
   static constexpr int W = kLanes<scalar_t>;
   static constexpr int G = Cell::kGates;
 
+  using acc_t = Accumulator<scalar_t>;
+
   Packed<scalar_t> w_ih, w_hh;  // transposed, gates one after another
-  RowGather<scalar_t> inputs, states;
+  RowGather<Operand<scalar_t>> inputs, states;
 
   Recomputation() = default;
   Recomputation(const LayerParams<scalar_t>& p, Arena* arena, int64_t rows) {
     w_ih = arena->take_packed<scalar_t>(p.I, G * p.H, 1, kPanelVecs);
     w_hh = arena->take_packed<scalar_t>(p.R, G * p.H, 1, kPanelVecs);
-    inputs = RowGather<scalar_t>(arena, rows, p.I);
-    states = RowGather<scalar_t>(arena, rows, p.R);
+    inputs = RowGather<Operand<scalar_t>>(arena, rows, p.I);
+    states = RowGather<Operand<scalar_t>>(arena, rows, p.R);
   }
 
   void pack(const LayerParams<scalar_t>& p, const Worker& worker) const {
@@ -31,8 +33,8 @@ struct Recomputation {
 
   // gates[r] for some rows, given the input row and the row of the state before it (or null).
   template <typename InputAt, typename StateAt>
-  void run(const LayerParams<scalar_t>& p, Range rows, scalar_t* gates, int64_t ld,
-           InputAt&& input_at, StateAt&& state_at) const {
+  void run(const LayerParams<scalar_t>& p, Range rows, acc_t* gates, int64_t ld, InputAt&& input_at,
+           StateAt&& state_at) const {
     // The last gate's recurrent part is kept apart where the cell needs it so.
     constexpr int64_t kApart = Cell::kRecurrentBias ? G - 1 : G;
     inputs.gather(rows, input_at);
@@ -46,7 +48,7 @@ struct Recomputation {
               [&](int64_t r, int64_t n, int64_t count, V sum) {
                 if (p.b_hh) sum += load_first(p.b_hh + n, count);
                 for (int i = 0; i < count; ++i) {
-                  scalar_t* to = gates + r * ld + n + i;
+                  acc_t* to = gates + r * ld + n + i;
                   if (n + i < kApart * p.H) {
                     *to += sum[i];
                   } else {
@@ -57,7 +59,7 @@ struct Recomputation {
     for (int64_t r = rows.begin; r < rows.end; ++r) {
       for (int64_t unit = 0; unit < p.H; unit += W) {
         const int64_t count = p.H - unit;
-        scalar_t* row = gates + r * ld + unit;
+        acc_t* row = gates + r * ld + unit;
         V in[G], rec[G] = {}, saved[Cell::kSaved + 1];
         for (int g = 0; g < G; ++g) in[g] = load_first(row + g * p.H, count);
         if constexpr (Cell::kHasCellState) {

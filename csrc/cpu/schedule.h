@@ -41,7 +41,7 @@ constexpr int64_t padded_stride(int64_t columns) {
 // Scattered rows side by side, for products that read them with one stride.
 template <typename scalar_t>
 struct RowGather {
-  scalar_t* rows = nullptr;  // [count, stride]
+  scalar_t* rows = nullptr;  // [count, stride], converted
   int64_t columns = 0, stride = 0;
 
   RowGather() = default;
@@ -54,7 +54,7 @@ struct RowGather {
   void gather(Range which, RowAt&& row_at) const {
     constexpr int W = kLanes<scalar_t>;
     for (int64_t r = which.begin; r < which.end; ++r) {
-      const scalar_t* row = row_at(r);
+      const auto* row = row_at(r);
       for (int64_t i = 0; i < columns; i += W) {
         store(rows + r * stride + i, row ? load_first(row + i, columns - i) : Vec<scalar_t>{});
       }
@@ -143,7 +143,7 @@ template <typename scalar_t>
 Split split_for(const LayerParams<scalar_t>& p, int64_t K, int64_t units, int64_t gates,
                 const Worker& worker) {
   return choose_split(worker.count, p.num_lanes, K, ceil_div(units, kLanes<scalar_t>), gates,
-                      kVecBytes);
+                      kLanes<scalar_t> * int(sizeof(scalar_t)));
 }
 
 // Unit vectors in a panel: as many as a tile takes, fewer where the units are shared by threads.
@@ -201,25 +201,27 @@ OwnValues own_values(const Packed<scalar_t>& units, Range panels, int64_t groups
 // wait costs them little.
 template <typename scalar_t, typename Await, typename Fn>
 inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
-                       const scalar_t* state, int64_t stride, const OwnValues& own, int64_t begin,
-                       int64_t end, Await&& await, Fn&& fn) {
+                       const Operand<scalar_t>* state, int64_t stride, const OwnValues& own,
+                       int64_t begin, int64_t end, Await&& await, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
   constexpr int kEarlyPanels = 8;
-  const bool early = K > 0 && !packed.unpacked && own.made.begin < own.made.end && begin < end &&
-                     own.made.end - own.made.begin < own.size &&
-                     end - begin <= tile_rows(packed.panel_vecs * packed.gates) &&
+  // A group of an odd number of values ends in the middle of a pair.
+  const bool apart = own.groups == 1 || own.size % kPair<scalar_t> == 0;
+  const bool early = apart && K > 0 && !packed.unpacked && own.made.begin < own.made.end &&
+                     begin < end && own.made.end - own.made.begin < own.size &&
+                     end - begin <= tile_rows<scalar_t>(packed.panel_vecs * packed.gates) &&
                      panels.end - panels.begin <= kEarlyPanels;
   if (!early) {
     await();
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       panel_product(state, stride, packed, panel, K, begin, end,
-                    [&](int64_t r, const scalar_t* acc) { fn(r, panel, acc); });
+                    [&](int64_t r, const auto* acc) { fn(r, panel, acc); });
     }
     return;
   }
   alignas(64) char storage[kEarlyPanels][kMaxTile];
   const auto acc_of = [&](int64_t panel) {
-    return reinterpret_cast<scalar_t*>(storage[panel - panels.begin]);
+    return reinterpret_cast<Accumulator<scalar_t>*>(storage[panel - panels.begin]);
   };
   const auto add = [&](int64_t panel, int64_t k_begin, int64_t k_end, bool accumulate) {
     if (k_begin == k_end) return;
@@ -251,7 +253,8 @@ inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
 // The same where all values are there, and may be read at once.
 template <typename scalar_t, typename Fn>
 inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
-                       const scalar_t* state, int64_t stride, int64_t begin, int64_t end, Fn&& fn) {
+                       const Operand<scalar_t>* state, int64_t stride, int64_t begin, int64_t end,
+                       Fn&& fn) {
   step_tiles(panels, packed, K, state, stride, OwnValues{}, begin, end, [] {}, fn);
 }
 

@@ -1,0 +1,197 @@
+// The micro-kernel that the time loops and the products around them share. A tile is `rows` x `vecs`
+// accumulators in registers; what it reads of the right operand is packed into one contiguous
+// stream, [k][vecs] (see pack.h).
+//
+// 16-bit weights are packed as they are, so that few rows read half the bytes, and widened in the
+// registers. Of bfloat16 two values of k stand side by side in 32 bits, [k / 2][vecs][2]: a shift and
+// a mask make two floats of them, and where the processor has it one instruction multiplies and adds
+// both. That instruction takes denormal numbers for zero.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace fastbptt {
+namespace {
+
+// 32 registers with AVX-512, else 16: what accumulators leave must hold the operands.
+constexpr int kAccumulators = kVecBytes == 64 ? 24 : 12;
+constexpr int kMaxVecs = 4;                          // vectors in a tile's row
+constexpr int kPanelVecs = kVecBytes == 64 ? 4 : 2;  // best where the choice is free
+constexpr int kMaxRows = 8;
+constexpr int kMaxTile = kAccumulators * kVecBytes;  // bytes of a tile's results
+// Multiply-adds that must be under way at once to hide their latency (4 cycles, 2 a cycle).
+constexpr int kInFlight = 8;
+
+// Values of k that stand side by side in a lane.
+template <typename scalar_t>
+constexpr int kPair = std::is_same_v<scalar_t, bfloat16_t> ? 2 : 1;
+
+// What rows that meet packed numbers of a type are stored as.
+template <typename scalar_t>
+struct OperandOf {
+  using type = Accumulator<scalar_t>;
+};
+#ifdef FASTBPTT_AVX512_BF16
+template <>
+struct OperandOf<bfloat16_t> {
+  using type = bfloat16_t;
+};
+#endif
+template <typename scalar_t>
+using Operand = typename OperandOf<scalar_t>::type;
+
+// Whether pairs are taken apart into two registers before they are multiplied.
+template <typename scalar_t>
+constexpr bool kSplitsPairs = kPair<scalar_t> == 2 && !std::is_same_v<scalar_t, Operand<scalar_t>>;
+
+// Stores what a product is to read: rounded as scalar_t.
+template <typename scalar_t>
+inline void store_operand(Operand<scalar_t>* p, Vec<scalar_t> v) {
+  store(p, std::is_same_v<Operand<scalar_t>, scalar_t> ? v : round_to<scalar_t>(v));
+}
+
+template <typename scalar_t>
+constexpr int tile_rows(int vecs) {
+  const int rows = (kAccumulators - (kSplitsPairs<scalar_t> ? vecs : 0)) / vecs;
+  return rows < kMaxRows ? rows : kMaxRows;
+}
+
+// How a tile reads its left operand: a(i, k) = a[i * lda + k], or a[k * lda + i]. By column, pairs
+// stand side by side there too: a(i, k) and a(i, k + 1) at a[k / 2 * lda + 2 * i].
+enum class Left { kByRow, kByColumn };
+
+// A running sum over more values than this loses accuracy, so a long sum is one of shorter ones.
+constexpr int64_t kSumLength = 256;
+
+// sum[i][v] += a(i, k) * panel[k][v], and of pairs also that of k + 1, or with `alone` of k alone.
+template <typename scalar_t, Left left, bool alone, int rows, int vecs>
+[[gnu::always_inline]] inline void multiply_add(Vec<scalar_t> (&sum)[rows][vecs],
+                                                const Operand<scalar_t>* a, int64_t lda,
+                                                const scalar_t* panel, int64_t k) {
+  using V = Vec<scalar_t>;
+  constexpr int W = kLanes<scalar_t>, P = kPair<scalar_t>;
+  const auto at = [&](int v)
+                      __attribute__((always_inline)) { return panel + (k * vecs + v * P) * W; };
+  if constexpr (P == 1) {
+    V b[vecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < vecs; ++v) b[v] = load(at(v));
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+      const V x = Bits<V>::broadcast(left == Left::kByRow ? a[i * lda + k] : a[k * lda + i]);
+#pragma GCC unroll 8
+      for (int v = 0; v < vecs; ++v) sum[i][v] += x * b[v];
+    }
+  } else if constexpr (kSplitsPairs<scalar_t>) {
+    static_assert(left == Left::kByRow);
+#pragma GCC unroll 2
+    for (int second = 0; second < (alone ? 1 : 2); ++second) {
+      V b[vecs];
+#pragma GCC unroll 8
+      for (int v = 0; v < vecs; ++v) {
+        FloatBits pair;
+        __builtin_memcpy(&pair, at(v), sizeof pair);
+        b[v] = (V)(second ? pair & 0xffff0000u : pair << 16);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; ++i) {
+        const V x = Bits<V>::broadcast(a[i * lda + k + second]);
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; ++v) sum[i][v] += x * b[v];
+      }
+    }
+  } else {
+#ifdef FASTBPTT_AVX512_BF16
+    FloatBits b[vecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < vecs; ++v) __builtin_memcpy(&b[v], at(v), sizeof b[v]);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+      const bfloat16_t* from = left == Left::kByRow ? a + i * lda + k : a + k / 2 * lda + 2 * i;
+      uint32_t pair = from->bits;
+      if constexpr (!alone) __builtin_memcpy(&pair, from, sizeof pair);
+      const __m512bh x = (__m512bh)(pair - FloatBits{});
+#pragma GCC unroll 8
+      for (int v = 0; v < vecs; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], x, (__m512bh)b[v]);
+    }
+#endif
+  }
+}
+
+// acc[i][v] (+)= sum over k of a(i, k) * panel[k][v]. A small tile sums interleaved parts of the k
+// range in accumulators of their own.
+template <typename scalar_t, Left left, int rows, int vecs>
+void tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* panel, int64_t K,
+          bool accumulate, Accumulator<scalar_t>* acc_out) {
+  using V = Vec<scalar_t>;
+  constexpr int W = kLanes<scalar_t>, P = kPair<scalar_t>;
+  constexpr int parts =
+      rows * vecs >= kInFlight ? 1 : (kInFlight + rows * vecs - 1) / (rows * vecs);
+  int64_t k = 0;
+  do {
+    const int64_t end = min(K, k + kSumLength * parts);
+    V acc[parts][rows][vecs] = {};
+    for (; k + parts * P <= end; k += parts * P) {
+#pragma GCC unroll 8
+      for (int part = 0; part < parts; ++part) {
+        multiply_add<scalar_t, left, false>(acc[part], a, lda, panel, k + part * P);
+      }
+    }
+    if constexpr (parts > 1) {
+      for (; k + P <= end; k += P) multiply_add<scalar_t, left, false>(acc[0], a, lda, panel, k);
+    }
+    if constexpr (P > 1 && left == Left::kByRow) {
+      if (k < end) multiply_add<scalar_t, left, true>(acc[0], a, lda, panel, k++);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vecs; ++v) {
+        V sum = acc[0][i][v];
+#pragma GCC unroll 8
+        for (int part = 1; part < parts; ++part) sum += acc[part][i][v];
+        Accumulator<scalar_t>* to = acc_out + (i * vecs + v) * W;
+        store(to, accumulate ? load(to) + sum : sum);
+      }
+    }
+    accumulate = true;
+  } while (k < K);
+}
+
+template <typename scalar_t, Left left, int vecs>
+void tile_of(int64_t rows, const Operand<scalar_t>* a, int64_t lda, const scalar_t* panel,
+             int64_t K, bool accumulate, Accumulator<scalar_t>* acc) {
+#define FASTBPTT_ROWS(n)                                                \
+  case n:                                                               \
+    if constexpr (n <= tile_rows<scalar_t>(vecs))                       \
+      tile<scalar_t, left, n, vecs>(a, lda, panel, K, accumulate, acc); \
+    break;
+  switch (rows) {
+    FASTBPTT_ROWS(1)
+    FASTBPTT_ROWS(2)
+    FASTBPTT_ROWS(3)
+    FASTBPTT_ROWS(4)
+    FASTBPTT_ROWS(5)
+    FASTBPTT_ROWS(6)
+    FASTBPTT_ROWS(7)
+    FASTBPTT_ROWS(8)
+  }
+#undef FASTBPTT_ROWS
+}
+
+// rows <= tile_rows(vecs), vecs <= kMaxVecs; acc: [rows][vecs] vectors, aligned. By column, K is a
+// whole number of pairs.
+template <typename scalar_t, Left left>
+inline void run_tile(int64_t rows, int64_t vecs, const Operand<scalar_t>* a, int64_t lda,
+                     const scalar_t* panel, int64_t K, Accumulator<scalar_t>* acc,
+                     bool accumulate = false) {
+  switch (vecs) {
+    case 1: return tile_of<scalar_t, left, 1>(rows, a, lda, panel, K, accumulate, acc);
+    case 2: return tile_of<scalar_t, left, 2>(rows, a, lda, panel, K, accumulate, acc);
+    case 3: return tile_of<scalar_t, left, 3>(rows, a, lda, panel, K, accumulate, acc);
+    case 4: return tile_of<scalar_t, left, 4>(rows, a, lda, panel, K, accumulate, acc);
+  }
+}
+
+}  // namespace
+}  // namespace fastbptt
