@@ -148,6 +148,7 @@ struct BwdRecurrence : Recurrence<scalar_t> {
   scalar_t* d_by_lane;  // [steps, lanes, columns*H] d, zeros for what is not there, or null
   acc_t* d_hx;          // [B, R] zeros on entry, or null: not wanted
   acc_t* d_cx;          // [B, H] zeros on entry, or null: not wanted
+  bool states_by_lane;  // both have a row for each lane: lanes of a sequence do not run in lockstep
 
   FASTBPTT_HD int64_t num_lanes() const { return windows.count * this->sequences.layout.B; }
   FASTBPTT_HD int64_t span_row(int64_t t, int64_t b) const {

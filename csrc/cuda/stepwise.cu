@@ -2,19 +2,6 @@
 #include "cuda/stepwise.cuh"
 
 namespace fastbptt {
-namespace {
-
-// Blocks for for_each_unit.
-Grid grid_for(int64_t rows, int64_t units) {
-  constexpr int64_t kMostBlocks = 1 << 15;  // along y CUDA takes 65,535
-  const int64_t row_tiles = (rows + kTileRows - 1) / kTileRows;
-  return {
-      {(units + kTileUnits - 1) / kTileUnits, row_tiles < kMostBlocks ? row_tiles : kMostBlocks},
-      kStepThreads};
-}
-
-}  // namespace
-
 template <typename scalar_t>
 void Stepwise<scalar_t>::run_initial_states(const Fwd& p, const FwdScratch<scalar_t>& s,
                                             Stream stream) {

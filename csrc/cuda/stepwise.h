@@ -6,8 +6,6 @@
 
 namespace fastbptt {
 
-constexpr int kStepThreads = 128;  // of a block
-
 // What stays between the launches of a forward pass. Pointers that a cell has no use for are null.
 template <typename scalar_t>
 struct FwdScratch {
@@ -25,7 +23,7 @@ template <typename scalar_t>
 struct BwdScratch {
   using acc_t = Accumulator<scalar_t>;
 
-  const acc_t* from_after;       // [lanes, R] d W_hh of the lockstep before; not read at the first
+  const acc_t* from_after;       // [lanes, R] d W_hh of the lockstep before; undefined at the first
   const acc_t* from_projection;  // [lanes, H]
   acc_t* carry;                  // [lanes, H]
   scalar_t* d;                   // [lanes, columns*H], or null where no lane has a step

@@ -1,0 +1,277 @@
+// One step of a recurrence for one unit of one lane: what all kernels have in common. What differs is
+// where the product with W_hh is computed, and how the state gets to the next step's.
+//
+//   place   what all units of a lane's step share
+//   Inputs  what the step reads of memory: may be loaded ahead
+//   Values  what it computes
+#pragma once
+
+#include "cuda/device.cuh"
+#include "cuda/params.cuh"
+#include "cuda/scalar.cuh"
+
+namespace fastbptt {
+namespace {
+
+template <typename scalar_t>
+__device__ __forceinline__ Accumulator<scalar_t> load_or_zero(const scalar_t* from, int64_t i) {
+  return from ? to_acc(from[i]) : Accumulator<scalar_t>(0);
+}
+
+// A closed gate stops infinity and NaN too.
+template <typename acc_t>
+__device__ __forceinline__ acc_t through(acc_t gate, acc_t x) {
+  return gate == 0 ? acc_t(0) : x * gate;
+}
+
+// --- Forward -------------------------------------------------------------------------------------
+
+struct FwdPlace {
+  int64_t row;    // of the step
+  bool exists;    // in the sequence
+  bool ends;      // the sequence ends with it
+  bool is_reset;  // the state after it is zeros
+};
+
+__device__ __forceinline__ FwdPlace fwd_place(const Sequences& sequences, int64_t t, int64_t b) {
+  const bool ends = sequences.ends(t, b);
+  return {sequences.layout.row(t, b), true, ends, !ends && sequences.is_reset_after(t, b)};
+}
+
+// Whether a sequence begins with the given initial state, rather than with zeros after a reset.
+__device__ __forceinline__ bool has_initial_state(const Sequences& sequences, int64_t b) {
+  const int64_t first = sequences.direction > 0 ? 0 : sequences.length(b) - 1;
+  return sequences.row_before(first, b) != kNoRow;
+}
+
+template <typename scalar_t>
+__device__ __forceinline__ void store_output(const FwdRecurrence<scalar_t>& p,
+                                             const FwdPlace& place, int64_t b, int64_t unit,
+                                             Accumulator<scalar_t> h) {
+  p.output[place.row * p.ld_out + unit] = from_acc<scalar_t>(h);
+  if (place.ends) p.h_n[b * p.R + unit] = from_acc<scalar_t>(h);
+}
+
+template <typename Cell, typename scalar_t>
+struct FwdStep {
+  using acc_t = Accumulator<scalar_t>;
+  using Params = FwdRecurrence<scalar_t>;
+  static constexpr int G = Cell::kGates;
+
+  // A unit's: both in one, but where W_hh's has to stay with the recurrent part.
+  struct Biases {
+    acc_t sum[G];
+    acc_t recurrent;  // of the last gate
+  };
+
+  struct Inputs {
+    scalar_t pre[G];
+  };
+
+  struct Values {
+    acc_t h, c, saved[Cell::kSaved + 1];
+  };
+
+  static __device__ __forceinline__ Biases biases(const Params& p, int64_t unit) {
+    Biases result;
+    FASTBPTT_UNROLL
+    for (int g = 0; g < G; ++g) {
+      const bool apart = Cell::kRecurrentBias && g == G - 1;
+      const acc_t recurrent = load_or_zero(p.b_hh, g * p.H + unit);
+      result.sum[g] = load_or_zero(p.b_ih, g * p.H + unit) + (apart ? acc_t(0) : recurrent);
+      if (g == G - 1) result.recurrent = apart ? recurrent : acc_t(0);
+    }
+    return result;
+  }
+
+  static __device__ __forceinline__ Inputs load(const Params& p, const FwdPlace& place,
+                                                int64_t unit) {
+    Inputs result;
+    const scalar_t* const pre = p.pre + place.row * p.ld_pre + unit;
+    FASTBPTT_UNROLL
+    for (int g = 0; g < G; ++g) result.pre[g] = pre[g * p.H];
+    return result;
+  }
+
+  // rec: h W_hh^T; before: c of LSTM, h of GRU.
+  static __device__ __forceinline__ Values compute(const Inputs& inputs, const Biases& biases,
+                                                   const acc_t (&rec)[G], acc_t before) {
+    acc_t in[G], recurrent[G];
+    FASTBPTT_UNROLL
+    for (int g = 0; g < G; ++g) {
+      in[g] = to_acc(inputs.pre[g]) + biases.sum[g];
+      recurrent[g] = g == G - 1 ? rec[g] + biases.recurrent : rec[g];
+    }
+    Values values;
+    if constexpr (Cell::kHasCellState) {
+      values.h = Cell::forward(in, recurrent, before, values.saved, &values.c);
+    } else {
+      values.h = Cell::forward(in, recurrent, before, values.saved);
+    }
+    return values;
+  }
+
+  // All but the state h, which may have to be projected first.
+  static __device__ __forceinline__ void store(const Params& p, const FwdPlace& place, int64_t b,
+                                               int64_t unit, const Values& values) {
+    if constexpr (Cell::kHasCellState) {
+      p.c[place.row * p.H + unit] = from_acc<scalar_t>(values.c);
+      if (place.ends) p.c_n[b * p.H + unit] = from_acc<scalar_t>(values.c);
+    }
+    if (!p.gates) return;
+    scalar_t* const gates = p.gates + place.row * Cell::kSaved * p.H + unit;
+    FASTBPTT_UNROLL
+    for (int k = 0; k < Cell::kSaved; ++k) gates[k * p.H] = from_acc<scalar_t>(values.saved[k]);
+  }
+};
+
+// --- Backward ------------------------------------------------------------------------------------
+
+template <typename acc_t>
+struct BwdPlace {
+  int64_t b;
+  int64_t row, span_row;  // of the step
+  int64_t before;         // row of the state before it, as row_before
+  acc_t gate;             // between it, or the initial state, and the step after it
+  bool exists;            // there is a step
+  bool is_initial;        // there is none: the initial state entered the one after it
+  bool has_loss, ends;
+};
+
+// Where a lane is at lockstep k.
+template <typename scalar_t>
+__device__ __forceinline__ BwdPlace<Accumulator<scalar_t>> bwd_place(
+    const BwdRecurrence<scalar_t>& p, int64_t k, int64_t lane) {
+  const Sequences& sequences = p.sequences;
+  const LaneStep at = p.windows.at(sequences, k, lane);
+  BwdPlace<Accumulator<scalar_t>> place{};
+  place.b = at.b;
+  place.exists = at.exists;
+  place.is_initial = at.is_initial;
+  place.has_loss = at.has_loss;
+  if (at.exists) {
+    place.row = sequences.layout.row(at.t, at.b);
+    place.span_row = p.span_row(at.t, at.b);
+    place.before = sequences.row_before(at.t, at.b);
+    place.ends = sequences.ends(at.t, at.b);
+  }
+  // Nothing comes from beyond the lane, so its gate is closed.
+  if (k == 0 || !(at.exists || at.is_initial)) return place;
+  if (at.is_initial && sequences.direction < 0) {
+    place.gate = 1;  // no boundary is there
+    return place;
+  }
+  const int64_t boundary = sequences.boundary_after(at.t, at.b);
+  const bool is_reset = sequences.resets && sequences.resets[boundary];
+  place.gate = is_reset ? 0 : p.kappa ? to_acc(p.kappa[boundary]) : 1;
+  return place;
+}
+
+// What the losses add to the gradient of a step's state by its output.
+template <typename scalar_t>
+__device__ __forceinline__ scalar_t output_gradient(const BwdRecurrence<scalar_t>& p,
+                                                    const BwdPlace<Accumulator<scalar_t>>& place,
+                                                    int64_t k, int64_t lane, int64_t unit) {
+  if (p.d_lanes) return p.d_lanes[(k * p.num_lanes() + lane) * p.R + unit];
+  if (p.d_output && place.has_loss) return p.d_output[place.row * p.ld_out + unit];
+  return from_acc<scalar_t>(0);
+}
+
+// The same by h_n.
+template <typename scalar_t>
+__device__ __forceinline__ Accumulator<scalar_t> end_gradient(
+    const BwdRecurrence<scalar_t>& p, const BwdPlace<Accumulator<scalar_t>>& place, int64_t unit) {
+  return place.ends ? load_or_zero(p.d_h_n, place.b * p.R + unit) : Accumulator<scalar_t>(0);
+}
+
+template <typename scalar_t>
+__device__ __forceinline__ void store_row(const StepRows<scalar_t>& to, int64_t i,
+                                          Accumulator<scalar_t> value) {
+  if (to.sums) {
+    to.sums[i] += value;
+  } else if (to.rows) {
+    to.rows[i] = from_acc<scalar_t>(value);
+  }
+}
+
+template <typename Cell, typename scalar_t>
+struct BwdStep {
+  using acc_t = Accumulator<scalar_t>;
+  using Params = BwdRecurrence<scalar_t>;
+  using Place = BwdPlace<acc_t>;
+  static constexpr int S = Cell::kSaved, kColumns = Cell::kColumns;
+
+  struct Inputs {
+    scalar_t saved[S > 0 ? S : 1];  // or the output
+    scalar_t c, before;             // of LSTM the cell states, of GRU the state before
+    scalar_t d_output;
+  };
+
+  static __device__ __forceinline__ Inputs load(const Params& p, const Place& place, int64_t k,
+                                                int64_t lane, int64_t unit) {
+    Inputs result{};
+    if (!place.exists) return result;
+    if constexpr (S == 0) {
+      result.saved[0] = p.output[place.row * p.ld_out + unit];
+    } else {
+      const scalar_t* const gates =
+          p.gates + (p.gates_of_span ? place.span_row : place.row) * S * p.H + unit;
+      FASTBPTT_UNROLL
+      for (int i = 0; i < S; ++i) result.saved[i] = gates[i * p.H];
+      const scalar_t* before;
+      if constexpr (Cell::kHasCellState) {
+        result.c = p.c[place.row * p.H + unit];
+        before = state_row(p.c, p.H, p.cx, p.H, place.before);
+      } else {
+        before = state_row(p.output, p.ld_out, p.hx, p.H, place.before);
+      }
+      result.before = before ? before[unit] : from_acc<scalar_t>(0);
+    }
+    if (!p.w_hr) result.d_output = output_gradient(p, place, k, lane, unit);
+    return result;
+  }
+
+  // dh: what came through W_hh from the step after, without the gate; with a projection, the
+  // gradient of the state before it, complete. carry: what else came from there, and what goes on.
+  static __device__ __forceinline__ void run(const Params& p, const Place& place,
+                                             const Inputs& inputs, int64_t lane, int64_t unit,
+                                             acc_t dh, acc_t& carry, acc_t (&d)[kColumns]) {
+    if (!p.w_hr) dh = through(place.gate, dh);
+    if constexpr (Cell::kHasCarry) {
+      carry = through(place.gate, carry);
+      if (!Cell::kHasCellState) dh += carry;
+    }
+    if (place.is_initial) {
+      const int64_t i = (p.states_by_lane ? lane : place.b) * p.H + unit;
+      if (p.d_hx && !p.w_hr) p.d_hx[i] += dh;
+      if (Cell::kHasCellState && p.d_cx) p.d_cx[i] += carry;
+    }
+    if (!place.exists) return;
+    if (!p.w_hr) dh += to_acc(inputs.d_output) + end_gradient(p, place, unit);
+    if constexpr (S == 0) {
+      Cell::backward(dh, to_acc(inputs.saved[0]), d);
+    } else {
+      acc_t saved[S];
+      FASTBPTT_UNROLL
+      for (int i = 0; i < S; ++i) saved[i] = to_acc(inputs.saved[i]);
+      if constexpr (Cell::kHasCellState) {
+        if (place.ends && p.d_c_n) carry = to_acc(p.d_c_n[place.b * p.H + unit]);
+        Cell::backward(dh, carry, saved, to_acc(inputs.before), to_acc(inputs.c), d, &carry);
+      } else {
+        Cell::backward(dh, saved, to_acc(inputs.before), d, &carry);
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void store(const Params& p, const Place& place, int64_t unit,
+                                               const acc_t (&d)[kColumns]) {
+    if (!place.exists) return;
+    FASTBPTT_UNROLL
+    for (int i = 0; i < kColumns; ++i) {
+      store_row(p.d, (place.span_row * kColumns + i) * p.H + unit, d[i]);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fastbptt
