@@ -41,7 +41,7 @@ bench: build/.installed ## measure the speed against torch and then the memory
 cuda-check: build/.installed ## compile the CUDA kernels and print what they take (needs nvcc)
 	@$(PY) tools/cuda_check.py
 
-CLANG_FORMAT = find csrc tests/emulation -type f ! -name "*.py*" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
+CLANG_FORMAT = find csrc tests/emulation tools -type f ! -name "*.py*" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
 
 lint: lint-tools ## check style and format
 	@$(PY) -m ruff check .

@@ -28,6 +28,10 @@ SOURCES = [
 ]
 CUDA_SOURCES = [
     "csrc/ops_cuda.cpp",
+    "csrc/cuda/persistent_bfloat16.cu",
+    "csrc/cuda/persistent_float.cu",
+    "csrc/cuda/persistent_half.cu",
+    "csrc/cuda/persistent_tf32.cu",
     "csrc/cuda/stepwise.cu",
 ]
 # sm_90a has what the kernels for Hopper need; other cards compile the PTX when they first run it.

@@ -7,7 +7,8 @@
 namespace fastbptt {
 namespace {  // compiled once per instruction set: nothing here may be merged across them
 
-// The bit operations on a value type: scalar_t, broadcast, abs, copysign, exp2_of_shifted.
+// The operations on a value type that are its own: scalar_t, broadcast, abs, copysign, divide,
+// exp2_of_shifted.
 template <typename V>
 struct Bits;
 
@@ -79,7 +80,7 @@ template <typename V>
   const V magnitude = bounded_magnitude(x, ExpConstants<scalar_t>::kTanhLimit);
   const SplitExp<V> exp(magnitude + magnitude);
   const V e = exp.power * exp.fraction + (exp.power - scalar_t(1));
-  return Bits<V>::copysign(e / (e + scalar_t(2)), x);
+  return Bits<V>::copysign(Bits<V>::divide(e, e + scalar_t(2)), x);
 }
 
 // sigmoid(x) = 1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0, with e = exp(-|x|) <= 1.
@@ -88,7 +89,7 @@ template <typename V>
   using scalar_t = typename Bits<V>::scalar_t;
   const SplitExp<V> exp(-bounded_magnitude(x, ExpConstants<scalar_t>::kExpLimit));
   const V e = exp.power * exp.fraction + exp.power;
-  return (x < 0 ? e : Bits<V>::broadcast(1)) / (e + scalar_t(1));
+  return Bits<V>::divide(x < 0 ? e : Bits<V>::broadcast(1), e + scalar_t(1));
 }
 
 // The cells. For one unit and step,

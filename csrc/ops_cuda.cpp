@@ -240,7 +240,7 @@ struct BackwardPass {
     }
     const Tensor d_hx = make_state_gradient(results.d_hx, args.needs[1], shape.R, &p.d_hx),
                  d_cx = make_state_gradient(results.d_cx, args.needs[2], shape.H, &p.d_cx);
-    run_recurrence(shape.cell, p, host);
+    run_recurrence(shape.cell, p, host, span.end - span.begin);
 
     const Tensor d = d_sum.to(stored.dtype());
     if (args.needs[0]) input_gradient(p, args.input_by_lane ? host.d_by_lane : d);

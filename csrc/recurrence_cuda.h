@@ -5,10 +5,9 @@
 #include <ATen/ops/mm.h>
 
 #include "cuda/allocate.h"
-#include "cuda/for_cell.h"
 #include "cuda/glue.h"
 #include "cuda/stepwise.h"
-#include "tensors.h"
+#include "persistent_cuda.h"
 
 namespace fastbptt {
 
@@ -18,28 +17,6 @@ struct RecurrenceTensors {
   Tensor d_by_lane;            // likewise
   const int64_t* batch_sizes;  // [T] on the host, or null if uniform
 };
-
-// How the columns of d lie, and what the backward pass carries; see CellTraits.
-struct CellColumns {
-  int64_t gates, saved, columns, first_recurrent;
-  int64_t input_rotation;  // the input's columns are the gates in torch's order, rotated
-  bool has_carry, has_cell_state;
-};
-
-inline CellColumns columns_of(CellKind cell) {
-  CellColumns result{};
-  for_cell(cell, [&](auto c) {
-    using Cell = decltype(c);
-    result = {Cell::kGates,
-              Cell::kSaved,
-              Cell::kColumns,
-              Cell::kFirstRecurrent,
-              (Cell::kGates - Cell::kInputGate[0]) % Cell::kGates,
-              Cell::kHasCarry,
-              Cell::kHasCellState};
-  });
-  return result;
-}
 
 // out = a b, where out may be float32 and the others of 16 bits.
 inline void multiply(Tensor out, const Tensor& a, const Tensor& b) {
@@ -144,10 +121,12 @@ void run_stepwise(CellKind cell, const BwdRecurrence<scalar_t>& p,
   }
 }
 
-// The one place that knows which kernels there are: Params is FwdRecurrence or BwdRecurrence.
+// The one place that knows which kernels there are: Params is FwdRecurrence or BwdRecurrence, and
+// span_steps the steps of the latter's span.
 template <typename Params>
-void run_recurrence(CellKind cell, const Params& p, const RecurrenceTensors& tensors) {
-  run_stepwise(cell, p, tensors);
+void run_recurrence(CellKind cell, const Params& p, const RecurrenceTensors& tensors,
+                    int64_t span_steps = 0) {
+  if (!run_persistent(cell, p, tensors.w_hh, span_steps)) run_stepwise(cell, p, tensors);
 }
 
 }  // namespace fastbptt

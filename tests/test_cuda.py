@@ -16,6 +16,7 @@ from common import CELLS, Case, assert_as_exact, assert_matches, cotangent, part
 from fastbptt import TBPTT, Chunked, Sliding
 from test_modes import LARGER, MODES, expected_of, random_call
 from test_operators import CASES, backward_arguments, cuts, forward_arguments, rnn_bwd, rnn_fwd
+from test_persistent import SIZES, VARIABLE, assert_close, modes
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -47,6 +48,29 @@ def test_random_calls(mode, seed):
 def test_errors_of_rounding(case, dtype):
     case = dataclasses.replace(case, dtype=dtype)
     assert_as_exact(*cuda_calls.rounded_results(case, "cuda"))
+
+
+@pytest.fixture(params=["resident", "cluster"])
+def kernel(request, monkeypatch):
+    if request.param == "cluster" and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("this GPU has no clusters")
+    monkeypatch.setenv(VARIABLE, request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("call", modes(), ids=str)
+def test_modes_of_a_kernel(kernel, call):
+    assert_close(call, 2**-20, "cuda")
+
+
+@pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sizes_of_a_kernel(kernel, size, dtype):
+    T, B, H = size
+    cells = ("tanh",) if kernel == "resident" and H > 96 else ("tanh", "gru", "lstm")
+    for cell in cells:
+        case = Case(T, B, 3, H, cell=cell, dtype=dtype)
+        assert_close(Call(case), torch.finfo(dtype).eps, "cuda")
 
 
 def on_gpu(value):

@@ -40,7 +40,13 @@ from test_operators import (  # noqa: F401
     test_windows_in_groups_add_up,
 )
 
-pytestmark = pytest.mark.usefixtures("emulated_cuda", "poisoned")
+pytestmark = pytest.mark.usefixtures("emulated_cuda", "poisoned", "stepwise")
+
+
+@pytest.fixture
+def stepwise(monkeypatch):
+    """The kernels that run everything; test_persistent.py has the others."""
+    monkeypatch.setenv("FASTBPTT_CUDA_KERNEL", "stepwise")
 
 
 def test_the_kernels_are_the_emulated_ones():

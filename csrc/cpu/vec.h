@@ -233,6 +233,7 @@ struct VecBits {
 
   // x - 0 is x for every x, -0 too, so that it costs nothing; x + 0 is an addition.
   static V broadcast(scalar x) { return x - V{}; }
+  static V divide(V a, V b) { return a / b; }
   static V abs(V x) { return (V)((bits)x & ~Types::kSign); }
   static V copysign(V magnitude, V sign) {
     return (V)((bits)magnitude | ((bits)sign & Types::kSign));

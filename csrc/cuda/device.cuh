@@ -73,6 +73,13 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
   return y;
 }
 
+// x, as if the compiler could not know it: what depends on it is computed where it stands, and not once
+// before a loop, to be kept in registers that the loop needs.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // --- Block and warp ------------------------------------------------------------------------------
 
 // The block's shared memory, as many bytes as its launch asked for, aligned to 128. Undefined until

@@ -58,12 +58,6 @@ struct FwdStep {
   using Params = FwdRecurrence<scalar_t>;
   static constexpr int G = Cell::kGates;
 
-  // A unit's: both in one, but where W_hh's has to stay with the recurrent part.
-  struct Biases {
-    acc_t sum[G];
-    acc_t recurrent;  // of the last gate
-  };
-
   struct Inputs {
     scalar_t pre[G];
   };
@@ -72,16 +66,15 @@ struct FwdStep {
     acc_t h, c, saved[Cell::kSaved + 1];
   };
 
-  static __device__ __forceinline__ Biases biases(const Params& p, int64_t unit) {
-    Biases result;
-    FASTBPTT_UNROLL
-    for (int g = 0; g < G; ++g) {
-      const bool apart = Cell::kRecurrentBias && g == G - 1;
-      const acc_t recurrent = load_or_zero(p.b_hh, g * p.H + unit);
-      result.sum[g] = load_or_zero(p.b_ih, g * p.H + unit) + (apart ? acc_t(0) : recurrent);
-      if (g == G - 1) result.recurrent = apart ? recurrent : acc_t(0);
-    }
-    return result;
+  // What is added to a gate's recurrent part, W_ih's bias too where W_hh's need not stay apart; and to
+  // the last gate's input.
+  static __device__ __forceinline__ acc_t recurrent_bias(const Params& p, int gate, int64_t unit) {
+    const bool apart = Cell::kRecurrentBias && gate == G - 1;
+    const acc_t of_input = apart ? acc_t(0) : load_or_zero(p.b_ih, gate * p.H + unit);
+    return load_or_zero(p.b_hh, gate * p.H + unit) + of_input;
+  }
+  static __device__ __forceinline__ acc_t input_bias(const Params& p, int64_t unit) {
+    return Cell::kRecurrentBias ? load_or_zero(p.b_ih, (G - 1) * p.H + unit) : acc_t(0);
   }
 
   static __device__ __forceinline__ Inputs load(const Params& p, const FwdPlace& place,
@@ -93,20 +86,18 @@ struct FwdStep {
     return result;
   }
 
-  // rec: h W_hh^T; before: c of LSTM, h of GRU.
-  static __device__ __forceinline__ Values compute(const Inputs& inputs, const Biases& biases,
+  // rec: h W_hh^T with its biases; before: c of LSTM, h of GRU.
+  static __device__ __forceinline__ Values compute(const Inputs& inputs, acc_t input_bias,
                                                    const acc_t (&rec)[G], acc_t before) {
-    acc_t in[G], recurrent[G];
+    acc_t in[G];
     FASTBPTT_UNROLL
-    for (int g = 0; g < G; ++g) {
-      in[g] = to_acc(inputs.pre[g]) + biases.sum[g];
-      recurrent[g] = g == G - 1 ? rec[g] + biases.recurrent : rec[g];
-    }
+    for (int g = 0; g < G; ++g) in[g] = to_acc(inputs.pre[g]);
+    if constexpr (Cell::kRecurrentBias) in[G - 1] += input_bias;
     Values values;
     if constexpr (Cell::kHasCellState) {
-      values.h = Cell::forward(in, recurrent, before, values.saved, &values.c);
+      values.h = Cell::forward(in, rec, before, values.saved, &values.c);
     } else {
-      values.h = Cell::forward(in, recurrent, before, values.saved);
+      values.h = Cell::forward(in, rec, before, values.saved);
     }
     return values;
   }

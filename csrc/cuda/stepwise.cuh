@@ -64,10 +64,12 @@ __global__ void __launch_bounds__(kUnitThreads)
     const int64_t i = b * p.H + unit;
     acc_t rec[G], before = 0;
     FASTBPTT_UNROLL
-    for (int g = 0; g < G; ++g) rec[g] = load_or_zero(s.rec, (b * G + g) * p.H + unit);
+    for (int g = 0; g < G; ++g) {
+      rec[g] = load_or_zero(s.rec, (b * G + g) * p.H + unit) + Step::recurrent_bias(p, g, unit);
+    }
     if constexpr (Cell::kHasCarry) before = Cell::kHasCellState ? s.c[i] : s.carried_h[i];
     const auto inputs = Step::load(p, place, unit);
-    const auto values = Step::compute(inputs, Step::biases(p, unit), rec, before);
+    const auto values = Step::compute(inputs, Step::input_bias(p, unit), rec, before);
     Step::store(p, place, b, unit, values);
     if constexpr (Cell::kHasCellState) s.c[i] = place.is_reset ? 0 : values.c;
     if (s.unprojected) {

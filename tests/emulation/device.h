@@ -37,6 +37,8 @@ inline float tanh_approx(float x) {
 
 inline float reciprocal_approx(float x) { return 1.0f / x; }
 
+inline int opaque(int x) { return x; }
+
 inline unsigned char* dynamic_shared() { return emulation::this_thread().block->shared; }
 
 inline void sync_block(emulation::Site site = emulation::Site::here()) {

@@ -1,0 +1,175 @@
+// The product of a step with W on the chip, tile by tile, in each of the arithmetics.
+//
+// A tile of W is four registers of each thread of a warp: two 16-bit numbers in each, or one of 32
+// bits. The tensor cores take tiles as they are, the rows of W for the product's rows, and the lanes
+// of x for its eight columns. x is in shared memory, a row for each lane.
+#pragma once
+
+#include <cstring>
+
+#include "cuda/device.cuh"
+#include "cuda/tiling.h"
+
+namespace fastbptt {
+namespace {
+
+__device__ __forceinline__ uint32_t bits_of_float(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+__device__ __forceinline__ float float_of_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// What a warp sums of a tile's rows, for eight lanes.
+using TileSums = float[2][4];
+
+}  // namespace
+
+// half_t or bfloat16_t.
+template <typename number>
+struct TensorCores {
+  using scalar_t = number;  // as stored
+  using x_t = number;
+  static constexpr Arithmetic kArithmetic = Arithmetic::kTensor16;
+  static constexpr int kPerRegister = 2;
+
+  // Where register i of the thread stands in a tile of W: its row, and its first column.
+  static __device__ __forceinline__ int row(int thread, int i) { return thread / 4 + 8 * (i % 2); }
+  static __device__ __forceinline__ int column(int thread, int i) {
+    return 2 * (thread % 4) + 8 * (i / 2);
+  }
+  static __device__ __forceinline__ uint32_t pack(float low, float high) {
+    return pack_pair<number>(low, high);
+  }
+  static __device__ __forceinline__ x_t to_x(float value) { return from_acc<x_t>(value); }
+  static __device__ __forceinline__ void multiply_add(float (&sums)[4], const uint32_t (&w)[4],
+                                                      const uint32_t (&x)[2]) {
+    mma_m16n8k16<number>(sums, w, x);
+  }
+};
+
+struct Tf32Cores {
+  using scalar_t = float;
+  using x_t = float;
+  static constexpr Arithmetic kArithmetic = Arithmetic::kTf32;
+  static constexpr int kPerRegister = 1;
+
+  static __device__ __forceinline__ int row(int thread, int i) { return thread / 4 + 8 * (i % 2); }
+  static __device__ __forceinline__ int column(int thread, int i) {
+    return thread % 4 + 4 * (i / 2);
+  }
+  static __device__ __forceinline__ uint32_t pack(float value, float) {
+    return round_to_tf32(value);
+  }
+  static __device__ __forceinline__ x_t to_x(float value) {
+    return float_of_bits(round_to_tf32(value));
+  }
+  static __device__ __forceinline__ void multiply_add(float (&sums)[4], const uint32_t (&w)[4],
+                                                      const uint32_t (&x)[2]) {
+    mma_m16n8k8(sums, w, x);
+  }
+};
+
+// float32 as it is. A thread has a row of the tile, and all threads read the same of x.
+struct PlainFma {
+  using scalar_t = float;
+  using x_t = float;
+  static constexpr Arithmetic kArithmetic = Arithmetic::kFma;
+  static constexpr int kPerRegister = 1;
+
+  static __device__ __forceinline__ int row(int thread, int) { return thread; }
+  static __device__ __forceinline__ int column(int, int i) { return i; }
+  static __device__ __forceinline__ uint32_t pack(float value, float) {
+    return bits_of_float(value);
+  }
+  static __device__ __forceinline__ x_t to_x(float value) { return value; }
+};
+
+namespace {
+
+// Adds to sums the products of two tiles beside each other, for each of row_tiles rows of tiles. x:
+// the first lane's numbers for the first column.
+template <typename Product>
+__device__ __forceinline__ void multiply(TileSums (&sums)[kRowTiles],
+                                         const uint32_t (&w0)[kRowTiles][4],
+                                         const uint32_t (&w1)[kRowTiles][4], int row_tiles,
+                                         const typename Product::x_t* x, int x_stride, int lanes) {
+  const int thread = threadIdx.x % kWarp;
+  constexpr TileShape kShape = tile_shape(Product::kArithmetic);
+  if constexpr (Product::kArithmetic == Arithmetic::kFma) {
+    FASTBPTT_UNROLL
+    for (int lane = 0; lane < kTileLanes; ++lane) {
+      if (lane >= lanes) continue;
+      const auto* const from =
+          reinterpret_cast<const Packed<float, kShape.columns>*>(x + lane * x_stride);
+      const auto x0 = from[0], x1 = from[1];
+      FASTBPTT_UNROLL
+      for (int m = 0; m < kRowTiles; ++m) {
+        if (m >= row_tiles) continue;
+        float& sum = sums[m][lane / 4][lane % 4];
+        FASTBPTT_UNROLL
+        for (int j = 0; j < 4; ++j) sum += float_of_bits(w0[m][j]) * x0.values[j];
+        FASTBPTT_UNROLL
+        for (int j = 0; j < 4; ++j) sum += float_of_bits(w1[m][j]) * x1.values[j];
+      }
+    }
+  } else {
+    // Matrices of 8 lanes by 16 bytes, two for each tile. Lanes that are not there read the first
+    // one's numbers: no other lane's sums depend on them.
+    const int lane = thread % kTileLanes < lanes ? thread % kTileLanes : 0;
+    uint32_t matrices[4];
+    load_matrix_x4(matrices, x + lane * x_stride + thread / kTileLanes * (16 / int(sizeof(*x))));
+    const uint32_t x0[2] = {matrices[0], matrices[1]}, x1[2] = {matrices[2], matrices[3]};
+    FASTBPTT_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      if (m >= row_tiles) continue;
+      Product::multiply_add(sums[m][0], w0[m], x0);  // two sums: neither waits for the other
+      Product::multiply_add(sums[m][1], w1[m], x1);
+    }
+  }
+}
+
+// Calls fn(row, lane, sum) for the thread's sums of a tile's rows.
+template <typename Product, typename Fn>
+__device__ __forceinline__ void for_each_sum(const TileSums& sums, Fn&& fn) {
+  const int thread = threadIdx.x % kWarp;
+  if constexpr (Product::kArithmetic == Arithmetic::kFma) {
+    FASTBPTT_UNROLL
+    for (int lane = 0; lane < kTileLanes; ++lane) fn(thread, lane, sums[lane / 4][lane % 4]);
+  } else {
+    FASTBPTT_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      fn(thread / 4 + 8 * (i / 2), 2 * (thread % 4) + i % 2, sums[0][i] + sums[1][i]);
+    }
+  }
+}
+
+// The block's part of W_hh, or of its transpose, of any size: what is beyond it is zeros.
+template <typename scalar_t, bool kTransposed>
+struct Weights {
+  const scalar_t* w_hh;  // [G*H, H]
+  int64_t H;
+  int gates, units, first_unit;
+
+  // Offsets of a row, and of a column of a gate; -1 if there is none.
+  __device__ __forceinline__ int64_t row(int i) const {
+    const int gate = i / units;
+    const int64_t unit = first_unit + i - gate * units;
+    if (unit >= H || gate >= (kTransposed ? 1 : gates)) return -1;
+    return kTransposed ? unit : (gate * H + unit) * H;
+  }
+  __device__ __forceinline__ int64_t column(int gate, int64_t i) const {
+    if (i >= H || gate >= (kTransposed ? gates : 1)) return -1;
+    return kTransposed ? (gate * H + i) * H : i;
+  }
+  __device__ __forceinline__ float at(int64_t row, int64_t column) const {
+    return row < 0 || column < 0 ? 0.0f : to_acc(w_hh[row + column]);
+  }
+};
+
+}  // namespace
+}  // namespace fastbptt

@@ -1,0 +1,197 @@
+"""The kernels that keep W_hh on the chip, emulated, each by force, against the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cuda_calls
+from calls import Call
+from common import CELLS, Case, assert_as_exact, assert_matches
+from fastbptt import TBPTT, Chunked, Sliding, nn
+
+ROOT = Path(__file__).parents[1]
+VARIABLE = "FASTBPTT_CUDA_KERNEL"
+HALVES = cuda_calls.DTYPES[1:]
+
+pytestmark = pytest.mark.usefixtures("emulated_cuda", "poisoned", "default_limits")
+
+
+@pytest.fixture
+def default_limits(emulation, monkeypatch):
+    """An H100's after the test; and modules take 16 bits, as they do on a GPU."""
+    monkeypatch.setitem(nn._KERNEL_DTYPES, "cpu", nn._CUDA_DTYPES)
+    yield
+    emulation.set_limits()
+
+
+@pytest.fixture(params=["resident", "cluster"])
+def kernel(request, monkeypatch):
+    monkeypatch.setenv(VARIABLE, request.param)
+    return request.param
+
+
+def assert_close(call: Call, eps: float, device: str = "cpu") -> None:
+    truth = call.reference()
+    for name, result in call.ours(device).items():
+        assert result.dtype == call.case.dtype, name
+        error, scale = (result - truth[name]).abs().max(), truth[name].abs().max()
+        assert error <= 16 * eps * scale, (name, error, scale)
+
+
+def overlaps(truncation) -> bool:
+    return (
+        isinstance(truncation, Sliding)
+        or isinstance(truncation, TBPTT)
+        and (truncation.k2 > truncation.k1)
+    )
+
+
+def modes() -> list[Call]:
+    """Every cell and truncation, by turns with what else there is."""
+    calls = []
+    for cell in CELLS:
+        for truncation in cuda_calls.TRUNCATIONS:
+            i = len(calls)
+            options = {
+                "lengths": cuda_calls.LENGTHS if i % 2 else None,
+                "layers": 1 + i // 3 % 2,
+                "bidirectional": i % 3 == 0 and not overlaps(truncation),
+                "batch_first": i % 4 == 0,
+                "bias": i % 5 > 0,
+                "hx": i % 7 > 0,
+            }
+            case = Case(7, 5, 3, 17, cell=cell, dtype=torch.float32, **options)
+            recompute = cell in ("gru", "lstm") and i % 4 == 1
+            calls.append(Call(case, truncation, "some" if i % 3 else "none", recompute=recompute))
+    return calls
+
+
+@pytest.mark.parametrize("call", modes(), ids=str)
+def test_modes(kernel, call):
+    assert_close(call, 2**-21)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "relu"])  # it has a kink
+def test_modes_in_16_bits(kernel, cell, dtype):
+    for truncation in (Chunked(3), TBPTT(2, 5), TBPTT(2, 2, "last")):
+        both = not overlaps(truncation)
+        case = Case(9, 5, 6, 20, 2, cell=cell, bidirectional=both, dtype=dtype)
+        assert_close(Call(case, truncation, "some"), torch.finfo(dtype).eps)
+
+
+SIZES = [(1, 1, 1), (4, 3, 33), (4, 17, 33), (3, 1, 96), (3, 17, 96), (2, 3, 130), (2, 9, 130)]
+
+
+# One multiprocessor to a cluster: eight lanes in each. Many: one.
+@pytest.mark.parametrize("clusters", [1, 100])
+@pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_sizes(emulation, kernel, size, dtype, clusters):
+    T, B, H = size
+    emulation.set_limits(multiprocessors=clusters * (1 if kernel == "resident" else 16))
+    for cell in ("tanh", "gru", "lstm"):
+        if kernel == "resident" and H == 130 and (cell != "tanh" or clusters == 1):
+            continue  # more than a block has room for
+        case = Case(T, B, 3, H, cell=cell, dtype=dtype)
+        assert_close(Call(case), torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+def test_errors_of_rounding(kernel, cell, dtype):
+    case = Case(20, 20, 12, 33, cell=cell, dtype=dtype)
+    assert_as_exact(*cuda_calls.rounded_results(case, "cpu"))
+
+
+@pytest.fixture(params=["fp32_precision", "allow_tf32"])
+def tf32(request):
+    """Turns rounding of float32 products' operands on, by torch's new and old setting."""
+    matmul, values = torch.backends.cuda.matmul, {"fp32_precision": ("ieee", "tf32")}
+    off, on = values.get(request.param, (False, True))
+    yield lambda: setattr(matmul, request.param, on)
+    setattr(matmul, request.param, off)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+def test_tf32(kernel, cell, tf32):
+    case = Case(6, 5, 3, 33, cell=cell, dtype=torch.float32)
+    exact = Call(case).ours()
+    tf32()
+    assert_close(Call(case, TBPTT(2, 3), "some"), 2**-12)
+    assert not torch.equal(Call(case).ours()["output"], exact["output"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_any_order_of_threads(kernel, schedule, dtype):
+    for cell, truncation in (("lstm", None), ("gru", TBPTT(2, 4))):
+        call = Call(Case(6, 9, 3, 33, cell=cell, dtype=dtype), truncation, "some")
+        assert_close(call, torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("truncation", [None, Sliding(4)], ids=str)
+def test_places_over_many_steps(kernel, truncation):
+    lengths = (50, 3, 33, 17, 16)
+    for dtype in (torch.float32, torch.bfloat16):
+        both = not overlaps(truncation)
+        case = Case(50, 5, 3, 12, cell="gru", bidirectional=both, lengths=lengths, dtype=dtype)
+        assert_close(Call(case, truncation, "some"), torch.finfo(dtype).eps)
+
+
+def test_same_bits_each_time(kernel, emulation):
+    call = Call(Case(6, 5, 3, 33, cell="lstm", dtype=torch.float32), TBPTT(2, 4), "some")
+    first = call.ours()
+    emulation.set_order("reverse", True)
+    again = call.ours()
+    emulation.set_order("forward")
+    assert_matches(again, first, rtol=0)
+
+
+def test_the_table_in_the_docs():
+    """tools/cuda_table.py has been run since the last change of what it tells."""
+    tool = str(ROOT / "tools" / "cuda_table.py")
+    printed = subprocess.run(
+        [sys.executable, tool, "--print"], check=True, capture_output=True, encoding="utf-8"
+    ).stdout
+    assert printed in (ROOT / "docs" / "cuda_kernels.md").read_text(encoding="utf-8")
+
+
+def outputs(monkeypatch, wish: str, case: Case):
+    monkeypatch.setenv(VARIABLE, wish)
+    return Call(case).ours()["output"]
+
+
+def test_choice(emulation, monkeypatch):
+    small = Case(5, 4, 3, 33, cell="lstm", dtype=torch.float32)
+    of = {wish: outputs(monkeypatch, wish, small) for wish in ("stepwise", "resident", "cluster")}
+    assert len({tuple(o.flatten().tolist()) for o in of.values()}) == 3
+    assert torch.equal(outputs(monkeypatch, "auto", small), of["resident"])
+    large = dataclasses.replace(small, H=130)
+    assert torch.equal(outputs(monkeypatch, "auto", large), outputs(monkeypatch, "cluster", large))
+    emulation.set_limits(capability=80)  # it has no clusters
+    assert torch.equal(outputs(monkeypatch, "auto", large), outputs(monkeypatch, "stepwise", large))
+    many = dataclasses.replace(small, B=80)
+    emulation.set_limits(multiprocessors=1)  # as many waves as tiles
+    assert torch.equal(outputs(monkeypatch, "auto", many), outputs(monkeypatch, "stepwise", many))
+
+
+@pytest.mark.parametrize(
+    ("wish", "case", "message"),
+    [
+        ("fast", Case(), f'{VARIABLE} must be auto, stepwise, resident or cluster, got "fast"'),
+        ("resident", Case(), f"{VARIABLE}=resident: there is no such kernel for float64"),
+        ("cluster", Case(cell="lstm", proj=2, dtype=torch.float32), "an LSTM with projections"),
+        ("resident", Case(H=1100, dtype=torch.float32), "so many hidden units"),
+        ("cluster", Case(H=3000, dtype=torch.float32), "so many hidden units"),
+    ],
+)
+def test_what_cannot_be_had(monkeypatch, wish, case, message):
+    monkeypatch.setenv(VARIABLE, wish)
+    with pytest.raises(RuntimeError, match=message):
+        Call(case).ours()
