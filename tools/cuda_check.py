@@ -1,7 +1,8 @@
 """Compiles the CUDA sources without a GPU: `make cuda-check`.
 
 Every kernel for every architecture, with a table of what each takes: registers, shared memory,
-stack and spills. A spill is an error. The glue is only looked through by the C++ compiler, since a
+stack and spills. A spill or a stack is an error, and so is a kernel of the tensor cores' without
+their instructions. The glue is only looked through by the C++ compiler, since a
 CPU build of torch has the headers that it includes and no library to link.
 """
 
@@ -93,10 +94,24 @@ def parse_report(text: str) -> list[Kernel]:
     return kernels
 
 
+def without_tensor_cores(ptx: str) -> list[str]:
+    """The kernels of PTX whose name says that they multiply by tensor cores, and that do not."""
+    bodies = re.split(r"\.entry (\w+)\(", ptx)
+    named = zip(bodies[1::2], bodies[2::2], strict=True)
+    return [name for name, body in named if "Cores" in name and "mma.sync.aligned" not in body]
+
+
 def compile_kernels(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, *NVCC_FLAGS, f"-arch={architecture}", "-c", str(source)]
-        report = run([*command, "-o", os.path.join(folder, "kernels.o")])
+        report = run([*command, "--keep", "--keep-dir", folder, "-o", f"{folder}/kernels.o"])
+        lacking = [
+            name
+            for ptx in Path(folder).glob("*.ptx")
+            for name in without_tensor_cores(ptx.read_text())
+        ]
+    if lacking:
+        sys.exit(f"{architecture}: no tensor-core instructions in {', '.join(readable(lacking))}")
     kernels = parse_report(report)
     if not kernels:
         sys.exit(f"ptxas reported no kernel of {source} for {architecture}:\n{report}")
@@ -152,8 +167,8 @@ def main() -> None:
         kernels = [kernel for job in jobs for kernel in job.result()]
         glue.result()
     print_table(kernels)
-    spilling = [k for k in kernels if k.spills > 0]
-    print(f"{len(kernels)} kernels, {len(spilling)} with spills; the glue compiles")
+    spilling = [k for k in kernels if k.spills > 0 or k.stack > 0]
+    print(f"{len(kernels)} kernels, {len(spilling)} with spills or a stack; the glue compiles")
     sys.exit(1 if spilling else 0)
 
 
