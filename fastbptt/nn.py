@@ -10,21 +10,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastbptt import _C, ops
-from fastbptt.boundaries import boundaries_of
+from fastbptt.boundaries import Boundaries, boundaries_of
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
 # The dtypes that have kernels, by device. The meta device has the operators' fakes.
-_CPU_DTYPES = (torch.float32, torch.float64)
-_CUDA_DTYPES = (*_CPU_DTYPES, torch.float16, torch.bfloat16)
-_KERNEL_DTYPES = {
-    "cpu": _CPU_DTYPES,
-    "meta": _CPU_DTYPES,
-    "cuda": _CUDA_DTYPES if _C.cuda_built() else (),
-}
-_AUTOCAST_DEVICES = {"cuda"}  # where the kernels compute in autocast's dtype
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_KERNEL_DTYPES = {"cpu": _DTYPES, "meta": _DTYPES, "cuda": _DTYPES if _C.cuda_built() else ()}
+_AUTOCAST_DEVICES = {"cpu", "cuda"}  # where the kernels compute in autocast's dtype
 _FROM_MODULE: Any = object()  # "the truncation the module was made with"
+_NO_BOUNDARIES = Boundaries()
 
 # torch's own computation of each mode, where there is no kernel.
 _TORCH = {
@@ -153,22 +149,27 @@ class _Recurrent(torch.nn.RNNBase):
             self._check_states(input, batch_sizes, states)
         if not self._has_kernel(input):
             return self._run_torch(input, batch_sizes, states, cut, resets)
-        dtype = _autocast_dtype(input)
+        dtype = _autocast_dtype(input) if torch._C._is_any_autocast_enabled() else None
+        result_dtypes = None
         if dtype is not None:
+            if input.device.type == "cpu":
+                result_dtypes = self._autocast_results(input, batch_sizes, states, dtype)
             input, *weights = (_cast(tensor, dtype) for tensor in (input, *weights))
             if states is not None:
                 states = tuple(_cast(state, dtype) for state in states)
         batch_first = self.batch_first and batch_sizes is None
-        bounds = boundaries_of(
-            cut,
-            resets,
-            input,
-            batch_sizes,
-            sorted_indices,
-            batch_first=batch_first,
-            unbatched=unbatched,
-            bidirectional=self.bidirectional,
-        )
+        bounds = _NO_BOUNDARIES
+        if cut is not None or resets is not None:
+            bounds = boundaries_of(
+                cut,
+                resets,
+                input,
+                batch_sizes,
+                sorted_indices,
+                batch_first=batch_first,
+                unbatched=unbatched,
+                bidirectional=self.bidirectional,
+            )
         output, *final_states = ops.network(
             input,
             None if states is None else states[0],
@@ -188,7 +189,33 @@ class _Recurrent(torch.nn.RNNBase):
             bounds.resets,
             bounds.kappa,
         )
+        if result_dtypes is not None:
+            output = output.to(result_dtypes[0])
+            final_states = [s.to(d) for s, d in zip(final_states, result_dtypes, strict=False)]
         return output, tuple(final_states[: self._num_states])
+
+    def _autocast_results(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        states: tuple[Tensor, ...] | None,
+        dtype: torch.dtype,
+    ) -> tuple[torch.dtype, torch.dtype] | None:
+        """The dtypes of h and c under autocast on a CPU, as torch.nn's; None: those computed.
+
+        On a CPU the products alone are autocast. What is added to a state afterwards has the wider
+        dtype of the two, but for oneDNN's LSTM, which autocast gives all of its arguments.
+        """
+        if input.dtype == torch.float64:
+            return None
+        onednn = batch_sizes is None and self.proj_size == 0
+        if self.mode == "LSTM" and not onednn:
+            c = torch.promote_types((states[1] if states else input).dtype, dtype)
+            return (dtype if self.proj_size > 0 else c), c
+        if self.mode == "GRU":
+            h = torch.promote_types((states[0] if states else input).dtype, dtype)
+            return h, h
+        return None
 
     def _check_input(
         self, input: Tensor, batch_sizes: Tensor | None, weight_dtype: torch.dtype
@@ -212,6 +239,11 @@ class _Recurrent(torch.nn.RNNBase):
     def _check_states(
         self, input: Tensor, batch_sizes: Tensor | None, states: tuple[Tensor, ...]
     ) -> None:
+        layers = self.num_layers * (2 if self.bidirectional else 1)
+        batch = input.size(0 if self.batch_first else 1) if batch_sizes is None else None
+        size = self.proj_size or self.hidden_size
+        if states[0].shape == (layers, batch, size) and self._num_states == 1:
+            return  # the common case, which need not take long
         expected = self.get_expected_hidden_size(input, batch_sizes)
         if self._num_states == 1:
             return self.check_hidden_size(states[0], expected)
@@ -228,6 +260,8 @@ class _Recurrent(torch.nn.RNNBase):
         ]
 
     def _has_kernel(self, input: Tensor) -> bool:
+        if input.is_cpu:
+            return input.dtype in _DTYPES
         device = input.device.type
         return input.dtype in _KERNEL_DTYPES.get(device, ()) and (
             device in _AUTOCAST_DEVICES or not torch._C._is_any_autocast_enabled()

@@ -24,12 +24,22 @@ hypothesis.settings.load_profile(
 )
 
 
-@pytest.fixture(params=fastbptt._C.cpu_isas())
+@pytest.fixture(params=[isa for isa in fastbptt._C.cpu_isas() if isa != "avx512_bf16"])
 def isa(request):
     """Runs the test once in each instruction set that this machine has."""
+    yield from _run_in(request.param)
+
+
+@pytest.fixture(params=fastbptt._C.cpu_isas())
+def isa_of_16_bits(request):
+    """The same for bfloat16 and float16, whose kernels may be another set's than the others'."""
+    yield from _run_in(request.param)
+
+
+def _run_in(isa):
     before = fastbptt._C.cpu_isa()
-    fastbptt._C.set_cpu_isa(request.param)
-    yield request.param
+    fastbptt._C.set_cpu_isa(isa)
+    yield isa
     fastbptt._C.set_cpu_isa(before)
 
 
@@ -40,6 +50,13 @@ def threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def few_kernels(monkeypatch):
+    """The CPU as a device that has kernels in float32 and float64 alone, without autocast."""
+    monkeypatch.setitem(fastbptt.nn._KERNEL_DTYPES, "cpu", (torch.float32, torch.float64))
+    monkeypatch.setattr(fastbptt.nn, "_AUTOCAST_DEVICES", set())
 
 
 @pytest.fixture

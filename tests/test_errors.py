@@ -365,7 +365,8 @@ def test_instruction_set_by_environment(monkeypatch):
     assert "FASTBPTT_CPU_ISA" in failed.stderr and "mmx" in failed.stderr
 
 
-# Data types without a kernel.
+# Data types without a kernel: on the CPU there are none, so some kernels are hidden.
+NO_KERNELS = 'fastbptt.nn._KERNEL_DTYPES["cpu"] = (torch.float32, torch.float64)'
 
 
 @every_class
@@ -373,6 +374,7 @@ def test_instruction_set_by_environment(monkeypatch):
 def test_other_dtypes_go_torchs_way(dtype, cls):
     script = f"""
 import torch, fastbptt
+{NO_KERNELS}
 torch.manual_seed(0)
 ours = fastbptt.{cls.__name__}(3, 4, 2, bidirectional=True, dtype={dtype})
 theirs = torch.nn.{cls.__name__}(3, 4, 2, bidirectional=True, dtype={dtype})
@@ -391,6 +393,7 @@ for a, b in zip(ours.parameters(), theirs.parameters()):
 
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("few_kernels")
 def test_a_truncation_that_cannot_be_honoured(dtype, cell):
     case = Case(dtype=dtype, cell=cell)
     x, hx = case.data()
@@ -402,12 +405,11 @@ def test_a_truncation_that_cannot_be_honoured(dtype, cell):
         case.module()(x, hx, truncation=Chunked(2))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_what_torch_has_not_either(dtype):
-    name = str(dtype).removeprefix("torch.")
-    case = Case(dtype=dtype, cell="identity")
-    with pytest.raises(NotImplementedError, match=f"identity.*{name}"):
+@pytest.mark.usefixtures("few_kernels")
+def test_what_torch_has_not_either():
+    case = Case(dtype=torch.bfloat16, cell="identity")
+    with pytest.raises(NotImplementedError, match="identity.*bfloat16"):
         case.module()(*case.data())
-    arguments = {n: zeros(*shape, dtype=dtype) for n, shape in GOOD.items()}
-    with pytest.raises(NotImplementedError, match=f"input.*(?i:{name}|half)"):
+    arguments = {n: zeros(*shape, dtype=torch.int64) for n, shape in GOOD.items()}
+    with pytest.raises(NotImplementedError, match="input.*float32.*(?i:long|int64)"):
         fastbptt.rnn(**arguments)

@@ -36,6 +36,9 @@ CASES = {
     "lstm, packed, no hx": Case(cell="lstm", lengths=(5, 5, 2), hx=False),
     "lstm, empty batch": Case(cell="lstm", proj=2, B=0),
     "projected": Case(cell="lstm", proj=2),
+    "bfloat16": Case(bidirectional=True, dtype=torch.bfloat16),
+    "gru, float16, packed": Case(cell="gru", lengths=(5, 3, 1), dtype=torch.float16),
+    "lstm, bfloat16, projection": Case(cell="lstm", proj=3, H=5, dtype=torch.bfloat16),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -118,7 +121,9 @@ def cuts(arguments: dict[str, object]) -> dict[str, dict[str, object]]:
     }
 
 
-@pytest.mark.parametrize("name", ["plain", "packed", "lstm", "gru, packed", "projected"])
+@pytest.mark.parametrize(
+    "name", ["plain", "packed", "lstm", "gru, packed", "projected", "lstm, bfloat16, projection"]
+)
 def test_opcheck_of_cuts(name):
     case = CASES[name]
     arguments = backward_arguments(case)

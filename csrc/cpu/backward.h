@@ -80,7 +80,9 @@ struct Backward {
     if constexpr (kRoundsD) {
       for (operand_t*& d : d_step) d = arena.take<operand_t>(p.num_lanes * stride);
       pairs = arena.take<operand_t>(kBlockRows * stride);
-      if (p.d_input) d_rows = RowGather<operand_t>(&arena, rows, G * p.H);
+      // A sum over lanes has rows for steps that no lane takes, too.
+      const int64_t most = max(rows, min(kBlockRows, sum.all.num_rows));
+      if (p.d_input) d_rows = RowGather<operand_t>(&arena, most, G * p.H);
       if (p.w_hr) {
         projected_step = arena.take<operand_t>(p.num_lanes * projected_stride);
         projected_pairs = arena.take<operand_t>(kBlockRows * projected_stride);
