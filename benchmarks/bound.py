@@ -106,7 +106,7 @@ class CacheStep:
     whole buffer in turn. A loop of vector loads in C reads at most 8% faster, from every cache.
     """
 
-    BYTES = 64 * 2**20  # a call, so that entering it costs nothing to speak of
+    BYTES = 512 * 2**20  # a call, so that waking the threads costs nothing to speak of
 
     def __init__(self, H: int, gates: int, threads: int) -> None:
         share = max(1, gates * H * H // threads)

@@ -25,7 +25,7 @@ from .contenders import CELLS, COMPILE, JAX, PEER_KINDS, PEERS
 from .plot import write_plot
 from .readme import split, update_readme
 from .results import Record, failures, measure, save, summarise, summarise_shares, write_text
-from .rows import GRID, MODES, Row, select
+from .rows import GRID, MODES, QUICK_GRID, Row, select
 
 DEFAULT_OUT = machine.ROOT / "benchmarks" / "results"
 
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="threads to use (default: torch's choice)",
     )
-    add("--quick", action="store_true", help="few rounds: all cells in under two minutes")
+    add("--quick", action="store_true", help="few rounds, no long rows: in under two minutes")
     add("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="default: all")
     add("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: both")
     add(
@@ -57,7 +57,6 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         type=arguments.size,
         metavar="T,B,H[,...]",
-        default=list(GRID),
         help="sizes to time instead of the grid; with k, truncated to chunks of k steps; "
         "with k1,k2, by TBPTT(k1, k2); with the word resets, with resets inside the sequences",
     )
@@ -73,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--budget",
         type=arguments.seconds,
         metavar="SECONDS",
-        help="time for a row's rounds in a mode, if the fewest take less (default: 6, quick 0.25)",
+        help="time for a row's rounds in a mode, if the fewest take less (default: 5, quick 0.1)",
     )
     add(
         "--out",
@@ -140,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the comparison; returns the exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
-    rows = [row for row in select(args.cells, args.rows, args.filter) if row.modes(args.modes)]
+    sizes = args.rows or (QUICK_GRID if args.quick else GRID)
+    rows = [row for row in select(args.cells, sizes, args.filter) if row.modes(args.modes)]
     if not rows:
         parser.error("argument --filter: none of the rows is left; see --rows and --modes")
     arguments.check_writable(parser, args.out)
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "command": arguments.command(parser, args),
             "peers": peers,
             "min_rounds": args.rounds or (2 if args.quick else 9),
-            "budget_s": (0.25 if args.quick else 6.0) if args.budget is None else args.budget,
+            "budget_s": (0.1 if args.quick else 5.0) if args.budget is None else args.budget,
         },
         "complete": False,
         "summary": [],

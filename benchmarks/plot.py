@@ -1,174 +1,249 @@
-"""The speedups as a picture: a dot a row and peer, its quartiles, and where sgemm would be."""
+"""The comparison as a picture: speedups over the peers by B and H, and our share of the bound."""
 
 from __future__ import annotations
 
-import os
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
-matplotlib.use("Agg")
+from . import compiled_loop, jax_scan
+from .bound import CACHE, SGEMM
+from .contenders import CELLS, COMPILE, JAX, TORCH
+from .figures import BAD, BAND, COLOURS, FAINT, INK, LINES, tidy, title, write
+from .results import Record
+from .rows import BACKWARD, FORWARD
+from .tables import machine_line
 
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator  # noqa: E402
-
-from .contenders import CELLS  # noqa: E402
-from .results import Record  # noqa: E402
-from .rows import MODES  # noqa: E402
-from .tables import machine_line  # noqa: E402
-
-_COLOURS = ("#1f6fb4", "#e07b26", "#2c9a5f", "#8a56b8", "#c23b54")
-_INK, _FAINT, _BAND, _BAD = "#22272e", "#8b949e", "#f4f6f8", "#c62828"
-
-
-def _label(record: Record) -> str:
-    size = record["size"]
-    text = f"T {size['T']:>4}   B {size['B']:>2}   H {size['H']:>4}"
-    return text if record["truncation"] is None else f"{text}\n{record['truncation']}"
+LOOP = "loop"
+_LABELS = {
+    TORCH: "torch.nn",
+    JAX: jax_scan.LABEL,
+    COMPILE: f"{compiled_loop.LABEL} of a step loop",
+    LOOP: "a loop by hand around torch.nn",
+}
+_STYLES = {kind: (COLOURS[i], "osD^"[i]) for i, kind in enumerate(_LABELS)}
+_BOUNDS = {
+    SGEMM: ("#aeb8c2", "its products as plain sgemm"),
+    CACHE: (COLOURS[5], "reading W_hh once a step"),
+}
+_TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+_ROOM = 1.25  # free space below and above, a factor
 
 
 def _kind(peer: str) -> str:
-    """What peers of several cells have in common: torch.nn, for one."""
-    return "torch.nn" if peer.startswith("torch.nn.") else peer
+    """What peers of several cells and rows have in common."""
+    if peer.startswith("torch.nn."):
+        return TORCH
+    return {jax_scan.LABEL: JAX, compiled_loop.LABEL: COMPILE}.get(peer, LOOP)
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}×" if value < 9.95 else f"{value:.0f}×"
+def _is_plain(record: Record) -> bool:
+    return record["truncation"] is None and not record["resets"]
 
 
-def _dot(axes: Axes, y: float, record: Record, peer: str, colour: str) -> None:
-    """One row's speedup over one peer: stem from 1, whisker, dot, number; and sgemm's tick."""
-    ratio, reach = record["speedup"][peer], record["reach"][peer]["median"]
-    axes.plot([1, ratio["median"]], [y, y], color=colour, lw=5, alpha=0.28, solid_capstyle="butt")
-    axes.plot([ratio["q1"], ratio["q3"]], [y, y], color=colour, lw=2, solid_capstyle="butt")
-    axes.plot(ratio["median"], y, "o", ms=7, color=colour, mec="white", mew=1, zorder=4)
-    axes.plot([reach, reach], [y - 0.18, y + 0.18], color=_INK, lw=1.6, zorder=3)
-    text = _number(ratio["median"])
-    axes.text(
-        0.985,
-        y,
-        text,
-        transform=axes.get_yaxis_transform(),
-        ha="right",
-        va="center",
-        fontsize=9.5,
-        weight="bold",
-        color=colour,
+def _places(records: Sequence[Record]) -> dict[str, Record]:
+    """A record of each row, in the order of the x axis: plain ones by B, H and T."""
+    rows = {record["row"]: record for record in records}
+    if not all(map(_is_plain, rows.values())):
+        return rows
+    return dict(sorted(rows.items(), key=lambda item: [item[1]["size"][a] for a in "BHT"]))
+
+
+def _tick(record: Record) -> str:
+    """H over T; of the others what they are, and their size."""
+    size = record["size"]
+    if _is_plain(record):
+        return f"{size['H']}\n{size['T']}"
+    name, _, numbers = (record["truncation"] or "resets").partition("(")
+    numbers = ", ".join(part.partition("=")[2] for part in numbers.rstrip(")").split(", "))
+    return f"{name} {numbers}\nT {size['T']}\nB {size['B']}, H {size['H']}"
+
+
+def _frame(axes: Axes, places: dict[str, Record], *, with_ticks: bool) -> None:
+    """A band and a heading for each B, and the rows' names where wanted."""
+    axes.set_xlim(-0.6, len(places) - 0.4)
+    axes.xaxis.set_major_locator(FixedLocator(range(len(places))))
+    axes.set_xticklabels([_tick(r) if with_ticks else "" for r in places.values()])
+    axes.grid(axis="y", color=LINES, lw=0.7)
+    tidy(axes)
+    batches = [record["size"]["B"] for record in places.values()]
+    plain = all(map(_is_plain, places.values()))
+    groups = dict.fromkeys(batches) if plain else range(len(places))
+    for i, group in enumerate(groups):
+        at = [x for x, B in enumerate(batches) if B == group] if plain else [group]
+        if i % 2 == 0:
+            axes.axvspan(at[0] - 0.5, at[-1] + 0.5, color=BAND, lw=0, zorder=0)
+        if plain:
+            axes.text(
+                (at[0] + at[-1]) / 2,
+                0.985,
+                f"B {group}",
+                transform=axes.get_xaxis_transform(),
+                ha="center",
+                va="top",
+                fontsize=8.5,
+                weight="bold",
+                color=FAINT,
+            )
+
+
+def _failed(axes: Axes, x: float) -> None:
+    style = {"fontsize": 9, "weight": "bold", "color": BAD, "rotation": 90}
+    where = axes.get_xaxis_transform()
+    axes.text(x, 0.5, "FAILED", transform=where, ha="center", va="center", **style)
+
+
+def _speedups(axes: Axes, places: dict[str, Record], records: Sequence[Record]) -> None:
+    """A mark a row, peer and mode: the median, and for the detailed mode its quartiles."""
+    axes.set_yscale("log")
+    axes.axhline(1, color=INK, lw=1.2, zorder=1)
+    order = {row: x for x, row in enumerate(places)}
+    kinds = list(dict.fromkeys(_kind(p) for r in records for p in r.get("speedup", ())))
+    kinds.sort(key=list(_LABELS).index)
+    for record in records:
+        if record["error"] is not None:
+            _failed(axes, order[record["row"]])
+            continue
+        for peer, ratio in record["speedup"].items():
+            colour, marker = _STYLES[_kind(peer)]
+            x = order[record["row"]] + (kinds.index(_kind(peer)) - (len(kinds) - 1) / 2) * 0.24
+            if record["mode"] == FORWARD:
+                axes.plot(x, ratio["median"], marker, ms=4.5, color="white", mec=colour, mew=1.2)
+                continue
+            axes.plot([x, x], [1, ratio["median"]], color=colour, lw=3, alpha=0.25, zorder=1.5)
+            axes.plot([x, x], [ratio["q1"], ratio["q3"]], color=colour, lw=1.5)
+            axes.plot(x, ratio["median"], marker, ms=6.5, color=colour, mec="white", mew=0.7)
+
+
+def _means(records: Sequence[Record]) -> str:
+    """The geometric means over the rows of the panel, in forward+backward where it is there."""
+    mode = BACKWARD if any(r["mode"] == BACKWARD for r in records) else FORWARD
+    medians: dict[str, list[float]] = {}
+    for record in records:
+        if record["mode"] == mode:
+            for peer, ratio in record.get("speedup", {}).items():
+                medians.setdefault(_kind(peer), []).append(ratio["median"])
+    names = _LABELS | {COMPILE: "compile", JAX: "JAX", LOOP: "by hand"}
+    return "geometric mean " + ", ".join(
+        f"{statistics.geometric_mean(medians[kind]):.1f}× {names[kind]}"
+        for kind in _LABELS
+        if kind in medians
     )
 
 
-def _panel(
-    axes: Axes,
-    mode: str,
-    rows: dict[tuple[str, str], Record],
-    records: list[Record],
-    colours: dict[str, str],
-) -> None:
-    """One mode: every row of the figure on its line, empty where it was not timed."""
-    found = {(r["cell"], r["row"]): r for r in records if r["mode"] == mode}
-    for y, key in enumerate(rows):
-        if y % 2:
-            axes.axhspan(y - 0.5, y + 0.5, color=_BAND, lw=0, zorder=0)
-        record = found.get(key)
-        if record is None:
-            continue
+def _shares(axes: Axes, places: dict[str, Record], records: Sequence[Record]) -> None:
+    """A bar a row: the share of the bound in forward+backward, and a mark for forward."""
+    order = {row: x for x, row in enumerate(places)}
+    axes.axhline(1, color=INK, lw=1.2, zorder=3)
+    for record in records:
         if record["error"] is not None:
-            axes.text(
-                0.985,
-                y,
-                "FAILED",
-                transform=axes.get_yaxis_transform(),
-                ha="right",
-                va="center",
-                fontsize=9.5,
-                weight="bold",
-                color=_BAD,
-            )
             continue
-        peers = list(record["speedup"])
-        for i, peer in enumerate(peers):
-            _dot(axes, y + (i - (len(peers) - 1) / 2) * 0.4, record, peer, colours[_kind(peer)])
-    axes.axvline(1, color=_FAINT, lw=1.2, zorder=1)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(axis="x", which="major", color="#d0d7de", lw=0.7, zorder=0)
-    axes.set_title(mode, fontsize=12, weight="bold", color=_INK, loc="left", pad=6)
-    axes.tick_params(length=0, labelsize=9, colors=_INK)
-    axes.spines[:].set_visible(False)
+        x, share = order[record["row"]], record["bound"]["share"]
+        if record["mode"] == FORWARD:
+            axes.plot(x, share["median"], "o", ms=4.5, color="white", mec=INK, mew=1.1, zorder=5)
+            continue
+        axes.bar(x, share["median"], 0.62, color=_BOUNDS[record["bound"]["by"]][0], zorder=2)
+        axes.plot([x, x], [share["q1"], share["q3"]], color=INK, lw=1.5, zorder=4)
+        text = f"{100 * share['median']:.0f}"
+        axes.text(x, 0.03, text, ha="center", va="bottom", fontsize=8, color=INK, zorder=4)
+
+
+def _marks(records: Sequence[Record]) -> list[Line2D | Patch]:
+    """The legend's."""
+    kinds = {_kind(peer) for r in records for peer in r.get("speedup", ())}
+    bounds = {r["bound"]["by"] for r in records if r["error"] is None and r["mode"] == BACKWARD}
+    marks: list[Line2D | Patch] = [
+        Line2D([], [], color=colour, marker=marker, ms=6.5, lw=0, label=_LABELS[kind])
+        for kind, (colour, marker) in _STYLES.items()
+        if kind in kinds
+    ]
+    hollow = {"color": "white", "mec": INK, "mew": 1.1, "lw": 0}
+    marks.append(Line2D([], [], marker="o", ms=4.5, **hollow, label="hollow: forward alone"))
+    marks += [
+        Patch(color=_BOUNDS[by][0], label=f"bound: {_BOUNDS[by][1]}")
+        for by in _BOUNDS
+        if by in bounds
+    ]
+    return marks
 
 
 def draw(results: Record) -> Figure:
-    """The figure of a comparison's results; rows stand in the order they were measured."""
+    """The figure of a comparison's results: a column a cell."""
     records = results["records"]
-    rows = {(r["cell"], r["row"]): r for r in records}
-    modes = [mode for mode in MODES if any(r["mode"] == mode for r in records)]
-    peers = dict.fromkeys(_kind(peer) for r in records for peer in r.get("speedup", ()))
-    colours = {peer: _COLOURS[i % len(_COLOURS)] for i, peer in enumerate(peers)}
-    cells = dict.fromkeys(r["cell"] for r in records)
-
-    height = 2.2 + 0.42 * len(rows)
-    figure = Figure(figsize=(5.4 * len(modes) + 1.8, height), layout="constrained", dpi=150)
-    figure.get_layout_engine().set(rect=(0, 0.35 / height, 1, 1 - 1.2 / height))
-    panels = figure.subplots(1, len(modes), sharex=True, sharey=True, squeeze=False)[0]
-    for axes, mode in zip(panels, modes, strict=True):
-        _panel(axes, mode, rows, records, colours)
-    low, high = panels[0].get_xlim()
-    low = min(low, 0.9)
-    panels[0].set_xlim(low, high * (high / low) ** 0.14)  # room for the numbers on the right
-    panels[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
-    panels[0].set_ylim(len(rows) - 0.4, -0.6)
-    names = [
-        f"{cell.upper():<4}  {_label(r)}" if len(cells) > 1 else _label(r)
-        for (cell, _), r in rows.items()
-    ]
-    panels[0].set_yticks(range(len(rows)), names, family="monospace")
-
-    kinds = ", ".join(CELLS[cell].label for cell in cells)
-    figure.text(
-        0.012,
-        1 - 0.3 / height,
-        f"fastbptt {kinds}: speedup",
-        fontsize=14,
-        weight="bold",
-        color=_INK,
-        va="center",
+    cells = list(dict.fromkeys(r["cell"] for r in records))
+    plain = [r for r in records if _is_plain(r)]
+    cut = [r for r in records if not _is_plain(r)]
+    parts = [(plain, _speedups, 3.4), (plain, _shares, 2.3), (cut, _speedups, 3.0)]
+    parts = [part for part in parts if part[0]]
+    columns = max(len(_places(chosen)) for chosen, *_ in parts)
+    width = 1.0 + len(cells) * max(3.6, 0.42 * columns + 0.3)
+    height = 1.5 + sum(inches for *_, inches in parts)
+    figure = Figure(figsize=(max(width, 9.5), height), layout="constrained", dpi=120)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 1.05 / height), hspace=0.04)
+    panels = figure.subplots(
+        len(parts),
+        len(cells),
+        sharey="row",
+        squeeze=False,
+        height_ratios=[inches for *_, inches in parts],
     )
-    marks = [
-        Line2D([], [], color=colours[peer], marker="o", ms=7, lw=2, label=f"over {peer}")
-        for peer in peers
-    ]
-    marks.append(
-        Line2D(
-            [],
-            [],
-            color=_INK,
-            marker="|",
-            ms=12,
-            mew=1.6,
-            lw=0,
-            label="sgemm: the same FLOPs as torch.mm",
-        )
-    )
+    for line, (chosen, paint, _) in zip(panels, parts, strict=True):
+        places = _places(chosen)
+        is_last_of_plain = chosen is cut or paint is _shares
+        for axes, cell in zip(line, cells, strict=True):
+            mine = [r for r in chosen if r["cell"] == cell]
+            paint(axes, places, mine)
+            _frame(axes, places, with_ticks=is_last_of_plain)
+            if paint is _speedups:
+                heading = _means(mine)
+                axes.set_title(heading, fontsize=9, color=INK, loc="right", pad=5)
+                name = CELLS[cell].label if chosen is parts[0][0] else ""
+                axes.set_title(name, fontsize=13, weight="bold", color=INK, loc="left", pad=5)
+        if paint is _speedups:
+            _scale(line, chosen)
+            what = "truncation and resets: " if chosen is cut else ""
+            line[0].set_ylabel(f"{what}their time / ours", fontsize=9.5, color=INK)
+        else:
+            line[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f}%"))
+            line[0].set_ylim(0, max(1.3, 1.15 * line[0].get_ylim()[1]))
+            line[0].set_ylabel("share of the bound", fontsize=9.5, color=INK)
+            beside = line[0].get_yaxis_transform()
+            under = {"xytext": (0, -3.5), "textcoords": "offset points", "va": "top", "ha": "right"}
+            line[0].annotate(
+                "H\nT", (-0.015, 0), xycoords=beside, **under, fontsize=8.5, color=FAINT
+            )
+
+    names = ", ".join(CELLS[cell].label for cell in cells)
+    title(figure, f"fastbptt {names}: speedup in forward+backward", machine_line(results))
     figure.legend(
-        handles=marks,
+        handles=_marks(records),
         loc="upper left",
-        bbox_to_anchor=(0.004, 1 - 0.48 / height),
-        ncols=len(marks),
+        bbox_to_anchor=(0.004, 1 - 0.62 / height),
+        ncols=4 if figure.get_size_inches()[0] < 12 else 8,
         frameon=False,
-        fontsize=9.5,
+        fontsize=9,
+        handletextpad=0.4,
+        columnspacing=1.4,
     )
-    note = f"Median and quartiles of paired ratios, log scale. {machine_line(results)}"
-    figure.text(0.012, 0.17 / height, note, fontsize=8, color=_FAINT, va="center")
     return figure
 
 
+def _scale(line: Sequence[Axes], records: Sequence[Record]) -> None:
+    """The same logarithmic axis for a line of panels, with 1 in sight and room for the headings."""
+    medians = [s["median"] for r in records for s in r.get("speedup", {}).values()] or [1.0]
+    line[0].set_ylim(min(1.0, *medians) / _ROOM, max(1.5, *medians) * _ROOM**2)
+    for axes in line:
+        axes.yaxis.set_major_locator(FixedLocator(_TICKS))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}×"))
+
+
 def write_plot(results: Record, path: Path) -> None:
-    """Draws a comparison's results into a PNG, whole or not at all; nothing without records."""
-    if not results["records"]:
-        return
-    partial = path.with_name(f".{path.name}.partial")
-    draw(results).savefig(partial, format="png", facecolor="white")
-    os.replace(partial, path)
+    """Draws a comparison's results into a PNG; nothing without records."""
+    if results["records"]:
+        write(draw(results), path)

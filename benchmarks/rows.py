@@ -73,6 +73,13 @@ GRID = (
     Size(128, 16, 256, resets=True),
 )
 
+# Without what takes seconds a round: the largest products, and a peer that runs every window.
+QUICK_GRID = tuple(
+    size
+    for size in GRID
+    if size.T * size.B * size.H**2 < 2**31 and not isinstance(size.truncation, Sliding)
+)
+
 
 def parse_size(text: str) -> Size:
     """Reads ``T,B,H``, and after it ``,k`` (chunks of k steps), ``,k1,k2`` or ``,resets``.

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
-matplotlib.use("Agg")
+from .contenders import CELLS
+from .figures import BAD, COLOURS, INK, LINES, tidy, title, write
+from .files import Record
+from .sweeps import AXES
 
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator  # noqa: E402
-
-from .contenders import CELLS  # noqa: E402
-from .files import Record  # noqa: E402
-from .sweeps import AXES  # noqa: E402
-
-# Okabe and Ito's, told apart by every kind of colour vision.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-INK, FAINT, GRID, BAD = "#22272e", "#6e7781", "#d8dee4", "#b3002d"
 _STYLES = ("-", (0, (2, 1.5)), (0, (1, 1)))
 
 
@@ -51,15 +44,10 @@ def _panel(axes: Axes, records: list[Record], colours: dict[str, str], threads: 
     else:
         base = 10 if records[0]["axis"] == "T" else 2
         axes.xaxis.set_major_locator(LogLocator(base, numticks=8))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.yaxis.set_minor_locator(NullLocator())
     for each in (axes.xaxis, axes.yaxis):
         each.set_major_formatter(FuncFormatter(_text))
-    axes.grid(color=GRID, lw=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=8.5, colors=INK)
-    axes.spines[:].set_visible(False)
+    axes.grid(color=LINES, lw=0.7)
+    tidy(axes)
 
 
 def draw(results: Record) -> Figure:
@@ -85,17 +73,19 @@ def draw(results: Record) -> Figure:
             panel.set_xlabel(axis, fontsize=10, weight="bold", color=INK, labelpad=1)
         line[0].set_ylabel("GFLOP/s", fontsize=9.5, color=INK)
         marks = [Line2D([], [], color=colour, lw=2, label=at) for at, colour in colours.items()]
-        line[0].legend(handles=marks, loc="best", fontsize=8, frameon=True, framealpha=0.85)
+        low, high = line[0].get_ylim()
+        line[0].set_ylim(low / 1.6, high)  # room for the legend
+        subs = (1, 2, 5) if high / low < 30 else (1, 3)
+        line[0].yaxis.set_major_locator(LogLocator(subs=subs))
+        line[0].legend(handles=marks, loc="lower right", fontsize=8, frameon=False)
     for cell, panel in zip(cells, panels[0], strict=True):
         panel.set_title(CELLS[cell].label, fontsize=12, weight="bold", color=INK)
 
     m = results["machine"]
-    title = "How fast forward+backward computes as sizes grow"
-    figure.text(0.012, 1 - 0.22 / height, title, fontsize=14, weight="bold", color=INK, va="center")
     note = (
         f"{m['cpu']}, {m['cores']} cores, kernels {m['isa']}, {m['date'][:10]}. Higher is better."
     )
-    figure.text(0.012, 1 - 0.5 / height, note, fontsize=9, color=FAINT, va="center")
+    title(figure, "fastbptt: how fast forward+backward computes as sizes grow", note)
     marks = [
         Line2D([], [], color=INK, ls=style, lw=1.5, label=f"{n} thread{'s' * (n != '1')}")
         for style, n in zip(_STYLES, threads, strict=False)
@@ -115,9 +105,6 @@ def draw(results: Record) -> Figure:
 
 
 def write_plot(results: Record, path: Path) -> None:
-    """Draws the results into a PNG, whole or not at all; nothing without a sweep."""
-    if not any(record["points"] for record in results["records"]):
-        return
-    partial = path.with_name(f".{path.name}.partial")
-    draw(results).savefig(partial, format="png", facecolor="white")
-    os.replace(partial, path)
+    """Draws the results into a PNG; nothing without a sweep."""
+    if any(record["points"] for record in results["records"]):
+        write(draw(results), path)

@@ -118,15 +118,21 @@ def interleave(
 
     A round takes one sample of every step. It goes on until the budget is spent, and for
     ``min_rounds`` at least. The order changes from round to round, and no step follows itself
-    from one round into the next.
+    from one round into the next. Finding out how long a long step takes is its first sample.
     """
     length = {name: seconds_a_call(step, clock) for name, step in steps.items()}
     calls = {name: math.ceil(min_sample_s / max(length[name], 1e-7)) for name in steps}
-    all_long = min(length.values()) > LONG_S  # then that was a round already
-    seconds = {name: [length[name]] if all_long else [] for name in steps}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    was_round = max(length.values()) > LONG_S  # then that was a round, but for the short ones
     with no_collection():
         start = clock()
-        for rounds, order in enumerate(orders(steps), int(all_long)):
+        for name in steps if was_round else ():
+            if length[name] < LONG_S:
+                lead_in(steps[name], clock)
+                seconds[name].append(sample(steps[name], calls[name], clock))
+            else:
+                seconds[name].append(length[name])
+        for rounds, order in enumerate(orders(steps), int(was_round)):
             if rounds >= min_rounds and clock() - start >= budget_s:
                 break
             for name in order:
