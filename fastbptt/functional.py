@@ -27,8 +27,7 @@ def rnn(
     """An Elman layer: h_t = phi(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh).
 
     Args:
-        input: [T, B, I], or [T, I] for one sequence; float32 or float64, on a GPU float16 or
-            bfloat16 too.
+        input: [T, B, I], or [T, I] for one sequence; float32, float64, bfloat16 or float16.
         hx: initial state [B, H], or [H] for one sequence; zeros if None.
         weight_ih, weight_hh: [H, I] and [H, H].
         bias_ih, bias_hh: [H] each; both or neither.
@@ -69,8 +68,7 @@ def gru(
     """A layer of gated recurrent units, with the formulas of :class:`fastbptt.GRU`.
 
     Args:
-        input: [T, B, I], or [T, I] for one sequence; float32 or float64, on a GPU float16 or
-            bfloat16 too.
+        input: [T, B, I], or [T, I] for one sequence; float32, float64, bfloat16 or float16.
         hx: initial state [B, H], or [H] for one sequence; zeros if None.
         weight_ih, weight_hh: [3H, I] and [3H, H], gates in the order r, z, n.
         bias_ih, bias_hh: [3H] each; both or neither.
@@ -104,8 +102,7 @@ def lstm(
     """A layer of long short-term memory, with the formulas of :class:`fastbptt.LSTM`.
 
     Args:
-        input: [T, B, I], or [T, I] for one sequence; float32 or float64, on a GPU float16 or
-            bfloat16 too.
+        input: [T, B, I], or [T, I] for one sequence; float32, float64, bfloat16 or float16.
         hx: initial states (h_0 [B, R], c_0 [B, H]), without B for one sequence; zeros if None.
             R is H, or the projection's size.
         weight_ih, weight_hh: [4H, I] and [4H, R], gates in the order i, f, g, o.
