@@ -111,13 +111,13 @@ def report(results: Record) -> str:
         "# Memory of one forward+backward beside torch",
         markdown_table(records),
         f"Taken with `{results['settings']['command']}`, {m['threads']} threads, kernels "
-        f"{m['isa']}, torch {m['torch']}, {m['date'][:10]}. *Peak* is what is allocated at "
-        "most at one time, beyond inputs and weights; *extra* is beyond outputs and gradients too. "
-        "Both are replayed from the allocations that torch's profiler reports, each in a process of "
-        "its own, after a first call; memory that a library takes without torch is not among them. The last column "
-        "is the ratio of the extra memory that the operating system gave each process at most, in "
-        "whole pages, in its first call at this size; not where theirs is below 1 MiB. Ratios are "
-        "ours over theirs.",
+        f"{m['isa']}, torch {m['torch']}, {m['date'][:10]}. *Peak* is what is allocated at most at "
+        "one time, beyond inputs and weights; *extra* is beyond outputs and gradients too. "
+        "Both are replayed from the allocations that torch's profiler reports, each in a "
+        "process of its own, after a first call; memory that a library takes without torch is "
+        "not among them. The last column is the ratio of the extra memory that the operating "
+        "system gave each process at most, in whole pages, in its first call at this size; "
+        "not where theirs is below 1 MiB. Ratios are ours over theirs.",
         "\n".join(f"- {line}" for line in summary(records)),
     ]
     if not results["complete"]:
