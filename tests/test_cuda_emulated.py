@@ -11,8 +11,8 @@ import torch
 import cuda_calls
 import fastbptt
 from calls import Call
-from common import CELLS, Case, assert_as_exact, assert_matches, parts, tensors_of, twin, whole
-from fastbptt import Chunked, nn
+from common import CELLS, Case, assert_as_exact, assert_matches, parts, tensors_of, whole
+from fastbptt import Chunked
 from test_modes import (  # noqa: F401  (run here once more, over the CUDA kernels)
     LARGER,
     MODES,
@@ -123,9 +123,8 @@ def test_gates_computed_again_in_16_bits(cell, dtype):
 
 @pytest.mark.parametrize("dtype", cuda_calls.DTYPES[1:], ids=str)
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "relu"])  # it has a kink
-def test_windows_in_16_bits(cell, dtype, monkeypatch):
+def test_windows_in_16_bits(cell, dtype):
     """The sum over windows is in float32: many windows are about as exact as one."""
-    monkeypatch.setitem(nn._KERNEL_DTYPES, "cpu", nn._CUDA_DTYPES)
     case = Case(24, 4, 3, 17, 2, cell=cell, proj=5 * (cell == "lstm"), dtype=dtype)
     call = Call(case, fastbptt.Sliding(12), "some")
     truth = call.reference()
@@ -136,20 +135,17 @@ def test_windows_in_16_bits(cell, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_autocast(cell, monkeypatch):
-    """Where kernels take 16 bits, a call under autocast is one with everything cast."""
-    monkeypatch.setitem(nn._KERNEL_DTYPES, "cpu", nn._CUDA_DTYPES)
-    monkeypatch.setattr(nn, "_AUTOCAST_DEVICES", {"cpu"})
+def test_autocast(cell):
+    """A call under autocast computes what one with everything cast does."""
     case = Case(6, 3, 4, 5, 2, cell=cell, dtype=torch.float32)
     module, half = case.module(), case.module().bfloat16()
     x, hx = case.data()
     cuts = {"truncation": Chunked(2), "resets": torch.arange(6) == 3}
     with torch.autocast("cpu", torch.bfloat16):
         actual = tensors_of(module(x, hx, **cuts))
-        like_torch = tensors_of(twin(module)(x, hx)) if cell == "lstm" else actual
     expected = tensors_of(half(x.bfloat16(), whole([h.bfloat16() for h in parts(hx)]), **cuts))
-    assert_matches(dict(enumerate(actual)), dict(enumerate(expected)), rtol=0)
-    assert [a.dtype for a in actual] == [t.dtype for t in like_torch]
+    for a, b in zip(actual, expected, strict=True):  # on a CPU a GRU's results may be wider
+        assert torch.equal(a, b.to(a.dtype))
     for outputs in (actual, expected):
         torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
     for p, q in zip(module.parameters(), half.parameters(), strict=True):

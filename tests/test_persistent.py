@@ -13,7 +13,7 @@ import torch
 import cuda_calls
 from calls import Call
 from common import CELLS, Case, assert_as_exact, assert_matches
-from fastbptt import TBPTT, Chunked, Sliding, nn
+from fastbptt import TBPTT, Chunked, Sliding
 
 ROOT = Path(__file__).parents[1]
 VARIABLE = "FASTBPTT_CUDA_KERNEL"
@@ -23,9 +23,8 @@ pytestmark = pytest.mark.usefixtures("emulated_cuda", "poisoned", "default_limit
 
 
 @pytest.fixture
-def default_limits(emulation, monkeypatch):
-    """An H100's after the test; and modules take 16 bits, as they do on a GPU."""
-    monkeypatch.setitem(nn._KERNEL_DTYPES, "cpu", nn._CUDA_DTYPES)
+def default_limits(emulation):
+    """An H100's after the test."""
     yield
     emulation.set_limits()
 
