@@ -169,15 +169,15 @@ int64_t windows_in_group(const Options& net, const Cuts& cuts, int64_t B, int64_
                                   kOwnToShared * ((shared_steps + cuts.k1 - 1) / cuts.k1));
   // Bytes: of each lane, two steps of the recurrence and what it carries; of each step, its sum over
   // the lanes and the input's gradient, each with indices beside it; and between layers, two
-  // gradients for each step of each lane. On a GPU also the state before each step, and between
-  // layers what the recurrence gives for each step of each lane.
+  // gradients for each step of each lane. On a GPU also the state before each step, and what the
+  // recurrence gives for each step of each lane.
   constexpr int64_t kIndices = 3 * sizeof(int64_t);
   const int64_t lane = 2 * (columns * sum + kIndices) + 2 * H * sum;
   const bool on_gpu = w_hh.is_cuda();
   const int64_t step = columns * sum + (input_size + (on_gpu ? H : 0)) * element + kIndices;
-  const int64_t between =
-      net.num_layers > 1 ? (2 * H + (on_gpu ? columns : 0)) * cuts.k2 * element : 0;
-  const int64_t window = B * (lane + cuts.k1 * step + between) + 1;
+  const int64_t between = net.num_layers > 1 ? 2 * H * element : 0;
+  const int64_t lane_step = between + (on_gpu ? columns * element : 0);
+  const int64_t window = B * (lane + cuts.k1 * step + cuts.k2 * lane_step) + 1;
   const int64_t room = workspace_limit() - B * shared_steps * step;
   return std::max<int64_t>(1, std::min(wanted, room / window));
 }

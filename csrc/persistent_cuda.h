@@ -46,51 +46,38 @@ void run_persistent(Kernels, CellKind cell, const FwdRecurrence<scalar_t>& p, co
   Kernels::run(cell, p, tiling, current_stream(w_hh));
 }
 
-// What lanes that overlap compute is kept by lane, and added up afterwards.
-constexpr int64_t kByLaneBytes = int64_t(256) << 20;  // of it at a time
-
 template <typename scalar_t, typename Kernels>
 void run_persistent(Kernels, CellKind cell, const BwdRecurrence<scalar_t>& p, const Tiling& tiling,
                     const Tensor& w_hh, int64_t span_steps) {
   const Stream stream = current_stream(w_hh);
   if (!p.d.sums) return Kernels::run(cell, p, tiling, stream);
 
+  // What lanes that overlap compute is kept by lane, and added up afterwards.
   const auto stored = w_hh.options(), summed = stored.dtype(at::kFloat);
   const int64_t B = p.sequences.layout.B, columns = columns_of(cell).columns * p.H;
-  const int64_t window_bytes = p.steps * B * columns * int64_t(sizeof(scalar_t));
-  // Where the caller's own rows go by lane, all lanes run at once.
-  const bool is_whole = p.d_by_lane || p.d_lanes;
-  const int64_t group =
-      is_whole ? p.windows.count : std::max<int64_t>(kByLaneBytes / window_bytes, 1);
-  for (int64_t first = 0; first < p.windows.count; first += group) {
-    BwdRecurrence<scalar_t> part = p;
-    part.windows.first += first;
-    part.windows.count = std::min(group, p.windows.count - first);
-    const int64_t lanes = part.num_lanes();
-    Tensor d_by_lane, d_hx, d_cx;
-    if (!p.d_by_lane) {
-      d_by_lane = allocate({p.steps, lanes, columns}, stored);
-      part.d_by_lane = data<scalar_t>(d_by_lane);
-    }
-    const auto by_lane = [&](float** pointer) {
-      if (!*pointer) return Tensor();
-      const Tensor rows = allocate({part.windows.count, B, p.H}, summed).zero_();
-      *pointer = data<float>(rows);
-      return rows;
-    };
-    part.states_by_lane = true;
-    d_hx = by_lane(&part.d_hx);
-    d_cx = by_lane(&part.d_cx);
-    part.d = {};
-    Kernels::run(cell, part, tiling, stream);
-    part.d = p.d;
-    run_sum_lanes<scalar_t>(part, part.d_by_lane, span_steps, columns, stream);
-    const auto add_up = [&](float* to, const Tensor& rows) {
-      if (to) at::from_blob(to, {B, p.H}, summed).add_(rows.sum(0));
-    };
-    add_up(p.d_hx, d_hx);
-    add_up(p.d_cx, d_cx);
+  BwdRecurrence<scalar_t> by_lane = p;
+  Tensor d_by_lane;
+  if (!p.d_by_lane) {
+    d_by_lane = allocate({p.steps, p.num_lanes(), columns}, stored);
+    by_lane.d_by_lane = data<scalar_t>(d_by_lane);
   }
+  const auto rows_of = [&](float** pointer) {
+    if (!*pointer) return Tensor();
+    const Tensor rows = allocate({p.windows.count, B, p.H}, summed).zero_();
+    *pointer = data<float>(rows);
+    return rows;
+  };
+  by_lane.states_by_lane = true;
+  const Tensor d_hx = rows_of(&by_lane.d_hx), d_cx = rows_of(&by_lane.d_cx);
+  by_lane.d = {};
+  Kernels::run(cell, by_lane, tiling, stream);
+  by_lane.d = p.d;
+  run_sum_lanes<scalar_t>(by_lane, by_lane.d_by_lane, span_steps, columns, stream);
+  const auto add_up = [&](float* to, const Tensor& rows) {
+    if (to) at::from_blob(to, {B, p.H}, summed).add_(rows.sum(0));
+  };
+  add_up(p.d_hx, d_hx);
+  add_up(p.d_cx, d_cx);
 }
 
 // False if no such kernel was wanted or none can run. Params: FwdRecurrence or BwdRecurrence;

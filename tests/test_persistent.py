@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cuda_calls
+import fastbptt
 from calls import Call
 from common import CELLS, Case, assert_as_exact, assert_matches
-from fastbptt import TBPTT, Chunked, Sliding
+from fastbptt import TBPTT, Sliding
 
 ROOT = Path(__file__).parents[1]
 VARIABLE = "FASTBPTT_CUDA_KERNEL"
@@ -33,14 +36,6 @@ def default_limits(emulation):
 def kernel(request, monkeypatch):
     monkeypatch.setenv(VARIABLE, request.param)
     return request.param
-
-
-def assert_close(call: Call, eps: float, device: str = "cpu") -> None:
-    truth = call.reference()
-    for name, result in call.ours(device).items():
-        assert result.dtype == call.case.dtype, name
-        error, scale = (result - truth[name]).abs().max(), truth[name].abs().max()
-        assert error <= 16 * eps * scale, (name, error, scale)
 
 
 def overlaps(truncation) -> bool:
@@ -71,18 +66,25 @@ def modes() -> list[Call]:
     return calls
 
 
+def in_dtype(call: Call, dtype: torch.dtype) -> Call:
+    return dataclasses.replace(call, case=dataclasses.replace(call.case, dtype=dtype))
+
+
+def check(call: Call) -> None:
+    """The error is at most twice that of torch's own operations in the dtype, step after step."""
+    assert_as_exact(call.ours(), call.reference(call.case.dtype), call.reference())
+
+
 @pytest.mark.parametrize("call", modes(), ids=str)
 def test_modes(kernel, call):
-    assert_close(call, 2**-21)
+    check(call)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "relu"])  # it has a kink
-def test_modes_in_16_bits(kernel, cell, dtype):
-    for truncation in (Chunked(3), TBPTT(2, 5), TBPTT(2, 2, "last")):
-        both = not overlaps(truncation)
-        case = Case(9, 5, 6, 20, 2, cell=cell, bidirectional=both, dtype=dtype)
-        assert_close(Call(case, truncation, "some"), torch.finfo(dtype).eps)
+@pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
+def test_modes_in_16_bits(kernel, call, dtype):
+    """Not the rectifier: a rounding error at its kink is another derivative."""
+    check(in_dtype(call, dtype))
 
 
 SIZES = [(1, 1, 1), (4, 3, 33), (4, 17, 33), (3, 1, 96), (3, 17, 96), (2, 3, 130), (2, 9, 130)]
@@ -98,8 +100,7 @@ def test_sizes(emulation, kernel, size, dtype, clusters):
     for cell in ("tanh", "gru", "lstm"):
         if kernel == "resident" and H == 130 and (cell != "tanh" or clusters == 1):
             continue  # more than a block has room for
-        case = Case(T, B, 3, H, cell=cell, dtype=dtype)
-        assert_close(Call(case), torch.finfo(dtype).eps)
+        check(Call(Case(T, B, 3, H, cell=cell, dtype=dtype)))
 
 
 @pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
@@ -118,20 +119,35 @@ def tf32(request):
     setattr(matmul, request.param, off)
 
 
-@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
-def test_tf32(kernel, cell, tf32):
-    case = Case(6, 5, 3, 33, cell=cell, dtype=torch.float32)
-    exact = Call(case).ours()
+class RoundedOperands(TorchDispatchMode):
+    """Products whose operands have tf32's 10 explicit bits of mantissa, as torch's on a GPU."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            added, operands = args[:-2], args[-2:]
+            args = (*added, *map(round_to_tf32, operands))
+        return function(*args, **kwargs or {})
+
+
+def round_to_tf32(values: Tensor) -> Tensor:
+    return ((values.contiguous().view(torch.int32) + 2**12) & ~(2**13 - 1)).view(torch.float32)
+
+
+@pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
+def test_modes_in_tf32(kernel, call, tf32):
+    exact = call.ours()
+    with RoundedOperands():
+        peer = call.reference(torch.float32)
     tf32()
-    assert_close(Call(case, TBPTT(2, 3), "some"), 2**-12)
-    assert not torch.equal(Call(case).ours()["output"], exact["output"])
+    rounded = call.ours()
+    assert not torch.equal(rounded["output"], exact["output"])
+    assert_as_exact(rounded, peer, call.reference())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_any_order_of_threads(kernel, schedule, dtype):
     for cell, truncation in (("lstm", None), ("gru", TBPTT(2, 4))):
-        call = Call(Case(6, 9, 3, 33, cell=cell, dtype=dtype), truncation, "some")
-        assert_close(call, torch.finfo(dtype).eps)
+        check(Call(Case(6, 9, 3, 33, cell=cell, dtype=dtype), truncation, "some"))
 
 
 @pytest.mark.parametrize("truncation", [None, Sliding(4)], ids=str)
@@ -140,7 +156,23 @@ def test_places_over_many_steps(kernel, truncation):
     for dtype in (torch.float32, torch.bfloat16):
         both = not overlaps(truncation)
         case = Case(50, 5, 3, 12, cell="gru", bidirectional=both, lengths=lengths, dtype=dtype)
-        assert_close(Call(case, truncation, "some"), torch.finfo(dtype).eps)
+        check(Call(case, truncation, "some"))
+
+
+@pytest.fixture(params=[1, 30_000])  # bytes: a window in each group; a few
+def workspace_limit(request):
+    before = fastbptt.get_workspace_limit()
+    fastbptt.set_workspace_limit(request.param)
+    yield
+    fastbptt.set_workspace_limit(before)
+
+
+@pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
+@pytest.mark.parametrize("truncation", [TBPTT(2, 5), Sliding(4)], ids=str)
+def test_windows_in_groups(kernel, workspace_limit, truncation, dtype):
+    for layers in (1, 2):
+        case = Case(30, 3, 5, 17, layers, cell="lstm", dtype=dtype)
+        check(Call(case, truncation, "some"))
 
 
 def test_same_bits_each_time(kernel, emulation):
