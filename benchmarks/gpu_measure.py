@@ -256,12 +256,9 @@ def larger(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, fl
 
 def without_cudnn(call: Callable[[], Results]) -> Results:
     """torch's own loop over matrix products: cuDNN may leave tf32 unused where it is allowed."""
-    before = torch.backends.cudnn.enabled
-    torch.backends.cudnn.enabled = False
-    try:
+    allow_tf32 = torch.backends.cudnn.allow_tf32
+    with torch.backends.cudnn.flags(enabled=False, allow_tf32=allow_tf32):
         return call()
-    finally:
-        torch.backends.cudnn.enabled = before
 
 
 def identity(task: Task) -> Record:

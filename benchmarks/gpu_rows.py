@@ -134,14 +134,13 @@ def forced(kernel: str) -> Iterator[None]:
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
     """Lets torch round what it multiplies to tf32 within, or not."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    is_tf32, before = name == "tf32", torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if is_tf32 else "highest")
     try:
-        yield
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=is_tf32):
+            yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(before)
 
 
 def no_such_kernel(error: Exception) -> bool:
