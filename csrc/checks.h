@@ -3,6 +3,8 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <array>
 #include <string>
 
 #include "arguments.h"
@@ -44,16 +46,15 @@ inline void check_tensor(const Tensor& tensor, const std::string& name, at::IntA
               input.device(), ", got ", tensor.device());
 }
 
+constexpr std::array<const char*, 5> kCellNames{"tanh", "relu", "identity", "gru", "lstm"};
+
 inline CellKind parse_cell(c10::string_view name) {
-  if (name == "tanh") return CellKind::kTanh;
-  if (name == "relu") return CellKind::kRelu;
-  if (name == "identity") return CellKind::kIdentity;
-  if (name == "gru") return CellKind::kGru;
-  TORCH_CHECK(name == "lstm",
+  const auto* found = std::find(kCellNames.begin(), kCellNames.end(), name);
+  TORCH_CHECK(found != kCellNames.end(),
               "cell must be an Elman cell's nonlinearity (\"tanh\", \"relu\" or "
               "\"identity\"), \"gru\" or \"lstm\", got \"",
               name, "\"");
-  return CellKind::kLstm;
+  return CellKind(found - kCellNames.begin());
 }
 
 // Fills T, B, N from a uniform input [T, B, I] or [B, T, I], or a packed one [N, I] and its

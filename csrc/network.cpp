@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "checks.h"
 #include "lanes.h"
 #include "network.h"
 #include "workspace.h"
@@ -61,7 +62,7 @@ const auto& rnn_bwd() {
 struct Options {
   int64_t num_layers, directions;
   bool has_biases, batch_first;
-  std::string cell;
+  CellKind cell;
   double dropout;  // probability between layers; 0 outside training
   int64_t k1, k2;  // windows of the backward pass, as in Cuts
   bool last_only;
@@ -81,6 +82,8 @@ struct Result {
   std::vector<Layer> layers;
 };
 
+const char* name_of(CellKind cell) { return kCellNames[size_t(cell)]; }
+
 OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
@@ -90,12 +93,10 @@ struct Context {
   OptionalTensor hx, cx, batch_sizes, resets, kappa;
 
   static constexpr int64_t kTensors = 5;
-  variable_list to_list() const {
-    variable_list list;
+  void append_to(variable_list* list) const {
     for (const OptionalTensor* each : {&hx, &cx, &batch_sizes, &resets, &kappa}) {
-      list.push_back(each->value_or(Tensor()));
+      list->push_back(each->value_or(Tensor()));
     }
-    return list;
   }
   static Context from_list(TensorList list) {
     return {optional(list[0]), optional(list[1]), optional(list[2]), optional(list[3]),
@@ -144,7 +145,7 @@ Result run_layers(const Options& net, const Tensor& input, const Context& contex
     std::tie(output, layer_h_n, layer_c_n, layer.c, layer.gates) =
         rnn_fwd().call(layer.input, of_layer(context.hx, net, i), of_layer(context.cx, net, i),
                        of_layer(weights, net, i), net.has_biases, context.batch_sizes,
-                       net.batch_first, net.cell, keep_gates, context.resets);
+                       net.batch_first, name_of(net.cell), keep_gates, context.resets);
     layer.output = output;
     result.layers.push_back(std::move(layer));
     h_n.push_back(layer_h_n);
@@ -162,7 +163,7 @@ int64_t windows_in_group(const Options& net, const Cuts& cuts, int64_t B, int64_
                          const Tensor& w_hh) {
   const int64_t element = w_hh.element_size(), H = w_hh.size(1);
   const int64_t sum = std::max<int64_t>(element, sizeof(float));  // of what is not rounded
-  const int64_t columns = net.cell == "gru" ? 4 * H : w_hh.size(0);
+  const int64_t columns = net.cell == CellKind::kGru ? 4 * H : w_hh.size(0);
   const int64_t shared_steps = cuts.k2 - cuts.k1;
   constexpr int64_t kRows = 1024, kOwnToShared = 8;
   const int64_t wanted = std::max(kRows / std::max<int64_t>(B, 1) + 1,
@@ -225,36 +226,40 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& hx,
                                const OptionalTensor& cx, const OptionalTensor& batch_sizes,
                                const OptionalTensor& resets, const OptionalTensor& kappa,
-                               TensorList weights, const Options& net) {
+                               TensorList weights, const Options& net, Tensor* no_c_n) {
     const Context context{hx, cx, batch_sizes, resets, kappa};
     const at::AutoDispatchBelowAutograd guard;
     Result result = run_layers(net, input, context, weights, !net.recompute);
-    variable_list saved = context.to_list();
+    variable_list saved;
+    saved.reserve(Context::kTensors + weights.size() + result.layers.size() * Layer::kTensors);
+    context.append_to(&saved);
     saved.insert(saved.end(), weights.begin(), weights.end());
     for (const Layer& layer : result.layers) {
       saved.insert(saved.end(), {layer.input, layer.output, layer.c, layer.gates, layer.mask});
     }
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
-    ctx->saved_data["cell"] = net.cell;
     ctx->saved_data["options"] = std::vector<int64_t>{
-        net.num_layers, net.directions, net.has_biases, net.batch_first,
+        net.num_layers, net.directions, net.has_biases, net.batch_first,        int64_t(net.cell),
         net.k1,         net.k2,         net.last_only,  int64_t(weights.size())};
-    return {result.output, result.h_n, result.c_n};
+    if (net.cell == CellKind::kLstm) return {result.output, result.h_n, result.c_n};
+    *no_c_n = result.c_n;
+    return {result.output, result.h_n};
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    grads.resize(3);
     const std::vector<int64_t> kept = ctx->saved_data["options"].toIntVector();
     Options net{};
     net.num_layers = kept[0];
     net.directions = kept[1];
     net.has_biases = kept[2];
     net.batch_first = kept[3];
-    net.k1 = kept[4];
-    net.k2 = kept[5];
-    net.last_only = kept[6];
-    net.cell = ctx->saved_data["cell"].toStringRef();
-    const int64_t num_weights = kept[7];
+    net.cell = CellKind(kept[4]);
+    net.k1 = kept[5];
+    net.k2 = kept[6];
+    net.last_only = kept[7];
+    const int64_t num_weights = kept[8];
 
     // One gradient for each tensor argument that is there, in their order.
     const variable_list saved = ctx->get_saved_variables();
@@ -272,7 +277,7 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     for (int64_t i = 0; i < num_weights; ++i) needs_weight[i] = is_needed(true);
 
     const int64_t kOthers = 1 + Context::kTensors;  // input, and the context's
-    variable_list result(kOthers + num_weights + 1);
+    variable_list result(kOthers + num_weights + 2);
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return result;
     std::vector<Tensor> d_hx(net.num_layers), d_cx(net.num_layers);
     const int64_t per_layer = num_weights / net.num_layers, top = net.num_layers - 1;
@@ -305,7 +310,7 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
             optional(grad), of_layer(optional(grads[1]), net, i),
             of_layer(optional(grads[2]), net, i), input, output, c, gates,
             of_layer(context.hx, net, i), of_layer(context.cx, net, i), of_layer(weights, net, i),
-            net.has_biases, context.batch_sizes, net.batch_first, net.cell,
+            net.has_biases, context.batch_sizes, net.batch_first, name_of(net.cell),
             c10::List<bool>({needs_input || i > 0, needs_hx, needs_cx, needs_weights}), cuts.k1,
             cuts.k2, net.last_only && (i == top || cuts.overlapping()), context.resets,
             context.kappa, optional(mask), group.first_window, group.num_windows,
@@ -345,7 +350,7 @@ std::tuple<Tensor, Tensor, Tensor> network(
                     bidirectional ? 2 : 1,
                     has_biases,
                     batch_first,
-                    std::string(cell),
+                    parse_cell(cell),
                     dropout,
                     k1,
                     k2,
@@ -368,9 +373,10 @@ std::tuple<Tensor, Tensor, Tensor> network(
   if (at::GradMode::is_enabled() && any([](const OptionalTensor& tensor) {
         return tensor.has_value() && tensor->requires_grad();
       })) {
+    Tensor no_c_n;
     const variable_list result =
-        NetworkFunction::apply(input, hx, cx, batch_sizes, resets, kappa, weights, net);
-    return {result[0], result[1], result[2]};
+        NetworkFunction::apply(input, hx, cx, batch_sizes, resets, kappa, weights, net, &no_c_n);
+    return {result[0], result[1], result.size() > 2 ? result[2] : no_c_n};
   }
   // The layers' operators refuse what has a tangent, which would be lost below their autograd.
   std::optional<at::AutoDispatchBelowAutograd> guard;

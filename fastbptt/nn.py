@@ -118,7 +118,7 @@ class _Recurrent(torch.nn.RNNBase):
         if dims not in (2, 3):
             name = type(self).__name__
             raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dims}D tensor instead")
-        if states is not None and [s.dim() for s in states] != [dims] * len(states):
+        if states is not None and (states[0].dim() != dims or states[-1].dim() != dims):
             kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
             got = ", ".join(f"{state.dim()}-D" for state in states)
             names = " and ".join(("hx", "cx")[: len(states)])
@@ -170,7 +170,7 @@ class _Recurrent(torch.nn.RNNBase):
                 unbatched=unbatched,
                 bidirectional=self.bidirectional,
             )
-        output, *final_states = ops.network(
+        output, h_n, c_n = ops.network(
             input,
             None if states is None else states[0],
             states[1] if states is not None and self._num_states == 2 else None,
@@ -190,9 +190,9 @@ class _Recurrent(torch.nn.RNNBase):
             bounds.kappa,
         )
         if result_dtypes is not None:
-            output = output.to(result_dtypes[0])
-            final_states = [s.to(d) for s, d in zip(final_states, result_dtypes, strict=False)]
-        return output, tuple(final_states[: self._num_states])
+            of_h, of_c = result_dtypes
+            output, h_n, c_n = output.to(of_h), h_n.to(of_h), c_n.to(of_c)
+        return output, ((h_n,) if self._num_states == 1 else (h_n, c_n))
 
     def _autocast_results(
         self,
@@ -230,7 +230,7 @@ class _Recurrent(torch.nn.RNNBase):
         expected_dims = 3 if batch_sizes is None else 2
         if input.dim() != expected_dims:
             raise RuntimeError(f"input must have {expected_dims} dimensions, got {input.dim()}")
-        if input.size(-1) != self.input_size:
+        if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 "input.size(-1) must be equal to input_size. "
                 f"Expected {self.input_size}, got {input.size(-1)}"
@@ -254,10 +254,10 @@ class _Recurrent(torch.nn.RNNBase):
     def _weights(self) -> list[Tensor]:
         # Asked for by name at every call: a parametrization or functional_call may replace them.
         parameters = self._parameters
-        return [
-            parameters[name] if name in parameters else getattr(self, name)
-            for name in self._flat_weights_names
-        ]
+        try:
+            return [parameters[name] for name in self._flat_weights_names]
+        except KeyError:
+            return [getattr(self, name) for name in self._flat_weights_names]
 
     def _has_kernel(self, input: Tensor) -> bool:
         device = "cpu" if input.is_cpu else input.device.type  # is_cpu takes less time
