@@ -24,12 +24,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from fastbptt import _C
 
 from . import arguments, machine, memory_grid
 from .contenders import (
@@ -96,24 +98,31 @@ def _step(row: Row, label: str) -> ModuleStep:
     return _recomputing(work) if label == RECOMPUTE else contenders(work)[label]
 
 
-def allocated(row: Row, label: str) -> dict[str, int]:
-    """Bytes of one forward+backward, from the allocations that the profiler reports.
-
-    ``allocated`` is beyond its results, ``allocated_peak`` with them.
-    """
-    step = _step(row, label)
-    step.results()  # what only a first call allocates is no part of it
-    step.clear()
+def log_of(call: Callable[[], Results]) -> tuple[list[tuple[int, int]], Results]:
+    """(address, bytes) of what the profiler sees allocated or, negative, released; the results."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        results = step.results()
+        results = call()
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
     log = [event for event in events if event.get("name") == "[memory]"]
     log.sort(key=lambda event: event["ts"])
-    sizes = [(event["args"]["Addr"], event["args"]["Bytes"]) for event in log]
-    return {"allocated": peak(sizes, storages(results)), "allocated_peak": peak(sizes, {})}
+    return [(event["args"]["Addr"], event["args"]["Bytes"]) for event in log], results
+
+
+def allocated(row: Row, label: str) -> dict[str, int]:
+    """Bytes of one forward+backward, from the allocations that the profiler reports.
+
+    ``allocated`` is beyond its results, ``allocated_peak`` with them. What a thread keeps from call
+    to call is part of it.
+    """
+    step = _step(row, label)
+    step.results()  # what only a first call allocates is no part of it
+    step.clear()
+    _C.release_workspace()
+    log, results = log_of(step.results)
+    return {"allocated": peak(log, storages(results)), "allocated_peak": peak(log, {})}
 
 
 def _status(field: str) -> int:

@@ -1,12 +1,16 @@
 // The operators: their CPU implementations, and the _C module that loads them.
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/CPUAllocator.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
+
+#include <cstring>
 
 #include "cpu/kernels.h"
 #include "network.h"
@@ -67,11 +71,43 @@ int threads_for(const LayerShape& shape, double passes, double rows) {
   return useful_threads(at::get_num_threads(), passes * rows * row);
 }
 
-// Allocates the workspace where torch's profilers see it, and runs the kernel on its team.
+// A kernel's workspace. It stays with the calling thread for its next call: the system clears memory
+// that is given back to it, which can take as long as a third of a call's own work.
+class Workspace {
+ public:
+  // 64-aligned, like all that torch allocates, and seen by its profilers when it grows.
+  void* reserve(int64_t bytes) {
+    if (bytes > size_) {
+      release();
+      memory_ = c10::GetCPUAllocator()->allocate(size_t(bytes));
+      size_ = bytes;
+    }
+    const auto& context = at::globalContext();
+    if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
+      std::memset(memory_.get(), 0xff, size_t(bytes));  // NaN in every dtype
+    }
+    return memory_.get();
+  }
+  // Gives back what is too much to keep.
+  void trim() {
+    constexpr int64_t kMostKept = 32 << 20;  // bytes: enough for 768 units of an LSTM
+    if (size_ > kMostKept) release();
+  }
+  void release() {
+    memory_.clear();
+    size_ = 0;
+  }
+
+ private:
+  c10::DataPtr memory_;
+  int64_t size_ = 0;
+};
+
+thread_local Workspace workspace;
+
 template <typename Params>
-void run_kernel(const Kernel<Params>& kernel, Params* p, const Tensor& input) {
-  const Tensor space = at::empty({kernel.workspace(*p)}, input.options().dtype(at::kByte));
-  p->workspace = space.mutable_data_ptr();
+void run_kernel(const Kernel<Params>& kernel, Params* p) {
+  p->workspace = workspace.reserve(kernel.workspace(*p));
   struct Call {
     const Kernel<Params>& kernel;
     const Params& p;
@@ -83,6 +119,7 @@ void run_kernel(const Kernel<Params>& kernel, Params* p, const Tensor& input) {
         call.kernel.run(call.p, worker);
       },
       &call);
+  workspace.trim();
 }
 
 ForwardResults forward_cpu(const ForwardArguments& args) {
@@ -111,7 +148,7 @@ ForwardResults forward_cpu(const ForwardArguments& args) {
       p.gates = direction_of<scalar_t>(results.gates, d, shape.has_gates(results.gates));
       p.c = direction_of<scalar_t>(results.c, d, has_c);
       p.c_n = direction_of<scalar_t>(results.c_n, d, has_c);
-      run_kernel(kernels_for<scalar_t>()->forward[int(shape.cell)], &p, args.input);
+      run_kernel(kernels_for<scalar_t>()->forward[int(shape.cell)], &p);
     }
   });
   return converted(results, args.input.scalar_type());
@@ -181,7 +218,7 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
         p.d_b_hh = shape.has_biases ? data<scalar_t>(shape.b_hh(d_weights, d)) : nullptr;
         p.d_w_hr = shape.has_projection ? data<scalar_t>(shape.w_hr(d_weights, d)) : nullptr;
       }
-      run_kernel(kernels_for<scalar_t>()->backward[int(shape.cell)], &p, args.input);
+      run_kernel(kernels_for<scalar_t>()->backward[int(shape.cell)], &p);
     }
   });
   return converted(results, args.input.scalar_type());
@@ -230,6 +267,9 @@ PYBIND11_MODULE(_C, m) {
         END_HANDLE_TH_ERRORS_PYBIND
       },
       "The operator `network` without the dispatcher.");
+  m.def(
+      "release_workspace", [] { workspace.release(); },
+      "Frees the memory that the calling thread keeps for its next call.");
   m.def("workspace_limit", workspace_limit, "Bytes that stacked windows may take.");
   m.def("set_workspace_limit", set_workspace_limit, pybind11::arg("bytes"),
         "Sets the bytes that stacked windows may take.");

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
+import torch
 
 import fastbptt
-from benchmarks.memory import allocated
+from benchmarks.memory import allocated, log_of
 from benchmarks.rows import Row
+from common import Case, assert_matches, step
 
 KIB = 1024
 
@@ -39,3 +43,31 @@ def test_memory_keeps_to_the_limit(cell, cut):
 def test_a_limit_beyond_all_memory_is_none():
     fastbptt.set_workspace_limit(10**30)
     assert fastbptt.get_workspace_limit() >= 2**60
+
+
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+def test_a_thread_keeps_its_workspace(cell):
+    case = Case(20, 8, 16, 64, cell=cell, dtype=torch.float32)
+    module, data = case.module(), case.data()
+
+    def taken() -> tuple[int, dict]:
+        log, results = log_of(lambda: step(module, *data))
+        return sum(size for _, size in log if size > 0), results
+
+    fastbptt._C.release_workspace()
+    first, expected = taken()
+    again, results = taken()
+    fastbptt._C.release_workspace()
+    anew, _ = taken()
+    assert anew == first and first - again >= 2 * module.weight_hh_l0.nbytes  # packed, each way
+    assert_matches(results, expected, rtol=0)
+
+
+def test_a_large_workspace_is_not_kept():
+    module = fastbptt.RNN(2400, 2400)  # 46 MB of packed weights
+    call = partial(module, torch.zeros(5, 1, 2400))
+    with torch.no_grad():
+        logs = [log_of(call)[0] for _ in range(2)]
+    for log in logs:
+        assert max(size for _, size in log) > 40e6
+        assert sum(size for _, size in log) < 1e6  # all is released but the results
