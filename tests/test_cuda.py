@@ -16,7 +16,7 @@ from common import CELLS, Case, assert_as_exact, assert_matches, cotangent, part
 from fastbptt import TBPTT, Chunked, Sliding
 from test_modes import LARGER, MODES, expected_of, random_call
 from test_operators import CASES, backward_arguments, cuts, forward_arguments, rnn_bwd, rnn_fwd
-from test_persistent import SIZES, VARIABLE, assert_close, modes
+from test_persistent import HALVES, SIZES, VARIABLE, check, in_dtype, modes
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -60,7 +60,13 @@ def kernel(request, monkeypatch):
 
 @pytest.mark.parametrize("call", modes(), ids=str)
 def test_modes_of_a_kernel(kernel, call):
-    assert_close(call, 2**-20, "cuda")
+    check(call, "cuda")
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
+def test_modes_of_a_kernel_in_16_bits(kernel, call, dtype):
+    check(in_dtype(call, dtype), "cuda")
 
 
 @pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
@@ -69,8 +75,7 @@ def test_sizes_of_a_kernel(kernel, size, dtype):
     T, B, H = size
     cells = ("tanh",) if kernel == "resident" and H > 96 else ("tanh", "gru", "lstm")
     for cell in cells:
-        case = Case(T, B, 3, H, cell=cell, dtype=dtype)
-        assert_close(Call(case), torch.finfo(dtype).eps, "cuda")
+        check(Call(Case(T, B, 3, H, cell=cell, dtype=dtype)), "cuda")
 
 
 def on_gpu(value):

@@ -70,9 +70,9 @@ def in_dtype(call: Call, dtype: torch.dtype) -> Call:
     return dataclasses.replace(call, case=dataclasses.replace(call.case, dtype=dtype))
 
 
-def check(call: Call) -> None:
+def check(call: Call, device: str = "cpu") -> None:
     """The error is at most twice that of torch's own operations in the dtype, step after step."""
-    assert_as_exact(call.ours(), call.reference(call.case.dtype), call.reference())
+    assert_as_exact(call.ours(device), call.reference(call.case.dtype), call.reference())
 
 
 @pytest.mark.parametrize("call", modes(), ids=str)
