@@ -265,14 +265,8 @@ def identity(task: Task) -> Record:
     """What a record is of, and what any program has to do for it."""
     row = task.row
     (peer,) = (p for p in PEERS if p.kind == TORCH and p.applies(row))
-    return {
-        "cell": row.cell,
+    return row.described(task.mode) | {
         "precision": row.precision,
-        "row": row.label,
-        "size": {"T": row.T, "B": row.B, "I": row.H, "H": row.H},
-        "truncation": None if row.truncation is None else str(row.truncation),
-        "resets": row.resets,
-        "mode": task.mode,
         "peer": peer.label(row),
         "counts": counts(row, task.mode),
         "recurrent_bytes": recurrent_bytes(row),

@@ -31,14 +31,7 @@ def measure(
     sgemm's. ``bound``: see :meth:`benchmarks.bound.Bound.record`. A row that computes the wrong
     thing has ``error`` and no times.
     """
-    record: Record = {
-        "cell": row.cell,
-        "row": row.label,
-        "size": {"T": row.T, "B": row.B, "I": row.H, "H": row.H},
-        "truncation": None if row.truncation is None else str(row.truncation),
-        "resets": row.resets,
-        "mode": mode,
-    }
+    record: Record = row.described(mode)
     with torch.set_grad_enabled(mode == BACKWARD):
         work = Workload(row, mode)
         try:

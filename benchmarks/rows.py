@@ -48,6 +48,17 @@ class Row:
             words.append(str(self.truncation))
         return " ".join(words + ["resets"] * self.resets)
 
+    def described(self, mode: str) -> dict[str, object]:
+        """What a record of measurements in a mode says of the row."""
+        return {
+            "cell": self.cell,
+            "row": self.label,
+            "size": {"T": self.T, "B": self.B, "I": self.H, "H": self.H},
+            "truncation": None if self.truncation is None else str(self.truncation),
+            "resets": self.resets,
+            "mode": mode,
+        }
+
     def modes(self, asked: Iterable[str]) -> list[str]:
         """The modes worth timing: truncation changes nothing in the forward pass."""
         return [mode for mode in asked if mode == BACKWARD or self.truncation is None]

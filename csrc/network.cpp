@@ -248,7 +248,7 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    grads.resize(3);
+    grads.resize(3);  // no other cell than LSTM has a c_n that the node returns
     const std::vector<int64_t> kept = ctx->saved_data["options"].toIntVector();
     Options net{};
     net.num_layers = kept[0];

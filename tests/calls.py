@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -56,6 +56,9 @@ class Call:
         extras = {"resets": self.resets != "none", "dropout": self.dropout > 0}
         extras = [name for name, there in extras.items() if there]
         return " ".join([self.case.cell, str(self.case), str(self.truncation), *extras])
+
+    def in_dtype(self, dtype: torch.dtype) -> Call:
+        return replace(self, case=replace(self.case, dtype=dtype))
 
     def make_truncation(self):
         made = isinstance(self.truncation, Gates | Draws)

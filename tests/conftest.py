@@ -60,6 +60,13 @@ def few_kernels(monkeypatch):
 
 
 @pytest.fixture
+def workspace_limit_restored():
+    before = fastbptt.get_workspace_limit()
+    yield
+    fastbptt.set_workspace_limit(before)
+
+
+@pytest.fixture
 def poisoned():
     """Every new buffer, outputs and scratch alike, is full of NaN until something fills it."""
     torch.use_deterministic_algorithms(True)

@@ -66,10 +66,6 @@ def test_error_of_stacks(dtype, cell, proj, isa_of_16_bits):
     check(case(layers=3, batch_first=True), k=4)
 
 
-def in_16_bits(call: Call, dtype: torch.dtype) -> Call:
-    return dataclasses.replace(call, case=dataclasses.replace(call.case, dtype=dtype))
-
-
 @functools.cache
 def peer_of(call: Call):
     return call.reference(call.case.dtype)
@@ -82,7 +78,7 @@ def check_call(call: Call) -> None:
 @pytest.mark.parametrize("call", [c for c in LARGER if c.case.cell != "relu"], ids=str)
 @every_dtype
 def test_error_of_modes(dtype, call, isa_of_16_bits):
-    check_call(in_16_bits(call, dtype))
+    check_call(call.in_dtype(dtype))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -90,7 +86,7 @@ def test_error_of_modes(dtype, call, isa_of_16_bits):
 def test_error_of_random_calls(dtype, mode, isa_of_16_bits):
     """That of a few numbers is luck, so the mean is compared; and none is far off."""
     errors = []
-    for call in (in_16_bits(random_call(mode, seed), dtype) for seed in range(40)):
+    for call in (random_call(mode, seed).in_dtype(dtype) for seed in range(40)):
         if call.case.cell == "relu":
             continue
         truth = expected_of(call)
@@ -107,15 +103,11 @@ def test_error_of_random_calls(dtype, mode, isa_of_16_bits):
 
 
 @every_dtype
-def test_windows_in_many_groups(dtype):
+def test_windows_in_many_groups(dtype, workspace_limit_restored):
     """A sum over groups is not rounded from one to the next."""
-    before = fastbptt.get_workspace_limit()
     fastbptt.set_workspace_limit(1)
-    try:
-        for truncation in (TBPTT(1, 4), Sliding(3)):
-            check_call(Call(Case(60, 3, 5, 17, 2, cell="gru", dtype=dtype), truncation))
-    finally:
-        fastbptt.set_workspace_limit(before)
+    for truncation in (TBPTT(1, 4), Sliding(3)):
+        check_call(Call(Case(60, 3, 5, 17, 2, cell="gru", dtype=dtype), truncation))
 
 
 @every_cell

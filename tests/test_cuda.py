@@ -16,7 +16,7 @@ from common import CELLS, Case, assert_as_exact, assert_matches, cotangent, part
 from fastbptt import TBPTT, Chunked, Sliding
 from test_modes import LARGER, MODES, expected_of, random_call
 from test_operators import CASES, backward_arguments, cuts, forward_arguments, rnn_bwd, rnn_fwd
-from test_persistent import HALVES, SIZES, VARIABLE, check, in_dtype, modes
+from test_persistent import HALVES, SIZES, VARIABLE, check, modes
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -66,7 +66,7 @@ def test_modes_of_a_kernel(kernel, call):
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
 def test_modes_of_a_kernel_in_16_bits(kernel, call, dtype):
-    check(in_dtype(call, dtype), "cuda")
+    check(call.in_dtype(dtype), "cuda")
 
 
 @pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)

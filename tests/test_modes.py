@@ -138,12 +138,10 @@ def test_larger_calls(call, isa, threads):
 
 
 @pytest.fixture(params=[1, 5000, 100_000], ids="bytes={}".format)
-def workspace_limit(request):
-    before = fastbptt.get_workspace_limit()
+def workspace_limit(request, workspace_limit_restored):
     fastbptt.set_workspace_limit(request.param)
     assert fastbptt.get_workspace_limit() == request.param
-    yield request.param
-    fastbptt.set_workspace_limit(before)
+    return request.param
 
 
 @every_larger_call

@@ -66,10 +66,6 @@ def modes() -> list[Call]:
     return calls
 
 
-def in_dtype(call: Call, dtype: torch.dtype) -> Call:
-    return dataclasses.replace(call, case=dataclasses.replace(call.case, dtype=dtype))
-
-
 def check(call: Call, device: str = "cpu") -> None:
     """The error is at most twice that of torch's own operations in the dtype, step after step."""
     assert_as_exact(call.ours(device), call.reference(call.case.dtype), call.reference())
@@ -84,7 +80,7 @@ def test_modes(kernel, call):
 @pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
 def test_modes_in_16_bits(kernel, call, dtype):
     """Not the rectifier: a rounding error at its kink is another derivative."""
-    check(in_dtype(call, dtype))
+    check(call.in_dtype(dtype))
 
 
 SIZES = [(1, 1, 1), (4, 3, 33), (4, 17, 33), (3, 1, 96), (3, 17, 96), (2, 3, 130), (2, 9, 130)]
@@ -160,11 +156,8 @@ def test_places_over_many_steps(kernel, truncation):
 
 
 @pytest.fixture(params=[1, 30_000])  # bytes: a window in each group; a few
-def workspace_limit(request):
-    before = fastbptt.get_workspace_limit()
+def workspace_limit(request, workspace_limit_restored):
     fastbptt.set_workspace_limit(request.param)
-    yield
-    fastbptt.set_workspace_limit(before)
 
 
 @pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)

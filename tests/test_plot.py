@@ -25,13 +25,7 @@ def quartiles(median: float) -> Record:
 def record(row: Row, mode: str, speedup: float = 3.0) -> Record:
     """As measure() would return it."""
     peers = [peer.label(row) for peer in PEERS if peer.applies(row)]
-    return {
-        "cell": row.cell,
-        "row": row.label,
-        "size": {"T": row.T, "B": row.B, "I": row.H, "H": row.H},
-        "truncation": None if row.truncation is None else str(row.truncation),
-        "resets": row.resets,
-        "mode": mode,
+    return row.described(mode) | {
         "error": None,
         "speedup": {peer: quartiles(speedup * (i + 1)) for i, peer in enumerate(peers)},
         "bound": {"by": CACHE if row.B == 1 else SGEMM, "share": quartiles(0.8)},

@@ -15,11 +15,7 @@ from common import Case, assert_matches, step
 KIB = 1024
 
 
-@pytest.fixture(autouse=True)
-def limit_restored():
-    before = fastbptt.get_workspace_limit()
-    yield
-    fastbptt.set_workspace_limit(before)
+pytestmark = pytest.mark.usefixtures("workspace_limit_restored")
 
 
 def taken_by(row: Row) -> int:
