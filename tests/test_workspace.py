@@ -1,4 +1,4 @@
-"""The memory of windows that overlap: what the limit says, whatever their number."""
+"""The memory that the kernels work in, and what the limit says of windows that overlap."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def test_memory_keeps_to_the_limit(cell, cut):
     for limit in (200 * KIB, 400 * KIB):  # and some alignment
         assert limit / 2 < taken[limit] < 1.25 * limit
     assert taken[2**40] > taken[400 * KIB]
+
+
+def test_a_short_sequence_takes_little():
+    T, H = 32, 64
+    packed = 2 * H * H * 4
+    block = T * ((H + 16) * 4 + 2 * 8)  # one, of padded rows and where they lie
+    products = T * 64 * 4  # the rows of one panel
+    assert taken_by(Row("rnn", T, 1, H)) <= packed + block + products + 2 * KIB
 
 
 def test_a_limit_beyond_all_memory_is_none():

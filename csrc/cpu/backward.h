@@ -31,14 +31,15 @@ struct Backward {
   const BwdParams<scalar_t>& p;
   Packed<scalar_t> w_ih, w_hh, w_hr;
   int64_t stride, projected_stride, wide_stride, gates_stride;
-  Block<acc_t> blocks[2];
+  Block<acc_t> blocks[2] = {};  // the second where one has not room for all steps
   Recomputation<Cell, scalar_t> recomputation;
   OverlapSum<scalar_t> sum;
   acc_t* carry;        // [num_lanes, wide_stride]
   acc_t* initial;      // [num_lanes, projected_stride] where lanes overlap: d_hx of each
   acc_t* hx_sums;      // [B, projected_stride] of these
   acc_t* cx_sums;      // [B, wide_stride] likewise
-  operand_t* scratch;  // [threads][outer_product_scratch]
+  operand_t* scratch;  // [threads][scratch_size] for OuterProduct
+  int64_t scratch_size;
   // Where d is rounded: of two steps in turn as W_hh saw it, [num_lanes, stride], likewise of the
   // projected state, [num_lanes, projected_stride], of a block's rows, and by pairs of rows.
   operand_t *d_step[2] = {}, *projected_step = nullptr;
@@ -58,6 +59,8 @@ struct Backward {
     gates_stride = padded_stride<scalar_t>(Cell::kSaved * p.H);
     const int64_t rows = max_block_rows(p);
     for (Block<acc_t>& block : blocks) {
+      // A block that is not full before step 0 takes that one too, and there is no other.
+      if (&block == &blocks[1] && lane_rows(p) - p.num_lanes < kBlockRows) continue;
       block.d = arena.take<acc_t>(rows * stride);
       block.d_projected = arena.take<acc_t>(p.w_hr ? rows * projected_stride : 0);
       block.unprojected = arena.take<acc_t>(p.w_hr ? rows * wide_stride : 0);
@@ -76,12 +79,13 @@ struct Backward {
     initial = arena.take<acc_t>(p.overlapping && p.d_hx ? p.num_lanes * projected_stride : 0);
     hx_sums = arena.take<acc_t>(p.overlapping && p.d_hx ? p.layout.B * projected_stride : 0);
     cx_sums = arena.take<acc_t>(p.overlapping && p.d_cx ? p.layout.B * wide_stride : 0);
-    scratch = arena.take<operand_t>(p.threads * outer_product_scratch<operand_t>());
+    // A sum over lanes has rows for steps that no lane takes, too.
+    const int64_t most = p.overlapping ? max(rows, min(kBlockRows, sum.all.num_rows)) : rows;
+    scratch_size = outer_product_scratch<operand_t>(most);
+    scratch = arena.take<operand_t>(p.threads * scratch_size);
     if constexpr (kRoundsD) {
       for (operand_t*& d : d_step) d = arena.take<operand_t>(p.num_lanes * stride);
       pairs = arena.take<operand_t>(kBlockRows * stride);
-      // A sum over lanes has rows for steps that no lane takes, too.
-      const int64_t most = max(rows, min(kBlockRows, sum.all.num_rows));
       if (p.d_input) d_rows = RowGather<operand_t>(&arena, most, G * p.H);
       if (p.w_hr) {
         projected_step = arena.take<operand_t>(p.num_lanes * projected_stride);
@@ -365,7 +369,7 @@ struct Backward {
     states.d += Cell::kFirstRecurrent * p.H;
     states.order = kInOrder;
     const Range units = share(p.H, worker.id, worker.count);
-    operand_t* mine = scratch + worker.id * outer_product_scratch<operand_t>();
+    operand_t* mine = scratch + worker.id * scratch_size;
     inputs.add(d_weights.w_ih, p.I, units, mine,
                [&](int64_t r) { return p.input + block.rows[r] * p.I; });
     states.add(d_weights.w_hh, p.R, units, mine,

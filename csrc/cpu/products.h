@@ -49,10 +49,11 @@ struct WeightGradients {
   }
 };
 
-// Elements of scratch that a thread needs for `OuterProduct::add`.
+// Elements of scratch that a thread needs for `OuterProduct::add` of so many rows.
 template <typename operand_t>
-constexpr int64_t outer_product_scratch() {
-  return kBlockRows * kPanelVecs * kLanes<operand_t>;
+constexpr int64_t outer_product_scratch(int64_t rows) {
+  constexpr int P = kPair<operand_t>;
+  return min(kBlockRows, ceil_div(rows, P) * P) * kPanelVecs * kLanes<operand_t>;
 }
 
 // One side of the products: d, [num_rows, gates * units] with row stride `stride`; its j-th group
