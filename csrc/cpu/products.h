@@ -103,6 +103,11 @@ struct OuterProduct {
           for_each_tile(
               range.begin, range.end, tile_rows<operand_t>(vecs), [&](int64_t m, int64_t height) {
                 const int64_t column = j * units + m;
+                // The sums so far come from a farther cache while the tile runs.
+                for (int64_t i = 0; i < height; ++i) {
+                  const acc_t* row = to + (m + i) * columns + shape.first_unit(q);
+                  for (int64_t v = 0; v < vecs; ++v) __builtin_prefetch(row + v * W);
+                }
                 if constexpr (P > 1) {
                   run_tile<operand_t, Left::kByColumn>(height, vecs, pairs + 2 * column, 2 * stride,
                                                        scratch, depth, acc);
