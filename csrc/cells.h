@@ -200,8 +200,10 @@ struct Lstm : CellTraits {
   static constexpr bool kHasCellState = true;
   static constexpr bool kHasCarry = true;
 
+  // Inlined: the arguments of a call would pass through memory.
   template <typename V>
-  FASTBPTT_HD static V forward(const V* pre, const V* rec, V c_before, V* saved, V* c) {
+  [[gnu::always_inline]] FASTBPTT_HD static V forward(const V* pre, const V* rec, V c_before,
+                                                      V* saved, V* c) {
     const V i = sigmoid(pre[0] + rec[0]), f = sigmoid(pre[1] + rec[1]);
     const V g = tanh(pre[2] + rec[2]), o = sigmoid(pre[3] + rec[3]);
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
@@ -209,7 +211,8 @@ struct Lstm : CellTraits {
     return o * tanh(*c);
   }
   template <typename V>
-  FASTBPTT_HD static void backward(V dh, V dc, const V* saved, V c_before, V c, V* d, V* carry) {
+  [[gnu::always_inline]] FASTBPTT_HD static void backward(V dh, V dc, const V* saved, V c_before,
+                                                          V c, V* d, V* carry) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
     const V tanh_c = tanh(c);
     dc += dh * o * (1 - tanh_c * tanh_c);
