@@ -58,14 +58,16 @@ struct Backward {
     wide_stride = padded_stride<scalar_t>(p.H);
     gates_stride = padded_stride<scalar_t>(Cell::kSaved * p.H);
     const int64_t rows = max_block_rows(p);
-    for (Block<acc_t>& block : blocks) {
-      // A block that is not full before step 0 takes that one too, and there is no other.
-      if (&block == &blocks[1] && lane_rows(p) - p.num_lanes < kBlockRows) continue;
+    // A block that is not full before step 0 takes that one too, and there is no other.
+    const int num_blocks = lane_rows(p) - p.num_lanes < kBlockRows ? 1 : 2;
+    for (int i = 0; i < num_blocks; ++i) {
+      Block<acc_t>& block = blocks[i];
       block.d = arena.take<acc_t>(rows * stride);
       block.d_projected = arena.take<acc_t>(p.w_hr ? rows * projected_stride : 0);
       block.unprojected = arena.take<acc_t>(p.w_hr ? rows * wide_stride : 0);
       block.rows = arena.take<int64_t>(rows);
       block.before = arena.take<int64_t>(rows);
+      block.sum_rows = arena.take<int64_t>(p.overlapping ? rows : 0);
     }
     if (recomputes()) {
       recomputation = Recomputation<Cell, scalar_t>(p, &arena, rows);
@@ -73,7 +75,6 @@ struct Backward {
     }
     if (p.overlapping) {
       sum = OverlapSum<scalar_t>(p, &arena, stride, projected_stride, wide_stride);
-      for (Block<acc_t>& block : blocks) block.sum_rows = arena.take<int64_t>(rows);
     }
     carry = arena.take<acc_t>(Cell::kHasCarry ? p.num_lanes * wide_stride : 0);
     initial = arena.take<acc_t>(p.overlapping && p.d_hx ? p.num_lanes * projected_stride : 0);
