@@ -204,11 +204,13 @@ class _Recurrent(torch.nn.RNNBase):
         """The dtypes of h and c under autocast on a CPU, as torch.nn's; None: those computed.
 
         On a CPU the products alone are autocast. What is added to a state afterwards has the wider
-        dtype of the two, but for oneDNN's LSTM, which autocast gives all of its arguments.
+        dtype of the two, but for oneDNN's LSTM, which autocast gives all of its arguments. Where
+        the processor cannot run oneDNN's in autocast's dtype, torch.nn.LSTM fails on float32; then
+        results have autocast's dtype, as on other processors.
         """
         if input.dtype == torch.float64:
             return None
-        onednn = batch_sizes is None and self.proj_size == 0
+        onednn = batch_sizes is None and self.proj_size == 0 and _torch_asks_onednn(input)
         if self.mode == "LSTM" and not onednn:
             c = torch.promote_types((states[1] if states else input).dtype, dtype)
             return (dtype if self.proj_size > 0 else c), c
@@ -487,6 +489,17 @@ def _autocast_dtype(input: Tensor) -> torch.dtype | None:
     if device not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+def _torch_asks_onednn(input: Tensor) -> bool:
+    """Whether torch hands an LSTM on a CPU to oneDNN; in 16 bits that depends on the processor."""
+    if not torch._C._get_mkldnn_enabled() or input.numel() == 0:
+        return False
+    if input.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if input.dtype == torch.float16:
+        return not torch.is_grad_enabled() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return True
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
