@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fastbptt import dynamo
 from fastbptt.call import call_of_module, run
 from fastbptt.truncation import Truncation, as_truncation
 
@@ -17,18 +18,14 @@ _FROM_MODULE: Any = object()  # "the truncation the module was made with"
 
 
 class _Recurrent(torch.nn.RNNBase):
-    """What the recurrent modules share: the call, around the one operator that runs it.
+    """What the recurrent modules share; in front of torch.nn's class, whose instances they are."""
 
-    They derive from RNNBase rather than from torch.nn.RNN and its siblings because torch.compile
-    refuses every instance of those.
-    """
-
-    truncation: Truncation | None
+    truncation: Truncation | None = None  # of a state saved by a class that had none
     recompute = False
 
-    def __init__(self, mode: str, *args: Any, truncation: Truncation | int | None, **kwargs: Any):
+    def __init__(self, *args: Any, truncation: Truncation | int | None = None, **kwargs: Any):
         truncation = as_truncation(truncation)
-        super().__init__(mode, *args, **kwargs)
+        super().__init__(*args, **kwargs)
         self.truncation = truncation
 
     @property
@@ -93,7 +90,10 @@ class _Recurrent(torch.nn.RNNBase):
             return [getattr(self, name) for name in self._flat_weights_names]
 
 
-class RNN(_Recurrent):
+dynamo.let_in(_Recurrent)
+
+
+class RNN(_Recurrent, torch.nn.RNN):
     """``torch.nn.RNN`` with fused kernels and truncated backpropagation through time.
 
     Each layer computes, for every step t of a sequence (Elman, "Finding structure in time", 1990),
@@ -125,24 +125,17 @@ class RNN(_Recurrent):
         truncation: Truncation | int | None = None,
         **kwargs: Any,
     ):
-        _refuse_projection(kwargs)
-        # RNNBase knows two modes, by which it sizes the weights alike.
-        modes = {"tanh": "RNN_TANH", "relu": "RNN_RELU", "identity": "RNN_TANH"}
-        if nonlinearity not in modes:
+        if nonlinearity not in ("tanh", "relu", "identity"):
             raise ValueError(
                 f"Unknown nonlinearity {nonlinearity!r}. Select from 'tanh', 'relu' or 'identity'."
             )
+        # torch's knows two, whose weights have the same sizes.
+        known = "tanh" if nonlinearity == "identity" else nonlinearity
         super().__init__(
-            modes[nonlinearity],
-            input_size,
-            hidden_size,
-            num_layers,
-            *args,
-            truncation=truncation,
-            **kwargs,
+            input_size, hidden_size, num_layers, known, *args, truncation=truncation, **kwargs
         )
-        self.nonlinearity = nonlinearity
         if nonlinearity == "identity":
+            self.nonlinearity = nonlinearity
             self.mode = "RNN_IDENTITY"
 
     @property
@@ -150,7 +143,7 @@ class RNN(_Recurrent):
         return self.nonlinearity
 
 
-class GRU(_Recurrent):
+class GRU(_Recurrent, torch.nn.GRU):
     """``torch.nn.GRU`` with fused kernels and truncated backpropagation through time.
 
     Each layer computes, for every step t of a sequence (Cho et al., "Learning phrase
@@ -183,12 +176,11 @@ class GRU(_Recurrent):
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:
-        _refuse_projection(kwargs)
-        super().__init__("GRU", *args, truncation=truncation, **kwargs)
+        super().__init__(*args, truncation=truncation, **kwargs)
         self.recompute = recompute
 
 
-class LSTM(_Recurrent):
+class LSTM(_Recurrent, torch.nn.LSTM):
     """``torch.nn.LSTM`` with fused kernels and truncated backpropagation through time.
 
     Each layer computes, for every step t of a sequence (Hochreiter and Schmidhuber, "Long
@@ -222,7 +214,7 @@ class LSTM(_Recurrent):
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__("LSTM", *args, truncation=truncation, **kwargs)
+        super().__init__(*args, truncation=truncation, **kwargs)
         self.recompute = recompute
 
     def forward(  # type: ignore[override]
@@ -270,8 +262,3 @@ def check_lstm_states(hx: object, *, packed: bool = False) -> None:
     if hx is not None and len(hx) != 2:
         error = TypeError if len(hx) < 2 else RuntimeError
         raise error(f"{wanted} {len(hx)} of them")
-
-
-def _refuse_projection(kwargs: dict[str, Any]) -> None:
-    if "proj_size" in kwargs:
-        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
