@@ -11,6 +11,11 @@ from torch import Tensor
 from fastbptt import _C as _C  # loading it registers the operators
 from fastbptt.truncation import _positive_int
 
+# Looked up once: a short call asks all of them.
+_is_compiling = torch.compiler.is_compiling
+_has_function_mode = torch._C._is_torch_function_mode_enabled
+_innermost_transform = torch._C._functorch.peek_interpreter_stack
+
 _network = torch.ops.fastbptt.network.default  # made of the two below, so it needs no fake
 rnn_fwd = torch.ops.fastbptt.rnn_fwd.default
 rnn_bwd = torch.ops.fastbptt.rnn_bwd.default
@@ -20,9 +25,9 @@ def is_watched(input: Tensor) -> bool:
     """Whether somebody looks at a call's operators: a tracer, a transform, a mode, a subclass."""
     return (
         type(input) is not Tensor
-        or torch.compiler.is_compiling()
-        or torch._C._is_torch_function_mode_enabled()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _is_compiling()
+        or _has_function_mode()
+        or _innermost_transform() is not None
     )
 
 
