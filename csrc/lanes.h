@@ -62,6 +62,20 @@ inline int64_t count_rows(const std::vector<Lane>& lanes) {
   return rows;
 }
 
+// Whether no two lanes have a step in common.
+inline bool are_apart(const Layout& layout, int direction, const std::vector<Lane>& lanes) {
+  if (count_rows(lanes) > layout.N) return false;
+  std::vector<bool> is_taken(layout.N);
+  for (const Lane& lane : lanes) {
+    for (int64_t s = 0; s < lane.steps; ++s) {
+      const int64_t row = layout.row(lane.first + direction * s, lane.batch);
+      if (is_taken[row]) return false;
+      is_taken[row] = true;
+    }
+  }
+  return true;
+}
+
 // The lanes of each window of each sequence. Windows begin at t = 0, k1, 2 k1, ... in both directions.
 //
 // What resets and closed gates cut a window into is independent, and could be as many lanes: fewer

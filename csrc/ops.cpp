@@ -202,10 +202,14 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
   }
   check_grad_by_lane(args, shape, lane_rows);
 
-  // What no lane comes to has no gradient, nor has an initial state that a reset replaces; where
-  // windows overlap it is a sum, which the kernel makes for each step.
-  const bool states_are_sums = args.resets.has_value() || cuts.overlapping() || !in_each_row;
-  const bool steps_are_left_out = !cuts.overlapping() && !in_each_row;
+  // Where lanes share steps the kernel sums over them, to rows that are the span's. What no lane comes
+  // to has no gradient then; else it has none yet, nor has an initial state that a reset replaces.
+  const bool has_rows_of_all =
+      span.end - span.begin == shape.T || args.input_by_lane || !args.needs[0];
+  const bool sums =
+      cuts.overlapping() && !(has_rows_of_all && are_apart(layout.layout, 1, lanes[0]));
+  const bool states_are_sums = args.resets.has_value() || sums || !in_each_row;
+  const bool steps_are_left_out = !sums && !args.input_by_lane && !in_each_row;
   const auto options = tensors.input.options();
   const auto empty = [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, options); };
   const auto state = [&](const std::vector<int64_t>& sizes) {
@@ -241,7 +245,7 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
       p.accumulate_d_input = d > 0;
       p.kappa = rows_of<scalar_t>(tensors.kappa);
       p.mask = rows_of<scalar_t>(tensors.mask);
-      p.overlapping = cuts.overlapping();
+      p.overlapping = sums;
       p.begin = span.begin;
       p.end = span.end;
       p.d_hx = direction_of<scalar_t>(results.d_hx, d, args.needs[1]);
