@@ -219,6 +219,31 @@ def test_a_stack_runs_the_same_lanes(cell, workspace_limit_restored):
     assert rows_given([9]) == 10 * [(60, 2, 4)] + 2 * [(10, 4)] + 50 * [(60, 2, 4)] + 2 * [(0, 4)]
 
 
+@pytest.mark.parametrize("limit", [1, 2**28], ids="bytes={}".format)
+def test_a_compiled_step_takes_any_losses(limit, workspace_limit_restored):
+    """Which windows have a loss is found out at each call, not when the graph is made."""
+    fastbptt.set_workspace_limit(limit)
+    case = Case(8, 2, 3, 4, 2, cell="lstm")
+    module = case.module(truncation=Sliding(3))
+
+    def loss_of(x: Tensor, hx: tuple[Tensor, Tensor], weights: Tensor) -> Tensor:
+        return (module(x, hx)[0] * weights).sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss_of, fullgraph=True, backend="aot_eager")
+    for losses in ([0, 1, 2, 3, 4, 5, 6, 7], [7], [2, 3], []):
+        results = []
+        for run in (compiled, loss_of):
+            x, hx = case.data()
+            weights = torch.zeros(8, 2, 4, dtype=torch.float64)
+            weights[losses] = 1
+            module.zero_grad()
+            run(x.requires_grad_(), hx, weights).backward()
+            grads = {"d" + n: p.grad.clone() for n, p in module.named_parameters()}
+            results.append({"dinput": x.grad, **grads})
+        assert_matches(*results)
+
+
 def test_the_gradient_of_the_network_goes_with_one_by_lane():
     arguments = sparse_arguments(Case(), {"k1": 2, "k2": 3}, [4])
     with pytest.raises(RuntimeError, match="grad_network goes with grad_by_lane"):
