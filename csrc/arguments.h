@@ -33,8 +33,9 @@ constexpr const char* kForwardSchema =
 // Where windows overlap (k2 > k1) a call may take some of them: then the gradient of input is that
 // of the steps they lie in. by_lane: the gradient of output, or of input, has a row for each step
 // of each lane rather than for each step, so that a stack keeps windows apart; how many rows those
-// are, and in which order, is the device's own affair. It may depend on which steps have a loss, so a
-// layer that takes its gradient by lane is also given that of the stack's output, in grad_network.
+// are, and in which order, is the device's own affair. It may depend on which steps have a loss: so
+// a layer that takes its gradient by lane is also given that of the stack's output, grad_network
+// (None: zeros).
 constexpr const char* kBackwardSchema =
     "rnn_bwd(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
     "Tensor output, Tensor c, Tensor gates, Tensor? hx, Tensor? cx, Tensor[] weights, "

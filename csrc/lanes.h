@@ -86,7 +86,7 @@ inline bool are_apart(const Layout& layout, int direction, const std::vector<Lan
 //
 // Where windows overlap, what comes before the cut that precedes a window's first loss has no
 // gradient and is left out; else the lanes cover every step once. Given `losses`, only those steps
-// have lanes which the gradient of one comes to, from between the same two cuts.
+// are in lanes which the gradient of one comes to: in its window, and cut off by nothing.
 constexpr int64_t kEnoughRows = 16;
 
 inline std::vector<Lane> make_lanes(const Layout& layout, int direction, const Cuts& cuts,

@@ -154,9 +154,9 @@ ForwardResults forward_cpu(const ForwardArguments& args) {
   return converted(results, args.input.scalar_type());
 }
 
-// Where the gradients that a layer's direction is given are not zero. Layers that hand gradients to each
-// other by lane must come to the same lanes: so all of them go by the gradient of the stack's output,
-// and count each final state if there are gradients of some.
+// Where the gradients that a layer's direction is given are not zero. Layers that hand gradients to
+// each other by lane must come to the same lanes: so all of them go by the gradient of the stack's
+// output, and count each final state if there are gradients of some.
 Losses losses_of(const BackwardArguments& args, const BackwardTensors& tensors,
                  const LayerShape& shape, int64_t d) {
   const auto rows = [](const OptionalTensor& tensor, int64_t first, int64_t ld, int64_t columns) {
@@ -202,8 +202,9 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
   }
   check_grad_by_lane(args, shape, lane_rows);
 
-  // Where lanes share steps the kernel sums over them, to rows that are the span's. What no lane comes
-  // to has no gradient then; else it has none yet, nor has an initial state that a reset replaces.
+  // Only where lanes share steps is there a sum over them, which the kernel begins with zeros in each
+  // row of the span. Else it fills the rows that lanes come to: the others, and the initial states
+  // that no lane begins with, have no gradient.
   const bool has_rows_of_all =
       span.end - span.begin == shape.T || args.input_by_lane || !args.needs[0];
   const bool sums =

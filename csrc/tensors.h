@@ -63,7 +63,7 @@ struct LayerTensors {
 struct BackwardTensors : LayerTensors {
   Tensor output, c, gates;
   OptionalTensor d_output, d_h_n, d_c_n, kappa, mask;
-  OptionalTensor d_network;  // not of a kernel's: never converted
+  OptionalTensor d_network;  // no kernel reads it: never converted
 
   explicit BackwardTensors(const BackwardArguments& args)
       : LayerTensors(args),
