@@ -202,9 +202,9 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
   }
   check_grad_by_lane(args, shape, lane_rows);
 
-  // Only where lanes share steps is there a sum over them, which the kernel begins with zeros in each
-  // row of the span. Else it fills the rows that lanes come to: the others, and the initial states
-  // that no lane begins with, have no gradient.
+  // Only where lanes share steps is there a sum over them, which the kernel begins with zeros in
+  // each row of the span. Else it fills the rows that lanes come to: the others, and the initial
+  // states that no lane begins with, have no gradient.
   const bool has_rows_of_all =
       span.end - span.begin == shape.T || args.input_by_lane || !args.needs[0];
   const bool sums =
