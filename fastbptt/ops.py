@@ -138,6 +138,7 @@ def _(
     num_windows: int = 0,
     grad_by_lane: bool = False,
     input_by_lane: bool = False,
+    grad_network: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     _check_device(
         input,
@@ -154,6 +155,7 @@ def _(
         resets=resets,
         kappa=kappa,
         mask=mask,
+        grad_network=grad_network,
     )
 
     def gradient(tensor: Tensor | None, needed: bool) -> Tensor:
@@ -162,7 +164,7 @@ def _(
         return tensor.new_empty(tensor.shape)
 
     def input_gradient() -> Tensor:
-        if input_by_lane:  # resets decide how many rows
+        if input_by_lane:  # resets and losses decide how many rows
             rows = torch.library.get_ctx().new_dynamic_size()
             return input.new_empty((rows, input.shape[-1]))
         if num_windows == 0:
