@@ -268,6 +268,53 @@ PYBIND11_MODULE(_C, m) {
       },
       "The operator `network` without the dispatcher.");
   m.def(
+      "check_forward",
+      [](const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+         const std::vector<Tensor>& weights, bool has_biases, const OptionalTensor& batch_sizes,
+         bool batch_first, const std::string& cell, const OptionalTensor& resets) {
+        HANDLE_TH_ERRORS
+        check_layer<c10::SymInt>(
+            {input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets},
+            HalfTypes::kBoth);
+        END_HANDLE_TH_ERRORS_PYBIND
+      },
+      "What rnn_fwd checks, for tensors without data.");
+  m.def(
+      "check_backward",
+      [](const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+         const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& output, const Tensor& c,
+         const Tensor& gates, const OptionalTensor& hx, const OptionalTensor& cx,
+         const std::vector<Tensor>& weights, bool has_biases, const OptionalTensor& batch_sizes,
+         bool batch_first, const std::string& cell, const std::vector<bool>& needs, int64_t k1,
+         int64_t k2, bool last_only, const OptionalTensor& resets, const OptionalTensor& kappa,
+         const OptionalTensor& mask, int64_t first_window, int64_t num_windows, bool grad_by_lane,
+         bool input_by_lane) {
+        HANDLE_TH_ERRORS
+        c10::List<bool> flags;
+        for (const bool flag : needs) flags.push_back(flag);
+        const BackwardArguments arguments{
+            {input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets},
+            grad_output,
+            grad_h_n,
+            grad_c_n,
+            output,
+            c,
+            gates,
+            flags,
+            k1,
+            k2,
+            last_only,
+            kappa,
+            mask,
+            first_window,
+            num_windows,
+            grad_by_lane,
+            input_by_lane};
+        check_backward<c10::SymInt>(arguments, HalfTypes::kBoth);
+        END_HANDLE_TH_ERRORS_PYBIND
+      },
+      "What rnn_bwd checks, for tensors without data.");
+  m.def(
       "release_workspace", [] { workspace.release(); },
       "Frees the memory that the calling thread keeps for its next call.");
   m.def("workspace_limit", workspace_limit, "Bytes that stacked windows may take.");
