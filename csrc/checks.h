@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <initializer_list>
 #include <string>
 #include <type_traits>
 
@@ -177,9 +178,18 @@ void check_rows(const OptionalTensor& rows, const std::string& name, at::ScalarT
               ", got ", rows->device());
 }
 
-// What both operators take.
+// The first tensor that there is.
+inline OptionalTensor first_of(std::initializer_list<const OptionalTensor*> tensors) {
+  for (const OptionalTensor* each : tensors) {
+    if (each->has_value()) return *each;
+  }
+  return std::nullopt;
+}
+
+// What both operators take. state: a tensor like hx, cx or their gradients, or none.
 template <typename Int = int64_t>
-LayerShapeOf<Int> check_layer(const LayerArguments& args, HalfTypes half_types) {
+LayerShapeOf<Int> check_layer(const LayerArguments& args, HalfTypes half_types,
+                              const OptionalTensor& state) {
   const auto& [input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets] = args;
   LayerShapeOf<Int> shape{};
   shape.cell = parse_cell(cell);
@@ -192,7 +202,7 @@ LayerShapeOf<Int> check_layer(const LayerArguments& args, HalfTypes half_types) 
                                   (takes_half && (dtype == at::kHalf || dtype == at::kBFloat16)),
                               "input must have dtype ", takes_half ? "float16, bfloat16, " : "",
                               "float32 or float64, got ", dtype);
-  check_batch_sizes(input, batch_sizes, batch_first, hx.has_value() ? hx : cx, &shape);
+  check_batch_sizes(input, batch_sizes, batch_first, state, &shape);
   check_weight_count(weights, &shape);
   TORCH_CHECK(weights[1].dim() == 2, "weight_hh must have 2 dimensions, got ", weights[1].dim());
   const auto w_hh_sizes = sizes_of<Int>(weights[1]);
@@ -223,6 +233,12 @@ LayerShapeOf<Int> check_layer(const LayerArguments& args, HalfTypes half_types) 
   }
   check_rows<Int>(resets, "resets", at::kBool, input);
   return shape;
+}
+
+// What the forward operator takes.
+template <typename Int = int64_t>
+LayerShapeOf<Int> check_forward(const LayerArguments& args, HalfTypes half_types) {
+  return check_layer<Int>(args, half_types, first_of({&args.hx, &args.cx}));
 }
 
 // Where a backward pass is cut, as the operators take it.
@@ -261,7 +277,8 @@ std::vector<Int> output_sizes(const Tensor& input, const LayerShapeOf<Int>& shap
 // What the backward operator takes, but for grad_output.
 template <typename Int = int64_t>
 LayerShapeOf<Int> check_backward(const BackwardArguments& args, HalfTypes half_types) {
-  const LayerShapeOf<Int> shape = check_layer<Int>(args, half_types);
+  const LayerShapeOf<Int> shape = check_layer<Int>(
+      args, half_types, first_of({&args.hx, &args.cx, &args.grad_h_n, &args.grad_c_n}));
   const Tensor& input = args.input;
   const int64_t with_c = shape.has_cell_state() ? shape.D : 0;
   check_tensor<Int>(args.output, "output", output_sizes(input, shape), input);
@@ -290,11 +307,12 @@ LayerShapeOf<Int> check_backward(const BackwardArguments& args, HalfTypes half_t
 }
 
 // grad_output is like output, or has a row for each of `lane_rows` (step, lane).
-inline void check_grad_output(const BackwardArguments& args, const LayerShape& shape,
-                              int64_t lane_rows) {
+template <typename Int>
+void check_grad_output(const BackwardArguments& args, const LayerShapeOf<Int>& shape,
+                       const Int& lane_rows) {
   if (!args.grad_output.has_value()) return;
-  check_tensor<int64_t>(*args.grad_output, "grad_output",
-               args.grad_by_lane ? std::vector<int64_t>{lane_rows, shape.R}
+  check_tensor<Int>(*args.grad_output, "grad_output",
+               args.grad_by_lane ? std::vector<Int>{lane_rows, shape.R}
                                  : output_sizes(args.input, shape),
                args.input);
 }

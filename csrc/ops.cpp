@@ -123,7 +123,7 @@ void run_kernel(const Kernel<Params>& kernel, Params* p) {
 }
 
 ForwardResults forward_cpu(const ForwardArguments& args) {
-  const LayerShape shape = check_layer(args, HalfTypes::kBoth);
+  const LayerShape shape = check_forward(args, HalfTypes::kBoth);
   const at::ScalarType dtype = kernel_dtype(args.input.scalar_type());
   LayerTensors tensors(args);
   tensors.convert(dtype);
@@ -273,7 +273,7 @@ PYBIND11_MODULE(_C, m) {
          const std::vector<Tensor>& weights, bool has_biases, const OptionalTensor& batch_sizes,
          bool batch_first, const std::string& cell, const OptionalTensor& resets) {
         HANDLE_TH_ERRORS
-        check_layer<c10::SymInt>(
+        check_forward<c10::SymInt>(
             {input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets},
             HalfTypes::kBoth);
         END_HANDLE_TH_ERRORS_PYBIND
@@ -310,7 +310,10 @@ PYBIND11_MODULE(_C, m) {
             num_windows,
             grad_by_lane,
             input_by_lane};
-        check_backward<c10::SymInt>(arguments, HalfTypes::kBoth);
+        const auto shape = check_backward<c10::SymInt>(arguments, HalfTypes::kBoth);
+        // How many rows lanes have is for the device to know.
+        const bool any_rows = grad_by_lane && grad_output.has_value() && grad_output->dim() > 0;
+        check_grad_output(arguments, shape, any_rows ? grad_output->sym_size(0) : shape.N);
         END_HANDLE_TH_ERRORS_PYBIND
       },
       "What rnn_bwd checks, for tensors without data.");
