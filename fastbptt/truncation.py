@@ -245,7 +245,8 @@ class Randomized(Truncation):
         pi: probability that the gradient passes, in (0, 1].
         mean_length: mean length of a segment in steps, more than 1.
         alpha: exponent of the power law, more than 2.
-        generator: where the draws come from; None is torch's default generator.
+        generator: where the draws come from; None is torch's default generator. torch.compile
+            takes no other without a graph break.
         per_sequence: draw for each sequence of a batch by itself, rather than once for all.
 
     Raises:
@@ -312,13 +313,16 @@ class Randomized(Truncation):
             Gates of shape [T], or [T, B] with ``per_sequence``; float64, on the CPU unless the
             generator is elsewhere. The first is 1: where a sequence begins nothing is cut.
         """
+        return self._new(_positive_int("steps", steps), batch)
+
+    def _new(self, steps: int, batch: int) -> Gated:
         self._last[:] = [self._gates(steps, batch)]
         return self._last[0]
 
     def draw_for_call(self, steps: int, batch: int) -> Gated:
         """As ``draw``; but where a backward pass runs a call again, the gates that it had."""
         if torch.compiler.is_compiling():
-            return self.draw(steps, batch)
+            return self._new(steps, batch)  # steps may be a symbol
         runs_again = torch._C._current_graph_task_id() != -1
         generator = self.generator
         if generator is None:
@@ -343,7 +347,6 @@ class Randomized(Truncation):
         return self.draw(steps, batch)
 
     def _gates(self, steps: int, batch: int) -> Gated:
-        steps = _positive_int("steps", steps)
         columns = batch if self.per_sequence else 1
         device = self.generator.device if self.generator is not None else torch.device("cpu")
         options = {"dtype": torch.float64, "device": device}
@@ -357,7 +360,9 @@ class Randomized(Truncation):
             cut = (self.alpha - 1) / ((self.alpha - 2) * self.mean_length + after)
         survival = torch.cumprod(1 - cut, 0)
         # Lengths of segments by inversion, a segment a step at most: -S is ascending in d.
-        uniform = torch.rand(steps, columns, generator=self.generator, **options)
+        # A trace takes symbols for sizes where no generator is named.
+        source = {} if self.generator is None else {"generator": self.generator}
+        uniform = torch.rand(steps, columns, **source, **options)
         lengths = torch.searchsorted(-survival, -uniform.contiguous(), right=False) + 1
         begins = torch.cumsum(lengths, 0)
         is_cut = torch.zeros(steps + 1, columns, dtype=torch.bool, device=device)
