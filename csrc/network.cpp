@@ -2,11 +2,13 @@
 //
 // Truncation is defined on the network, not on a layer, so the node spans the stack. Where windows
 // overlap, the backward pass takes them in groups: a group goes through all layers, from the top to
-// the bottom, with the gradients between layers kept apart for each window. The node calls one
-// operator per layer and pass, and keeps what the backward pass cannot do without: each layer's
-// input and output, the mask of the dropout between layers, and of a gated cell its activations (for
-// the Elman cell the derivative follows from the output alone). It is a torch::autograd::Function
-// in C++ because the same node in Python costs a short sequence a third of its time.
+// the bottom, with the gradients between layers kept apart for each window. How many groups there
+// are depends on T and B, and a trace may hold these as symbols: so the whole backward pass is one
+// operator, `network_bwd`, which tracers do not look into. The forward pass is an operator per layer.
+// The node keeps what the backward pass cannot do without: each layer's input and output, the mask of
+// the dropout between layers, and of a gated cell its activations (for the Elman cell the derivative
+// follows from the output alone). It is a torch::autograd::Function in C++ because the same node in
+// Python costs a short sequence a third of its time.
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -59,6 +61,20 @@ const auto& rnn_bwd() {
   return op;
 }
 
+// The backward pass of the whole network.
+const auto& network_bwd() {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("fastbptt::network_bwd", "")
+          .typed<std::vector<Tensor>(
+              const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+              const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+              const OptionalTensor&, const OptionalTensor&, TensorList, TensorList, TensorList,
+              bool, int64_t, bool, bool, c10::string_view, int64_t, int64_t, bool,
+              c10::List<bool>)>();
+  return op;
+}
+
 // What a call is besides its tensors.
 struct Options {
   int64_t num_layers, directions;
@@ -75,7 +91,7 @@ struct Layer {
   Tensor input, output, c, gates;
   Tensor mask;  // the dropout that made `input` of the previous layer's output, or undefined
 
-  static constexpr int64_t kTensors = 5;
+  static constexpr int64_t kTensors = 4;  // without the mask
 };
 
 struct Result {
@@ -128,6 +144,32 @@ Tensor dropout_mask(const Tensor& like, double probability, bool batch_first) {
   const Tensor mask = at::empty_like(shape, at::MemoryFormat::Contiguous);
   mask.bernoulli_(1 - probability).div_(1 - probability);
   return batch_first ? mask.transpose(0, 1) : mask;
+}
+
+// What the layers' own checks do not see.
+void check_options(const Options& net, TensorList weights) {
+  const int64_t count = int64_t(weights.size());
+  TORCH_CHECK(net.num_layers > 0, "num_layers must be positive, got ", net.num_layers);
+  TORCH_CHECK(net.num_layers <= count && count % (net.num_layers * net.directions) == 0,
+              "weights must hold as many tensors for each of ", net.num_layers, " layers and ",
+              net.directions, " directions, got ", count);
+  TORCH_CHECK(net.dropout >= 0 && net.dropout <= 1, "dropout must be a probability, got ",
+              net.dropout);
+  LayerShape layer{};
+  layer.cell = net.cell;
+  layer.has_biases = net.has_biases;
+  check_weight_count(of_layer(weights, net, 0), &layer);
+  TORCH_CHECK(layer.D == net.directions, "weights must hold tensors for ", net.directions,
+              " directions of each layer, got those for ", layer.D);
+  check_windows(net.directions, net.k1, net.k2, net.last_only);
+}
+
+void check_states(const Options& net, const char* name, const OptionalTensor& states) {
+  const int64_t count = net.num_layers * net.directions;
+  TORCH_CHECK(!states.has_value() ||
+                  (states->dim() == 3 && are_equal(states->sym_size(0), c10::SymInt(count))),
+              name, " must have 3 dimensions, the first of size ", count, ", got shape ",
+              states->sym_sizes());
 }
 
 Result run_layers(const Options& net, const Tensor& input, const Context& context,
@@ -232,11 +274,14 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     const at::AutoDispatchBelowAutograd guard;
     Result result = run_layers(net, input, context, weights, !net.recompute);
     variable_list saved;
-    saved.reserve(Context::kTensors + weights.size() + result.layers.size() * Layer::kTensors);
+    saved.reserve(Context::kTensors + weights.size() + result.layers.size() * (Layer::kTensors + 1));
     context.append_to(&saved);
     saved.insert(saved.end(), weights.begin(), weights.end());
     for (const Layer& layer : result.layers) {
-      saved.insert(saved.end(), {layer.input, layer.output, layer.c, layer.gates, layer.mask});
+      saved.insert(saved.end(), {layer.input, layer.output, layer.c, layer.gates});
+    }
+    for (const Layer& layer : result.layers) {
+      if (layer.mask.defined()) saved.push_back(layer.mask);
     }
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
@@ -250,49 +295,108 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     grads.resize(3);  // no other cell than LSTM has a c_n that the node returns
-    const std::vector<int64_t> kept = ctx->saved_data["options"].toIntVector();
+    const std::vector<int64_t> options = ctx->saved_data["options"].toIntVector();
     Options net{};
-    net.num_layers = kept[0];
-    net.directions = kept[1];
-    net.has_biases = kept[2];
-    net.batch_first = kept[3];
-    net.cell = CellKind(kept[4]);
-    net.k1 = kept[5];
-    net.k2 = kept[6];
-    net.last_only = kept[7];
-    const int64_t num_weights = kept[8];
+    net.num_layers = options[0];
+    net.directions = options[1];
+    net.has_biases = options[2];
+    net.batch_first = options[3];
+    net.cell = CellKind(options[4]);
+    net.k1 = options[5];
+    net.k2 = options[6];
+    net.last_only = options[7];
+    const int64_t num_weights = options[8];
 
-    // One gradient for each tensor argument that is there, in their order.
     const variable_list saved = ctx->get_saved_variables();
-    const Context context = Context::from_list(TensorList(saved).slice(0, Context::kTensors));
-    const TensorList weights = TensorList(saved).slice(Context::kTensors, num_weights);
-    const Tensor* layers = &saved[Context::kTensors + num_weights];
+    const TensorList all(saved);
+    const Context context = Context::from_list(all.slice(0, Context::kTensors));
+    const TensorList weights = all.slice(Context::kTensors, num_weights);
+    const TensorList kept =
+        all.slice(Context::kTensors + num_weights, net.num_layers * Layer::kTensors);
+    const TensorList masks = all.slice(Context::kTensors + num_weights + kept.size());
+
+    // One for each tensor argument that is there, in their order.
     int64_t next = 0;
     const auto is_needed = [&](bool is_there) { return is_there && ctx->needs_input_grad(next++); };
-    const bool needs_input = is_needed(true), needs_hx = is_needed(context.hx.has_value()),
-               needs_cx = is_needed(context.cx.has_value());
+    c10::List<bool> needs;
+    needs.reserve(3 + num_weights);
+    for (const bool is_there : {true, context.hx.has_value(), context.cx.has_value()}) {
+      needs.push_back(is_needed(is_there));
+    }
     for (const OptionalTensor* each : {&context.batch_sizes, &context.resets, &context.kappa}) {
       is_needed(each->has_value());
     }
-    std::vector<bool> needs_weight(num_weights);
-    for (int64_t i = 0; i < num_weights; ++i) needs_weight[i] = is_needed(true);
+    for (int64_t i = 0; i < num_weights; ++i) needs.push_back(is_needed(true));
 
     const int64_t kOthers = 1 + Context::kTensors;  // input, and the context's
     variable_list result(kOthers + num_weights + 2);
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return result;
-    std::vector<Tensor> d_hx(net.num_layers), d_cx(net.num_layers);
-    const int64_t per_layer = num_weights / net.num_layers, top = net.num_layers - 1;
-
-    const bool packed = context.batch_sizes.has_value();
-    const int64_t T = packed ? context.batch_sizes->size(0) : layers[0].size(net.batch_first);
-    const int64_t B = layers[0].numel() / std::max<int64_t>(1, T * layers[0].size(-1));
-    Cuts cuts;
-    cuts.k1 = net.k1;
-    cuts.k2 = net.k2;
-    cuts.limit_to(T);
     // To differentiate once more would go unnoticed below the operators' autograd.
     std::optional<at::AutoDispatchBelowAutograd> guard;
     if (!at::GradMode::is_enabled()) guard.emplace();
+    const std::vector<Tensor> gradients = network_bwd().call(
+        optional(grads[0]), optional(grads[1]), optional(grads[2]), context.hx, context.cx,
+        context.batch_sizes, context.resets, context.kappa, weights, kept, masks, net.has_biases,
+        net.num_layers, net.directions == 2, net.batch_first, name_of(net.cell), net.k1, net.k2,
+        net.last_only, needs);
+    for (int64_t i = 0; i < 3; ++i) {
+      if (needs[i]) result[i] = gradients[i];
+    }
+    for (int64_t i = 0; i < num_weights; ++i) {
+      if (needs[3 + i]) result[kOthers + i] = gradients[3 + i];
+    }
+    return result;
+  }
+
+  // The operator `network_bwd`: gradients of input, hx, cx and each weight.
+  static variable_list gradients(
+      const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+      const OptionalTensor& grad_c_n, const OptionalTensor& hx, const OptionalTensor& cx,
+      const OptionalTensor& batch_sizes, const OptionalTensor& resets, const OptionalTensor& kappa,
+      TensorList weights, TensorList kept, TensorList masks, bool has_biases, int64_t num_layers,
+      bool bidirectional, bool batch_first, c10::string_view cell, int64_t k1, int64_t k2,
+      bool last_only, c10::List<bool> needs) {
+    Options net{};
+    net.num_layers = num_layers;
+    net.directions = bidirectional ? 2 : 1;
+    net.has_biases = has_biases;
+    net.batch_first = batch_first;
+    net.cell = parse_cell(cell);
+    net.k1 = k1;
+    net.k2 = k2;
+    net.last_only = last_only;
+    const Context context{hx, cx, batch_sizes, resets, kappa};
+    const int64_t num_weights = int64_t(weights.size());
+    check_options(net, weights);
+    TORCH_CHECK(int64_t(kept.size()) == num_layers * Layer::kTensors, "kept must hold ",
+                Layer::kTensors, " tensors for each of ", num_layers, " layers, got ", kept.size());
+    TORCH_CHECK(masks.empty() || int64_t(masks.size()) == num_layers - 1,
+                "masks must be empty or hold one for each layer but the first, got ", masks.size());
+    TORCH_CHECK(int64_t(needs.size()) == 3 + num_weights, "needs must hold ", 3 + num_weights,
+                " flags (input, hx, cx, each weight), got ", needs.size());
+    check_states(net, "hx", hx);
+    check_states(net, "cx", cx);
+    check_states(net, "grad_h_n", grad_h_n);
+    check_states(net, "grad_c_n", grad_c_n);
+    LayerShape shape{};
+    check_batch_sizes(kept[0], batch_sizes, batch_first, std::nullopt, &shape);
+
+    const Tensor* layers = kept.data();
+    variable_list grads;
+    for (const OptionalTensor* each : {&grad_output, &grad_h_n, &grad_c_n}) {
+      grads.push_back(each->value_or(Tensor()));
+    }
+    const bool needs_input = needs[0], needs_hx = needs[1], needs_cx = needs[2];
+    const int64_t kOthers = 3, per_layer = num_weights / num_layers, top = num_layers - 1;
+    std::vector<bool> needs_weight(num_weights);
+    for (int64_t i = 0; i < num_weights; ++i) needs_weight[i] = needs[kOthers + i];
+    variable_list result(kOthers + num_weights);
+    std::vector<Tensor> d_hx(num_layers), d_cx(num_layers);
+    const int64_t T = shape.T, B = shape.B;
+    Cuts cuts;
+    cuts.k1 = k1;
+    cuts.k2 = k2;
+    cuts.limit_to(T);
     const std::vector<Cuts> groups = groups_of(net, cuts, T, B, layers[0].size(-1), weights[1]);
     const auto sum_options =
         layers[0].options().dtype(at::promote_types(layers[0].scalar_type(), at::kFloat));
@@ -304,8 +408,8 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
       Tensor grad = grads[0];
       for (int64_t i = top; i >= 0; --i) {
         const Tensor* layer = layers + i * Layer::kTensors;
-        const Tensor &input = layer[0], &output = layer[1], &c = layer[2], &gates = layer[3],
-                     &mask = layer[4];
+        const Tensor &input = layer[0], &output = layer[1], &c = layer[2], &gates = layer[3];
+        const Tensor mask = i > 0 && !masks.empty() ? masks[i - 1] : Tensor();
         const auto first = needs_weight.begin() + i * per_layer;
         const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
         auto [d_input, layer_d_hx, layer_d_cx, d_weights] = rnn_bwd().call(
@@ -343,9 +447,27 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     if (needs_hx) result[1] = concatenate(d_hx);
     if (needs_cx) result[2] = concatenate(d_cx);
     for (Tensor& each : result) {
-      if (each.defined()) each = each.to(layers[0].scalar_type());
+      each = each.defined() ? each.to(layers[0].scalar_type()) : at::empty({0}, layers[0].options());
     }
     return result;
+  }
+};
+
+// A node for each result in front of the network's: where nothing uses a result its node never runs,
+// so that its hooks are not called.
+struct ResultBackward : public torch::autograd::Node {
+  static void put_before(const Tensor& result) {
+    auto node = c10::make_intrusive<ResultBackward>();
+    node->set_next_edges({torch::autograd::impl::gradient_edge(result)});
+    node->add_input_metadata(result);
+    torch::autograd::impl::set_gradient_edge(result, {std::move(node), 0});
+  }
+  variable_list apply(variable_list&& grads) override { return std::move(grads); }
+  std::string name() const override { return "FastbpttNetworkBackward"; }
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override {}
+  variable_list apply_with_saved(const variable_list& grads,
+                                 torch::dynamo::autograd::SwapSavedVariables&) override {
+    return grads;
   }
 };
 
@@ -366,16 +488,12 @@ std::tuple<Tensor, Tensor, Tensor> network(
                     k2,
                     last_only,
                     recompute};
-  TORCH_CHECK(num_layers > 0, "num_layers must be positive, got ", num_layers);
-  TORCH_CHECK(int64_t(weights.size()) % (num_layers * net.directions) == 0 && !weights.empty(),
-              "weights must hold as many tensors for each of ", num_layers, " layers and ",
-              net.directions, " directions, got ", weights.size());
-  for (const auto& [name, states] : {std::pair{"hx", &hx}, std::pair{"cx", &cx}}) {
-    TORCH_CHECK(!states->has_value() ||
-                    ((*states)->dim() == 3 && (*states)->size(0) == num_layers * net.directions),
-                name, " must have 3 dimensions, the first of size ", num_layers * net.directions,
-                ", got shape ", (*states)->sizes());
-  }
+  check_options(net, weights);
+  check_states(net, "hx", hx);
+  check_states(net, "cx", cx);
+  // The layers' forward pass has no use for this one, and does not look at it.
+  check_input_dims(input, batch_sizes);
+  check_rows<c10::SymInt>(kappa, "kappa", input.scalar_type(), input);
   const auto any = [&](const auto& is_so) {
     return is_so(input) || is_so(hx) || is_so(cx) ||
            std::any_of(weights.begin(), weights.end(), is_so);
@@ -386,6 +504,7 @@ std::tuple<Tensor, Tensor, Tensor> network(
     Tensor no_c_n;
     const variable_list result =
         NetworkFunction::apply(input, hx, cx, batch_sizes, resets, kappa, weights, net, &no_c_n);
+    for (const Tensor& each : result) ResultBackward::put_before(each);
     return {result[0], result[1], result.size() > 2 ? result[2] : no_c_n};
   }
   // The layers' operators refuse what has a tangent, which would be lost below their autograd.
@@ -412,6 +531,18 @@ TORCH_LIBRARY_FRAGMENT(fastbptt, m) {
       "float dropout, int k1=0, int k2=0, bool last_only=False, bool recompute=False, "
       "Tensor? resets=None, Tensor? kappa=None) -> (Tensor output, Tensor h_n, Tensor c_n)",
       network);
+  // The backward pass of `network`. kept: input, output, c and gates of each layer. masks: of the
+  // dropout before each layer but the first, or none. needs: input, hx, cx, then each weight; the
+  // results are gradients in that order, empty where not needed.
+  m.def(
+      "network_bwd(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? hx, "
+      "Tensor? cx, Tensor? batch_sizes, Tensor? resets, Tensor? kappa, Tensor[] weights, "
+      "Tensor[] kept, Tensor[] masks, bool has_biases, int num_layers, bool bidirectional, "
+      "bool batch_first, str cell, int k1, int k2, bool last_only, bool[] needs) -> Tensor[]");
+}
+
+TORCH_LIBRARY_IMPL(fastbptt, CompositeExplicitAutograd, m) {
+  m.impl("network_bwd", NetworkFunction::gradients);
 }
 
 // The layers' operators have no derivative of their own: to differentiate the backward pass again,
@@ -419,6 +550,7 @@ TORCH_LIBRARY_FRAGMENT(fastbptt, m) {
 TORCH_LIBRARY_IMPL(fastbptt, Autograd, m) {
   m.impl("rnn_fwd", torch::autograd::autogradNotImplementedFallback());
   m.impl("rnn_bwd", torch::autograd::autogradNotImplementedFallback());
+  m.impl("network_bwd", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace fastbptt

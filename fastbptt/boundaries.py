@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastbptt.truncation import Gated, Randomized, Windowed
+from fastbptt.truncation import Gated, Randomized, Windowed, check_all
 
 if TYPE_CHECKING:
     from fastbptt.call import Call
@@ -51,7 +51,8 @@ def resets_from_dones(
 
     Raises:
         TypeError: ``dones`` is no tensor, ``initial`` neither a bool nor a tensor, or one complex.
-        ValueError: a shape is not as above, or a value is neither 0 nor 1.
+        ValueError: a shape is not as above, or a value is neither 0 nor 1 (in compiled code the
+            latter is a RuntimeError).
     """
     if not isinstance(dones, Tensor):
         raise TypeError(f"dones must be a tensor, got {type(dones).__name__}")
@@ -82,8 +83,8 @@ def _as_bool(name: str, values: Tensor) -> Tensor:
     if values.is_complex():
         raise TypeError(f"{name} must hold bools or the numbers 0 and 1, got {values.dtype}")
     flags = values != 0
-    if not bool((values == flags.to(values.dtype)).all()):
-        raise ValueError(f"{name} must hold 0 and 1 alone, got other values")
+    zero_or_one = values == flags.to(values.dtype)
+    check_all(zero_or_one, f"{name} must hold 0 and 1 alone, got other values")
     return flags
 
 
@@ -136,7 +137,7 @@ def boundaries_of(call: Call) -> Boundaries:
             )
     elif isinstance(truncation, Gated | Randomized):
         if isinstance(truncation, Randomized):
-            truncation = truncation.draw(steps, batch)
+            truncation = truncation.draw_for_call(steps, batch)
         kappa = truncation.kappa
         _check_shape("kappa", kappa, [(steps,), (steps, batch)])
         kappa = rows(kappa.to(input.device, input.dtype))
