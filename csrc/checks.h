@@ -31,7 +31,9 @@ inline bool are_equal(const c10::SymInt& a, const c10::SymInt& b) {
   return a.sym_eq(b).expect_true(__FILE__, __LINE__);
 }
 inline bool is_positive(int64_t a) { return a > 0; }
-inline bool is_positive(const c10::SymInt& a) { return a.sym_gt(0).expect_true(__FILE__, __LINE__); }
+inline bool is_positive(const c10::SymInt& a) {
+  return a.sym_gt(0).expect_true(__FILE__, __LINE__);
+}
 
 template <typename Int>
 bool are_equal(c10::ArrayRef<Int> a, c10::ArrayRef<Int> b) {
@@ -139,8 +141,8 @@ void check_batch_sizes(const Tensor& input, const OptionalTensor& batch_sizes, b
   }
   shape->B = size[0];
   shape->N = rows;
-  TORCH_CHECK(are_equal(input_sizes[0], shape->N), "a packed input must have sum(batch_sizes) = ",
-              rows, " rows, got ", input_sizes[0]);
+  TORCH_CHECK(are_equal(input_sizes[0], shape->N),
+              "a packed input must have sum(batch_sizes) = ", rows, " rows, got ", input_sizes[0]);
 }
 
 // Finds out how many directions the list of weights is for, and whether it has projections.
@@ -284,7 +286,7 @@ LayerShapeOf<Int> check_backward(const BackwardArguments& args, HalfTypes half_t
   check_tensor<Int>(args.output, "output", output_sizes(input, shape), input);
   check_tensor<Int>(args.c, "c", {with_c, shape.N, shape.H}, input);
   check_tensor<Int>(args.gates, "gates",
-               {shape.has_gates(args.gates) ? shape.D : 0, shape.N, shape.S * shape.H}, input);
+                    {shape.has_gates(args.gates) ? shape.D : 0, shape.N, shape.S * shape.H}, input);
   if (args.grad_h_n.has_value()) {
     check_tensor<Int>(*args.grad_h_n, "grad_h_n", {shape.D, shape.B, shape.R}, input);
   }
@@ -311,10 +313,10 @@ template <typename Int>
 void check_grad_output(const BackwardArguments& args, const LayerShapeOf<Int>& shape,
                        const Int& lane_rows) {
   if (!args.grad_output.has_value()) return;
-  check_tensor<Int>(*args.grad_output, "grad_output",
-               args.grad_by_lane ? std::vector<Int>{lane_rows, shape.R}
-                                 : output_sizes(args.input, shape),
-               args.input);
+  check_tensor<Int>(
+      *args.grad_output, "grad_output",
+      args.grad_by_lane ? std::vector<Int>{lane_rows, shape.R} : output_sizes(args.input, shape),
+      args.input);
 }
 
 }  // namespace fastbptt
