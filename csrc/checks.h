@@ -31,7 +31,9 @@ inline bool are_equal(const c10::SymInt& a, const c10::SymInt& b) {
   return a.sym_eq(b).expect_true(__FILE__, __LINE__);
 }
 inline bool is_positive(int64_t a) { return a > 0; }
-inline bool is_positive(const c10::SymInt& a) { return a.sym_gt(0).expect_true(__FILE__, __LINE__); }
+inline bool is_positive(const c10::SymInt& a) {
+  return a.sym_gt(0).expect_true(__FILE__, __LINE__);
+}
 
 template <typename Int>
 bool are_equal(c10::ArrayRef<Int> a, c10::ArrayRef<Int> b) {
@@ -139,8 +141,8 @@ void check_batch_sizes(const Tensor& input, const OptionalTensor& batch_sizes, b
   }
   shape->B = size[0];
   shape->N = rows;
-  TORCH_CHECK(are_equal(input_sizes[0], shape->N), "a packed input must have sum(batch_sizes) = ",
-              rows, " rows, got ", input_sizes[0]);
+  TORCH_CHECK(are_equal(input_sizes[0], shape->N),
+              "a packed input must have sum(batch_sizes) = ", rows, " rows, got ", input_sizes[0]);
 }
 
 // Finds out how many directions the list of weights is for, and whether it has projections.

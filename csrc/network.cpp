@@ -66,12 +66,12 @@ const auto& network_bwd() {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fastbptt::network_bwd", "")
-          .typed<std::vector<Tensor>(
-              const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-              const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-              const OptionalTensor&, const OptionalTensor&, TensorList, TensorList, TensorList,
-              bool, int64_t, bool, bool, c10::string_view, int64_t, int64_t, bool,
-              c10::List<bool>)>();
+          .typed<std::vector<Tensor>(const OptionalTensor&, const OptionalTensor&,
+                                     const OptionalTensor&, const OptionalTensor&,
+                                     const OptionalTensor&, const OptionalTensor&,
+                                     const OptionalTensor&, const OptionalTensor&, TensorList,
+                                     TensorList, TensorList, bool, int64_t, bool, bool,
+                                     c10::string_view, int64_t, int64_t, bool, c10::List<bool>)>();
   return op;
 }
 
@@ -274,7 +274,8 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     const at::AutoDispatchBelowAutograd guard;
     Result result = run_layers(net, input, context, weights, !net.recompute);
     variable_list saved;
-    saved.reserve(Context::kTensors + weights.size() + result.layers.size() * (Layer::kTensors + 1));
+    saved.reserve(Context::kTensors + weights.size() +
+                  result.layers.size() * (Layer::kTensors + 1));
     context.append_to(&saved);
     saved.insert(saved.end(), weights.begin(), weights.end());
     for (const Layer& layer : result.layers) {
@@ -349,13 +350,14 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
   }
 
   // The operator `network_bwd`: gradients of input, hx, cx and each weight.
-  static variable_list gradients(
-      const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-      const OptionalTensor& grad_c_n, const OptionalTensor& hx, const OptionalTensor& cx,
-      const OptionalTensor& batch_sizes, const OptionalTensor& resets, const OptionalTensor& kappa,
-      TensorList weights, TensorList kept, TensorList masks, bool has_biases, int64_t num_layers,
-      bool bidirectional, bool batch_first, c10::string_view cell, int64_t k1, int64_t k2,
-      bool last_only, c10::List<bool> needs) {
+  static variable_list gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                 const OptionalTensor& grad_c_n, const OptionalTensor& hx,
+                                 const OptionalTensor& cx, const OptionalTensor& batch_sizes,
+                                 const OptionalTensor& resets, const OptionalTensor& kappa,
+                                 TensorList weights, TensorList kept, TensorList masks,
+                                 bool has_biases, int64_t num_layers, bool bidirectional,
+                                 bool batch_first, c10::string_view cell, int64_t k1, int64_t k2,
+                                 bool last_only, c10::List<bool> needs) {
     Options net{};
     net.num_layers = num_layers;
     net.directions = bidirectional ? 2 : 1;
@@ -447,7 +449,8 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     if (needs_hx) result[1] = concatenate(d_hx);
     if (needs_cx) result[2] = concatenate(d_cx);
     for (Tensor& each : result) {
-      each = each.defined() ? each.to(layers[0].scalar_type()) : at::empty({0}, layers[0].options());
+      each =
+          each.defined() ? each.to(layers[0].scalar_type()) : at::empty({0}, layers[0].options());
     }
     return result;
   }

@@ -260,7 +260,10 @@ class Randomized(Truncation):
     alpha: float | None = None
     generator: torch.Generator | None = field(default=None, repr=False)
     per_sequence: bool = False
-    _last: list[Gated] = field(default_factory=list, init=False, repr=False, compare=False)
+    # One place, so that a compiled program need not look at how many there are.
+    _last: list[Gated | None] = field(
+        default_factory=lambda: [None], init=False, repr=False, compare=False
+    )
     # The generator's states before calls that may be run again, by the number that tells a call.
     _states: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -300,7 +303,7 @@ class Randomized(Truncation):
 
         A compiled call sets it to the tensor that the program drew.
         """
-        return self._last[0] if self._last else None
+        return self._last[0]
 
     def draw(self, steps: int, batch: int = 1) -> Gated:
         """Draws the gates of one call.
@@ -316,8 +319,8 @@ class Randomized(Truncation):
         return self._new(_positive_int("steps", steps), batch)
 
     def _new(self, steps: int, batch: int) -> Gated:
-        self._last[:] = [self._gates(steps, batch)]
-        return self._last[0]
+        gates = self._last[0] = self._gates(steps, batch)
+        return gates
 
     def draw_for_call(self, steps: int, batch: int) -> Gated:
         """As ``draw``; but where a backward pass runs a call again, the gates that it had."""

@@ -7,7 +7,9 @@ import random
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils.rnn import PackedSequence
 
+import fastbptt
 from test_operators import ALL
 
 network = torch.ops.fastbptt.network
@@ -113,11 +115,9 @@ def test_network_without_data(bad, word):
 
 def test_packed_input_on_the_meta_device_without_a_state():
     """The batch sizes are real there, on the CPU."""
-    module = torch.nn.utils.rnn.PackedSequence(zeros(6, 3, device="meta"), torch.tensor([3, 2, 1]))
-    import fastbptt
-
+    packed = PackedSequence(zeros(6, 3, device="meta"), torch.tensor([3, 2, 1]))
     for cls in (fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM):
-        output, states = cls(3, 4, device="meta")(module)
+        output, states = cls(3, 4, device="meta")(packed)
         assert output.data.shape == (6, 4)
         states = states if isinstance(states, tuple) else (states,)
         assert all(state.shape == (1, 3, 4) for state in states)
