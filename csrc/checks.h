@@ -286,7 +286,7 @@ LayerShapeOf<Int> check_backward(const BackwardArguments& args, HalfTypes half_t
   check_tensor<Int>(args.output, "output", output_sizes(input, shape), input);
   check_tensor<Int>(args.c, "c", {with_c, shape.N, shape.H}, input);
   check_tensor<Int>(args.gates, "gates",
-               {shape.has_gates(args.gates) ? shape.D : 0, shape.N, shape.S * shape.H}, input);
+                    {shape.has_gates(args.gates) ? shape.D : 0, shape.N, shape.S * shape.H}, input);
   if (args.grad_output.has_value() && !args.grad_by_lane) {
     check_tensor<Int>(*args.grad_output, "grad_output", output_sizes(input, shape), input);
   }
