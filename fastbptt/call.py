@@ -184,7 +184,7 @@ def _check_states(
     layers = module.num_layers * (2 if module.bidirectional else 1)
     batch = input.size(0 if module.batch_first else 1) if packed is None else None
     size = module.proj_size or module.hidden_size
-    if states[0].shape == (layers, batch, size) and len(states) == 1:
+    if len(states) == 1 and states[0].shape == (layers, batch, size):
         return  # the common case, which need not take long
     expected = module.get_expected_hidden_size(input, None if packed is None else packed[1])
     if len(states) == 1:

@@ -23,6 +23,7 @@ def network(input: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
         or torch.compiler.is_compiling()
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
     ):
         return _network(input, *arguments)
     return _C.network(input, *arguments)
