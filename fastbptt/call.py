@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import is_tensor_like
 
 from fastbptt import _C, autocast, ops
 from fastbptt.boundaries import Boundaries, boundaries_of
@@ -115,14 +116,14 @@ def call_of_module(
         TypeError, ValueError, RuntimeError: as torch.nn's module.
     """
     for state in states or ():
-        if not isinstance(state, Tensor):
+        if not isinstance(state, Tensor) and not _is_like_a_tensor(state):
             raise TypeError(f"hx must hold a Tensor for each state, got {type(state).__name__}")
     packed, unbatched = None, False
     if isinstance(input, PackedSequence):
         packed, input = input, input.data
         if states is not None and packed.sorted_indices is not None:
             states = tuple(state.index_select(1, packed.sorted_indices) for state in states)
-    elif isinstance(input, Tensor):
+    elif isinstance(input, Tensor) or _is_like_a_tensor(input):
         dims = input.dim()
         if dims not in (2, 3):
             raise ValueError(
@@ -150,6 +151,24 @@ def call_of_module(
     return Call(
         module, module._cell, input, states, weights, truncation, resets, packed, unbatched, dropout
     )
+
+
+def _is_like_a_tensor(value: object) -> bool:
+    """Whether it takes part in torch's functions and has a value: a proxy has none yet."""
+    return is_tensor_like(value) and not isinstance(value, torch.fx.Proxy)
+
+
+def check_lstm_states(hx: object, *, packed: bool = False) -> None:
+    """Refuses what is no pair of states, with the exception types of torch.nn.LSTM."""
+    wanted = "hx must be None or a pair of Tensors (h_0, c_0), got"
+    if isinstance(hx, Tensor):
+        error = TypeError if packed else RuntimeError
+        raise error(f"{wanted} one Tensor of shape {tuple(hx.shape)}")
+    if hx is not None and not isinstance(hx, tuple | list):
+        raise TypeError(f"{wanted} {type(hx).__name__}")
+    if hx is not None and len(hx) != 2:
+        error = TypeError if len(hx) < 2 else RuntimeError
+        raise error(f"{wanted} {len(hx)} of them")
 
 
 def _check_input(

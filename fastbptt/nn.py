@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastbptt import dynamo
-from fastbptt.call import call_of_module, run
+from fastbptt import capture, dynamo
+from fastbptt.call import call_of_module, check_lstm_states, run
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -68,18 +68,32 @@ class _Recurrent(torch.nn.RNNBase):
             ValueError, RuntimeError: where torch.nn's module raises them.
             NotImplementedError: a truncation, resets or nonlinearity for which there is no kernel.
         """
-        output, (h_n,) = self._call(input, None if hx is None else (hx,), truncation, resets)
-        return output, h_n
+        return self._call(input, hx, truncation, resets)
 
     def _call(
         self,
         input: Tensor | PackedSequence,
-        states: tuple[Tensor, ...] | None,
+        hx: Any,
         truncation: Truncation | int | None,
         resets: Tensor | None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+    ) -> tuple[Tensor | PackedSequence, Any]:
         cut = as_truncation(self.truncation if truncation is _FROM_MODULE else truncation)
-        return run(call_of_module(self, input, states, cut, resets))
+        try:
+            states = None if hx is None else self._states(hx, input)
+            call = call_of_module(self, input, states, cut, resets)
+        except TypeError:  # it may be no call of ours: to ask so late costs nothing
+            options = {} if resets is None else {"resets": resets}
+            if truncation is not _FROM_MODULE:
+                options["truncation"] = cut
+            leaf = capture.fx_leaf(self, input, *(() if hx is None else (hx,)), **options)
+            if leaf is None:
+                raise
+            return leaf
+        output, states = run(call)
+        return output, states if len(states) == 2 else states[0]
+
+    def _states(self, hx: Any, input: Tensor | PackedSequence) -> tuple[Tensor, ...]:
+        return (hx,)
 
     def _weights(self) -> list[Tensor]:
         # Asked for by name at every call: a parametrization or functional_call may replace them.
@@ -247,18 +261,8 @@ class LSTM(_Recurrent, torch.nn.LSTM):
             ValueError, RuntimeError: where torch.nn.LSTM raises them.
             NotImplementedError: a truncation or resets for which there is no kernel.
         """
+        return self._call(input, hx, truncation, resets)
+
+    def _states(self, hx: Any, input: Tensor | PackedSequence) -> tuple[Tensor, ...]:
         check_lstm_states(hx, packed=isinstance(input, PackedSequence))
-        return self._call(input, hx, truncation, resets)  # type: ignore[return-value]
-
-
-def check_lstm_states(hx: object, *, packed: bool = False) -> None:
-    """Refuses what is no pair of states, with the exception types of torch.nn.LSTM."""
-    wanted = "hx must be None or a pair of Tensors (h_0, c_0), got"
-    if isinstance(hx, Tensor):
-        error = TypeError if packed else RuntimeError
-        raise error(f"{wanted} one Tensor of shape {tuple(hx.shape)}")
-    if hx is not None and not isinstance(hx, tuple | list):
-        raise TypeError(f"{wanted} {type(hx).__name__}")
-    if hx is not None and len(hx) != 2:
-        error = TypeError if len(hx) < 2 else RuntimeError
-        raise error(f"{wanted} {len(hx)} of them")
+        return hx

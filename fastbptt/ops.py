@@ -16,17 +16,21 @@ rnn_fwd = torch.ops.fastbptt.rnn_fwd.default
 rnn_bwd = torch.ops.fastbptt.rnn_bwd.default
 
 
-def network(input: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+def network(
+    input: Tensor, hx: Tensor | None, cx: Tensor | None, *arguments: object
+) -> tuple[Tensor, Tensor, Tensor]:
     """The operator of that name; called directly where nobody watches operators: it is cheaper."""
     if (
         type(input) is not Tensor
+        or (hx is not None and type(hx) is not Tensor)
+        or (cx is not None and type(cx) is not Tensor)
         or torch.compiler.is_compiling()
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
+        or torch._C._is_tracing()
     ):
-        return _network(input, *arguments)
-    return _C.network(input, *arguments)
+        return _network(input, hx, cx, *arguments)
+    return _C.network(input, hx, cx, *arguments)
 
 
 def get_workspace_limit() -> int:
