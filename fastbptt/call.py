@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import is_tensor_like
 
-from fastbptt import _C, autocast, ops
+from fastbptt import _C, autocast, onnx, ops
 from fastbptt.boundaries import Boundaries, boundaries_of
 from fastbptt.truncation import Truncation
 
@@ -21,14 +21,6 @@ from fastbptt.truncation import Truncation
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 KERNEL_DTYPES = {"cpu": DTYPES, "meta": DTYPES, "cuda": DTYPES if _C.cuda_built() else ()}
 _NO_BOUNDARIES = Boundaries()
-
-# torch's own computation of each mode, where there is no kernel.
-_TORCH = {
-    "RNN_TANH": torch._VF.rnn_tanh,
-    "RNN_RELU": torch._VF.rnn_relu,
-    "GRU": torch._VF.gru,
-    "LSTM": torch._VF.lstm,
-}
 
 
 class Call:
@@ -256,7 +248,10 @@ def run_network(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     net, states = call.net, call.states
     bounds = _NO_BOUNDARIES
     if call.truncation is not None or call.resets is not None:
-        bounds = boundaries_of(call)
+        if onnx.is_exporting():
+            onnx.check(call)
+        else:
+            bounds = boundaries_of(call)
     return ops.network(
         call.input,
         None if states is None else states[0],
@@ -291,7 +286,7 @@ def _by_torch(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         )
     if call.resets is not None:
         raise NotImplementedError(f"fastbptt.{name}: resets have no kernel for {where}")
-    if module.mode not in _TORCH:
+    if call.cell not in onnx.TORCH_FUNCTIONS:
         raise NotImplementedError(
             f"fastbptt.{name}: nonlinearity={call.cell!r} has no kernel for {where}"
         )
@@ -312,7 +307,7 @@ def _by_torch(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         module.bidirectional,
     )
     initial = states if len(states) == 2 else states[0]
-    compute = _TORCH[module.mode]
+    compute = onnx.TORCH_FUNCTIONS[call.cell]
     if call.packed is None:
         output, *final_states = compute(input, initial, *options, module.batch_first)
     else:

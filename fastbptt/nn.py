@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -14,7 +15,21 @@ from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
-_FROM_MODULE: Any = object()  # "the truncation the module was made with"
+
+class _NotGiven:
+    """The default of a keyword of a call: the truncation is the module's then, and no resets are.
+
+    torch.onnx's older exporter looks for defaults with ``!=``, and passes them all by position.
+    """
+
+    def __ne__(self, other: object) -> bool:
+        return other is not inspect.Parameter.empty
+
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+_NOT_GIVEN: Any = _NotGiven()
 
 
 class _Recurrent(torch.nn.RNNBase):
@@ -43,8 +58,8 @@ class _Recurrent(torch.nn.RNNBase):
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
         *,
-        truncation: Truncation | int | None = _FROM_MODULE,
-        resets: Tensor | None = None,
+        truncation: Truncation | int | None = _NOT_GIVEN,
+        resets: Tensor | None = _NOT_GIVEN,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the network over a sequence; shapes as for the torch.nn module of the same name.
 
@@ -77,13 +92,14 @@ class _Recurrent(torch.nn.RNNBase):
         truncation: Truncation | int | None,
         resets: Tensor | None,
     ) -> tuple[Tensor | PackedSequence, Any]:
-        cut = as_truncation(self.truncation if truncation is _FROM_MODULE else truncation)
+        cut = as_truncation(self.truncation if truncation is _NOT_GIVEN else truncation)
+        resets = None if resets is _NOT_GIVEN else resets
         try:
             states = None if hx is None else self._states(hx, input)
             call = call_of_module(self, input, states, cut, resets)
         except TypeError:  # it may be no call of ours: to ask so late costs nothing
             options = {} if resets is None else {"resets": resets}
-            if truncation is not _FROM_MODULE:
+            if truncation is not _NOT_GIVEN:
                 options["truncation"] = cut
             leaf = capture.fx_leaf(self, input, *(() if hx is None else (hx,)), **options)
             if leaf is None:
@@ -236,8 +252,8 @@ class LSTM(_Recurrent, torch.nn.LSTM):
         input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
-        truncation: Truncation | int | None = _FROM_MODULE,
-        resets: Tensor | None = None,
+        truncation: Truncation | int | None = _NOT_GIVEN,
+        resets: Tensor | None = _NOT_GIVEN,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Runs the network over a sequence; shapes as for ``torch.nn.LSTM``.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbptt import _C as _C  # loading it registers the operators
+from fastbptt import onnx
 from fastbptt.truncation import _positive_int
 
 _network = torch.ops.fastbptt.network.default  # made of the two below, so it needs no fake
@@ -29,6 +30,8 @@ def network(
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._is_tracing()
     ):
+        if onnx.is_exporting():
+            return onnx.network(input, hx, cx, *arguments)  # type: ignore[arg-type]
         return _network(input, hx, cx, *arguments)
     return _C.network(input, hx, cx, *arguments)
 
