@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 import warnings
@@ -58,8 +59,8 @@ def convert(module: _M, *, truncation: Truncation | int | None = None) -> _M:
 
     It finds registered modules, those that ``module.modules()`` lists; a cell such as
     ``torch.nn.LSTMCell`` is no concern of it. Convert before wrapping in something that changes
-    the modules' classes itself, as ``fully_shard`` does, and ``revert`` before exporting with
-    something that knows torch's classes alone, such as ``torch.jit.script``.
+    the modules' classes itself, as ``fully_shard`` does. ``torch.jit.script`` compiles torch's
+    modules instead, and says so.
 
     Args:
         module: the model; itself converted if it is a recurrent module.
@@ -140,6 +141,34 @@ def revert(module: _M) -> _M:
             vars(child).pop(name, None)
     _warn("fastbptt.revert", remarks)
     return module
+
+
+def scriptable(module: nn._Recurrent) -> torch.nn.Module:
+    """What ``torch.jit.script`` compiles in the place of a module: torch's, of the same Parameters.
+
+    torch.jit puts it into the model that it is given, too.
+
+    Raises:
+        TypeError: the module is of a subclass that ``revert`` leaves alone.
+        ValueError: it has ``nonlinearity="identity"``.
+    """
+    cls = _torchs(_plain_class(module))
+    if cls is None:
+        raise TypeError(
+            f"torch.jit.script cannot compile {type(module).__name__}, a subclass of fastbptt's"
+        )
+    twin = copy.copy(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is said here
+        revert(twin)
+    lost = "" if module.truncation is None else f", without truncation={module.truncation}"
+    warnings.warn(
+        f"torch.jit.script compiles torch.nn.{_torch_base(cls).__name__} in the place of "
+        f"fastbptt's{lost}, and puts it into the eager model as well: fastbptt.convert makes it "
+        "fastbptt's again, and fastbptt.revert before scripting a copy avoids this",
+        stacklevel=2,
+    )
+    return twin
 
 
 def _modules(module: object) -> list[tuple[str, torch.nn.Module]]:

@@ -111,6 +111,11 @@ class _Recurrent(torch.nn.RNNBase):
     def _states(self, hx: Any, input: Tensor | PackedSequence) -> tuple[Tensor, ...]:
         return (hx,)
 
+    def __prepare_scriptable__(self) -> torch.nn.Module:
+        from fastbptt.convert import scriptable  # which imports this module
+
+        return scriptable(self)
+
     def _weights(self) -> list[Tensor]:
         # Asked for by name at every call: a parametrization or functional_call may replace them.
         parameters = self._parameters
