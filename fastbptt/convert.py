@@ -171,6 +171,14 @@ def scriptable(module: nn._Recurrent) -> torch.nn.Module:
     return twin
 
 
+def torchs_class(module: torch.nn.Module) -> type | None:
+    """The class that ``revert`` would give a module, or None if it would leave it as it is."""
+    if not isinstance(module, nn._Recurrent) or getattr(module, "nonlinearity", "") == "identity":
+        return None
+    cls = _torchs(_plain_class(module))
+    return None if cls is None else _with_base(module, cls)
+
+
 def _modules(module: object) -> list[tuple[str, torch.nn.Module]]:
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {module!r:.80}")
