@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastbptt import dynamo
 from fastbptt.call import call_of_module, run
+from fastbptt.script import WEIGHTS, Scriptable, ScriptableLSTM
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -39,7 +40,7 @@ class _FlatWeights(list):
         )
 
 
-class _Recurrent(torch.nn.RNNBase):
+class _Recurrent(Scriptable, torch.nn.RNNBase):
     """What the recurrent modules share; in front of torch.nn's class, whose instances they are."""
 
     truncation: Truncation | None = None  # of a state saved by a class that had none
@@ -95,6 +96,8 @@ class _Recurrent(torch.nn.RNNBase):
         output, (h_n,) = self._call(input, None if hx is None else (hx,), truncation, resets)
         return output, h_n
 
+    _scriptable_forward = forward
+
     def _call(
         self,
         input: Tensor | PackedSequence,
@@ -118,6 +121,7 @@ class _Recurrent(torch.nn.RNNBase):
         for index, (weight, named) in enumerate(zip(weights, current, strict=False)):
             if weight is not named and self._flat_weights_names[index] in self._parameters:
                 current[index] = weight  # which says why it cannot be
+        vars(self)["_flat_weights"] = WEIGHTS
 
     def __setattr__(self, name: str, value: Any) -> None:
         super(torch.nn.RNNBase, self).__setattr__(name, value)  # whose own keeps them in step
@@ -290,6 +294,10 @@ class LSTM(_Recurrent, torch.nn.LSTM):
         """
         check_lstm_states(hx, packed=isinstance(input, PackedSequence))
         return self._call(input, hx, truncation, resets)  # type: ignore[return-value]
+
+    _scriptable_forward = forward
+    _script_dense = ScriptableLSTM._script_dense
+    _script_packed = ScriptableLSTM._script_packed
 
 
 def check_lstm_states(hx: object, *, packed: bool = False) -> None:
