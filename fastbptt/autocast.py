@@ -109,4 +109,5 @@ def _torch_asks_onednn(input: Tensor) -> bool:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as autocast gives it to a function in its dtype."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)  # autocast leaves float64

@@ -14,7 +14,6 @@ from torch.nn.utils.rnn import PackedSequence
 from fastbptt import autocast
 from fastbptt.truncation import Windowed, as_truncation
 
-
 # TorchScript looks for attributes in an instance's __dict__. With this under a property's name it
 # knows the property's type, and takes its value.
 WEIGHTS = torch.jit.Attribute([], list[Tensor])
