@@ -62,13 +62,28 @@ class Scriptable:
     @property
     def _unscriptable(self) -> str:
         """Why the module cannot be scripted, or nothing; no error, as tracing asks too."""
-        cut = as_truncation(self.truncation)
-        if cut is None or isinstance(cut, Windowed):
-            return ""
-        return (
-            f"fastbptt.{type(self).__name__}: truncation={cut} cannot be scripted; "
-            "fastbptt.revert(model) gives torch.nn's modules, which can, without it"
-        )
+        name, cut = type(self).__name__, as_truncation(self.truncation)
+        if cut is not None and not isinstance(cut, Windowed):
+            return (
+                f"fastbptt.{name}: truncation={cut} cannot be scripted; fastbptt.revert(model) "
+                "gives torch.nn's modules, which can, without it"
+            )
+        computed = [each for each in self._flat_weights_names if each not in self._parameters]
+        if computed:  # they would stay what they are at the moment of scripting
+            return (
+                f"fastbptt.{name}: {', '.join(computed)} cannot be scripted, being computed from "
+                "other parameters; torch.nn.utils.parametrize.remove_parametrizations ends that"
+            )
+        return ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_flat_weights", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        vars(self)["_flat_weights"] = WEIGHTS
 
     def __prepare_scriptable__(self) -> "Scriptable":
         if self._unscriptable:

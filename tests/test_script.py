@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fastbptt
-from common import CELLS, Case, assert_matches, python, step, tensors_of
+from common import (
+    CELLS,
+    Case,
+    assert_matches,
+    python,
+    step,
+    tensors_of,
+    through_file,
+    through_pickle,
+)
 from fastbptt import TBPTT, Chunked, Gated, Randomized, convert, revert
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -340,6 +349,22 @@ def test_scripting_changes_nothing_of_the_module():
     before = dict(vars(module))
     scripted(module)
     assert vars(module) == before
+
+
+@pytest.mark.parametrize("through", (copy.deepcopy, copy.copy, through_pickle, through_file))
+def test_copies(through):
+    module, x = through(fastbptt.LSTM(3, 4, truncation=2)), torch.randn(5, 3, 3)
+    assert_matches(step(module, x, call=scripted(module)), step(module, x), rtol=0)
+
+
+def test_a_parametrized_module_is_refused():
+    """As torch.nn's is: its weight would stay that of the moment of scripting."""
+    module = nn.utils.parametrizations.weight_norm(fastbptt.GRU(3, 4), "weight_hh_l0")
+    with pytest.raises(NotImplementedError, match="weight_hh_l0 cannot be scripted"):
+        scripted(module)
+    nn.utils.parametrize.remove_parametrizations(module, "weight_hh_l0")
+    x = torch.randn(5, 3, 3)
+    assert_matches(step(module, x, call=scripted(module)), step(module, x), rtol=0)
 
 
 class Doubled(fastbptt.GRU):
