@@ -26,46 +26,80 @@ def enter(call: Call) -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None:
     if device not in DEVICES or not torch.is_autocast_enabled(device):
         return None
     dtype = torch.get_autocast_dtype(device)
-    result_dtypes = _result_dtypes(call, dtype) if device == "cpu" else None
+    module = call.net
+    wanted = result_dtypes(
+        module.mode,
+        call.input,
+        (call.states or (call.input,))[-1].dtype,
+        call.packed is not None,
+        module.proj_size,
+        dtype,
+    )
     if ops.is_watched(call.input):
-        call.weights = [_cast(weight, dtype) for weight in call.weights]
+        call.weights = [cast(weight, dtype) for weight in call.weights]
     else:
         call.weights = _C.autocast_weights(call.weights, call.input)
-    call.input = _cast(call.input, dtype)
+    call.input = cast(call.input, dtype)
     if call.states is not None:
-        call.states = tuple(_cast(state, dtype) for state in call.states)
-    if result_dtypes is None:
+        call.states = tuple(cast(state, dtype) for state in call.states)
+    if wanted is None:
         return None
-    of_h, of_c = result_dtypes
+    of_h, of_c = wanted
     return lambda output, h_n, c_n: (output.to(of_h), h_n.to(of_h), c_n.to(of_c))
 
 
-def _result_dtypes(call: Call, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype] | None:
-    """The dtypes of h and c under autocast on a CPU, as torch.nn's; None: those computed.
+# The functions from here on are TorchScript too: scripted modules call them.
+
+
+def product_dtype(input: Tensor) -> torch.dtype | None:
+    """The dtype of autocast on input's device, found by a product of nothing; None if it is off.
+
+    For scripted modules. TorchScript has functions that ask for autocast, and crashes in them when
+    it is on.
+    """
+    nothing = torch.empty((0, 0), dtype=torch.float32, device=input.device)
+    dtype = torch.mm(nothing, nothing).dtype
+    return None if dtype == torch.float32 else dtype
+
+
+def result_dtypes(
+    mode: str,
+    input: Tensor,
+    last_state: torch.dtype,
+    packed: bool,
+    proj_size: int,
+    dtype: torch.dtype,
+) -> tuple[torch.dtype, torch.dtype] | None:
+    """The dtypes of h and c under autocast, as torch.nn's; None: those computed.
 
     On a CPU the products alone are autocast. What is added to a state afterwards has the wider
     dtype of the two, but for oneDNN's LSTM, which autocast gives all of its arguments. Where the
     processor cannot run oneDNN's in autocast's dtype, torch.nn.LSTM fails on float32; then results
     have autocast's dtype, as on other processors.
+
+    Args:
+        mode: the module's.
+        input: as it was given.
+        last_state: the dtype of h, or of an LSTM's c; input's, if no states were given.
+        packed: whether input is the data of a PackedSequence.
+        proj_size: the module's.
+        dtype: autocast's.
     """
-    module, input = call.net, call.input
-    if input.dtype == torch.float64:
+    if not input.is_cpu or input.dtype == torch.float64:
         return None
-    last = (call.states or (input,))[-1].dtype  # of h, or of an LSTM's c
-    if module.mode == "GRU":
-        h = torch.promote_types(last, dtype)
-        return h, h
-    if module.mode != "LSTM":
+    widest = torch.promote_types(last_state, dtype)
+    if mode == "GRU":
+        return widest, widest
+    if mode != "LSTM":
         return None
-    if call.packed is None and module.proj_size == 0 and _torch_asks_onednn(input):
+    if not packed and proj_size == 0 and _torch_asks_onednn(input):
         return None
-    c = torch.promote_types(last, dtype)
-    return (dtype if module.proj_size > 0 else c), c
+    return (dtype if proj_size > 0 else widest), widest
 
 
 def _torch_asks_onednn(input: Tensor) -> bool:
     """Whether torch hands an LSTM on a CPU to oneDNN; in 16 bits that depends on the processor."""
-    if not torch._C._get_mkldnn_enabled() or input.numel() == 0:
+    if not torch.backends.mkldnn.enabled or input.numel() == 0:
         return False
     if input.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -74,5 +108,6 @@ def _torch_asks_onednn(input: Tensor) -> bool:
     return True
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as autocast gives it to a function in its dtype."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)  # autocast leaves float64

@@ -67,7 +67,9 @@ def convert(module: _M, *, truncation: Truncation | int | None = None) -> _M:
 
     It finds registered modules, those that ``module.modules()`` lists; a cell such as
     ``torch.nn.LSTMCell`` is no concern of it. Convert before wrapping in something that changes
-    the modules' classes itself, as ``fully_shard`` does.
+    the modules' classes itself, as ``fully_shard`` does, and ``revert`` before exporting with
+    something that knows torch's classes alone. ``torch.jit.script`` takes fastbptt's modules as
+    parts of a model; the file that it saves is for processes that import fastbptt.
 
     Args:
         module: the model; itself converted if it is a recurrent module.
@@ -99,8 +101,8 @@ def convert(module: _M, *, truncation: Truncation | int | None = None) -> _M:
             remarks.append(f"{_describe(name, child)} {reason}")
     for child, cls in changes:
         child.__class__ = cls
-        vars(child).pop("_flat_weights", None)  # which ours make of the weights' names
         child.truncation = cut
+        child._init_flat_weights()  # which ours make of the weights' names
         if isinstance(child, nn.RNN) and not hasattr(child, "nonlinearity"):
             # Saved by a torch that kept it in `mode` alone.
             child.nonlinearity = child.mode.removeprefix("RNN_").lower()
@@ -210,7 +212,8 @@ def _obstacle(module: torch.nn.Module) -> str | None:
         return "has other tensors in _flat_weights than under its weights' names"
     if own - _HARMLESS:
         return f"has its own {', '.join(sorted(own - _HARMLESS))}"
-    ours = {*dir(_OURS[base]), *_SETTINGS} - {*dir(base), "_flat_weights"}  # torch's on instances
+    torchs = {*dir(base), "_flat_weights", "__overloads__"}  # the last by torch.jit.script
+    ours = {*dir(_OURS[base]), *_SETTINGS} - torchs
     taken = ours.intersection(dir(module))
     if taken:
         return f"has something of its own under the name {', '.join(sorted(taken))}"

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastbptt import capture, dynamo
 from fastbptt.call import call_of_module, check_lstm_states, run
+from fastbptt.script import WEIGHTS, Scriptable, ScriptableLSTM
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -53,7 +54,7 @@ class _FlatWeights(list):
         )
 
 
-class _Recurrent(torch.nn.RNNBase):
+class _Recurrent(Scriptable, torch.nn.RNNBase):
     """What the recurrent modules share; in front of torch.nn's class, whose instances they are."""
 
     truncation: Truncation | None = None  # of a state saved by a class that had none
@@ -108,6 +109,8 @@ class _Recurrent(torch.nn.RNNBase):
         """
         return self._call(input, hx, truncation, resets)
 
+    _scriptable_forward = forward
+
     def _call(
         self,
         input: Tensor | PackedSequence,
@@ -149,6 +152,7 @@ class _Recurrent(torch.nn.RNNBase):
         for index, (weight, named) in enumerate(zip(weights, current, strict=False)):
             if weight is not named and self._flat_weights_names[index] in self._parameters:
                 current[index] = weight  # which says why it cannot be
+        vars(self)["_flat_weights"] = WEIGHTS
 
     def __setattr__(self, name: str, value: Any) -> None:
         super(torch.nn.RNNBase, self).__setattr__(name, value)  # whose own keeps them in step
@@ -320,6 +324,10 @@ class LSTM(_Recurrent, torch.nn.LSTM):
             NotImplementedError: a truncation or resets for which there is no kernel.
         """
         return self._call(input, hx, truncation, resets)
+
+    _scriptable_forward = forward
+    _script_dense = ScriptableLSTM._script_dense
+    _script_packed = ScriptableLSTM._script_packed
 
     def _states(self, hx: Any, input: Tensor | PackedSequence) -> tuple[Tensor, ...]:
         check_lstm_states(hx, packed=isinstance(input, PackedSequence))
