@@ -1,0 +1,97 @@
+"""What the tests of this folder share: a model, its converted copy, and the two compared.
+
+Each file here is about one package that uses torch.nn's recurrent modules, and does with fastbptt's
+in their place what its users do. `make clients` installs the packages and runs the tests; where a
+package is absent its tests are skipped.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+import torch
+
+import fastbptt
+
+_M = TypeVar("_M", bound=torch.nn.Module)
+
+_PAIRS = {
+    torch.nn.RNN: fastbptt.RNN,
+    torch.nn.GRU: fastbptt.GRU,
+    torch.nn.LSTM: fastbptt.LSTM,
+}
+
+
+def converted(model: _M) -> _M:
+    """A converted copy of a model, in which nothing of torch.nn's was left."""
+    before = recurrent(model)
+    assert before, "nothing to convert"
+    ours = fastbptt.convert(copy.deepcopy(model))
+    assert recurrent(ours).keys() == before.keys()
+    for name, module in recurrent(ours).items():
+        assert_ours(module, type(before[name]))
+    return ours
+
+
+def recurrent(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """A model's recurrent modules of either library, by name."""
+    classes = (torch.nn.RNNBase, *_PAIRS.values())
+    return {name: each for name, each in model.named_modules() if isinstance(each, classes)}
+
+
+def assert_ours(module: torch.nn.Module, cls: type) -> None:
+    """A module is fastbptt's, and for whoever asks still the ``cls`` that it was."""
+    ours = next(ours for torchs, ours in _PAIRS.items() if issubclass(cls, torchs))
+    assert isinstance(module, ours), f"{type(module).__mro__} has no {ours}"
+    assert isinstance(module, cls), f"{type(module).__mro__} has no {cls}"
+
+
+def assert_same(ours: object, theirs: object, rtol: float = 1e-5) -> None:
+    """Tensors in containers of one shape, each close relative to its largest element."""
+    if isinstance(theirs, torch.Tensor):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        scale = theirs.double().abs().max().item() if theirs.numel() else 0.0
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=rtol * scale)
+    elif isinstance(theirs, Mapping):
+        assert list(ours.keys()) == list(theirs.keys())
+        assert_same(list(ours.values()), list(theirs.values()), rtol)
+    elif isinstance(theirs, Iterable):
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other, rtol)
+    else:
+        assert ours is None and theirs is None, f"nothing compares {ours!r} and {theirs!r}"
+
+
+def assert_same_gradients(ours: torch.nn.Module, theirs: torch.nn.Module, rtol=1e-5) -> None:
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    assert any(g is not None and g.any() for g in gradients.values()), "no gradients"
+    assert_same({name: p.grad for name, p in ours.named_parameters()}, gradients, rtol)
+
+
+def assert_trains_alike(
+    ours: torch.nn.Module,
+    theirs: torch.nn.Module,
+    loss: Callable[[torch.nn.Module], torch.Tensor],
+    *,
+    steps: int = 3,
+    lr: float = 0.1,
+) -> None:
+    """Gradients, losses and weights of some steps of SGD on ``loss(model)`` are the same."""
+    initial = {name: p.detach().clone() for name, p in theirs.named_parameters()}
+    optimizers = [torch.optim.SGD(model.parameters(), lr) for model in (ours, theirs)]
+    for _ in range(steps):
+        losses = []
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            losses.append(loss(model))
+            losses[-1].backward()
+        assert_same(*losses)
+        assert_same_gradients(ours, theirs)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_same(ours.state_dict(), theirs.state_dict())
+    trained = dict(theirs.named_parameters())
+    for name in (f"{n}.weight_hh_l0" if n else "weight_hh_l0" for n in recurrent(theirs)):
+        assert name not in trained or not torch.equal(trained[name], initial[name]), name
