@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastbptt.truncation import Gated, Randomized, Truncation, Windowed
+from fastbptt.truncation import Gated, Randomized, Windowed
+
+if TYPE_CHECKING:
+    from fastbptt.call import Call
 
 __all__ = ["Boundaries", "boundaries_of", "resets_from_dones"]
 
@@ -90,40 +93,23 @@ def _check_shape(name: str, values: Tensor, fits: list[tuple[int, ...]]) -> None
         raise ValueError(f"{name} must have shape {wanted}, got {tuple(values.shape)}")
 
 
-def boundaries_of(
-    truncation: Truncation | None,
-    resets: Tensor | None,
-    input: Tensor,
-    batch_sizes: Tensor | None = None,
-    sorted_indices: Tensor | None = None,
-    *,
-    batch_first: bool = False,
-    unbatched: bool = False,
-    bidirectional: bool = False,
-) -> Boundaries:
+def boundaries_of(call: Call) -> Boundaries:
     """Checks a call's truncation and resets against its input and lays them out like its rows.
-
-    Args:
-        truncation: what ``as_truncation`` gave.
-        resets: bool [T], [T, B], or [B, T] with ``batch_first``; packed: [T, B] in the caller's
-            order of sequences.
-        input: [T, B, I], [B, T, I] with ``batch_first``, or packed [N, I].
-        batch_sizes, sorted_indices: a packed input's.
-        unbatched: the call had no batch: B is 1 and an error leaves it out.
-        bidirectional: whether the network is.
 
     Raises:
         TypeError: ``resets`` is no bool tensor.
         ValueError: a shape or device does not fit, or windows overlap (k1 < k2) and the network is
             bidirectional.
     """
-    if truncation is None and resets is None:
-        return Boundaries()
-    if batch_sizes is None:
+    truncation, resets, input, packed = call.truncation, call.resets, call.input, call.packed
+    batch_first = call.batch_first
+    if packed is None:
         steps, batch = input.shape[:2]
         if batch_first:
             steps, batch = batch, steps
+        batch_sizes = sorted_indices = None
     else:
+        batch_sizes, sorted_indices = packed.batch_sizes, packed.sorted_indices
         steps, batch = batch_sizes.numel(), int(batch_sizes[0])
 
     def rows(table: Tensor) -> Tensor:
@@ -142,7 +128,7 @@ def boundaries_of(
     kappa = None
     if isinstance(truncation, Windowed):
         k1, k2, last_only = truncation.k1, truncation.k2, truncation.last_only
-        if k2 > k1 and bidirectional:
+        if k2 > k1 and call.net.bidirectional:
             raise ValueError(
                 f"truncation={truncation} has windows that overlap (k1 < k2), which a bidirectional"
                 " network cannot have: run again on a window, its backward direction would begin"
@@ -161,12 +147,11 @@ def boundaries_of(
             raise TypeError(f"resets must be a bool tensor, got {type(resets).__name__}")
         if resets.dtype != torch.bool:
             raise TypeError(f"resets must have dtype torch.bool, got {resets.dtype}")
-        batch_leads = batch_first and batch_sizes is None
-        wide = (batch, steps) if batch_leads else (steps, batch)
-        _check_shape("resets", resets, [(steps,)] if unbatched else [(steps,), wide])
+        wide = (batch, steps) if batch_first else (steps, batch)
+        _check_shape("resets", resets, [(steps,)] if call.unbatched else [(steps,), wide])
         if resets.device != input.device:
             raise ValueError(
                 f"resets must be on input's device {input.device}, got {resets.device}"
             )
-        resets = rows(resets.t() if batch_leads and resets.dim() == 2 else resets)
+        resets = rows(resets.t() if batch_first and resets.dim() == 2 else resets)
     return Boundaries(k1, k2, last_only, resets, kappa)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastbptt.boundaries import boundaries_of
+from fastbptt.call import Call, call_of_module, has_kernel
 from fastbptt.lags import lag_sums, run_layers
 from fastbptt.nn import GRU, LSTM, RNN, check_lstm_states
 from fastbptt.truncation import _as_int, _real
@@ -83,18 +84,17 @@ def lag_norms(
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a Tensor, padded and not packed, got {type(x).__name__}")
     with torch.inference_mode(False), torch.no_grad():
-        input, states = _prepare(rnn, x, hx)
+        call, states = _prepare(rnn, x, hx, resets)
+        input = call.input
         B, T = input.shape[:2] if rnn.batch_first else input.shape[1::-1]
         lags = _check_max_lag(max_lag, T)
-        is_reset = boundaries_of(
-            None, resets, input, batch_first=rnn.batch_first, unbatched=x.dim() == 2
-        ).resets
+        is_reset = boundaries_of(call).resets
         if rnn.batch_first:
             input = input.transpose(0, 1)
             is_reset = None if is_reset is None else is_reset.t()
         layers = run_layers(rnn, input.contiguous(), states, is_reset)
         output = layers[-1].output.unflatten(1, (T, B))[0]
-        grad = _loss_gradient(loss_fn, output, rnn.batch_first, unbatched=x.dim() == 2)
+        grad = _loss_gradient(loss_fn, output, rnn.batch_first, call.unbatched)
         has_loss = (grad != 0).any(-1)  # NaN counts as one
         if not bool(has_loss[lags:].any()):
             last = has_loss.any(1).nonzero()
@@ -262,33 +262,27 @@ def _check_max_lag(max_lag: object, T: int) -> int:
 
 
 def _prepare(
-    rnn: RNN | GRU | LSTM, x: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, list[Tensor]]:
-    """The input with its batch and the states before it [num_layers, B, ...], both checked."""
+    rnn: RNN | GRU | LSTM,
+    x: Tensor,
+    hx: Tensor | tuple[Tensor, Tensor] | None,
+    resets: Tensor | None,
+) -> tuple[Call, list[Tensor]]:
+    """The call, and the states before it [num_layers, B, ...], both checked."""
     if x.dim() not in (2, 3):
         raise ValueError(f"x must have 2 or 3 dimensions, got {x.dim()}")
-    batch_dim = 0 if rnn.batch_first else 1
-    input = x if x.dim() == 3 else x.unsqueeze(batch_dim)
-    rnn._check_input(input, None, rnn._weights()[0].dtype)
-    if not rnn._has_kernel(input):
-        raise NotImplementedError(f"lag_norms has no kernel for {x.dtype} on {x.device.type}")
     is_lstm = isinstance(rnn, LSTM)
-    if hx is None:
-        sizes = [rnn.proj_size or rnn.hidden_size, rnn.hidden_size][: 1 + is_lstm]
-        B = input.size(batch_dim)
-        return input, [input.new_zeros(rnn.num_layers, B, size) for size in sizes]
     if is_lstm:
         check_lstm_states(hx)
-    states = list(hx) if is_lstm else [hx]
-    for state in states:
-        if not isinstance(state, Tensor):
-            raise TypeError(f"hx must hold a Tensor for each state, got {type(state).__name__}")
-        if state.dim() != x.dim():
-            raise RuntimeError(f"hx must have {x.dim()} dimensions like x, got {state.dim()}")
-    if x.dim() == 2:
-        states = [state.unsqueeze(1) for state in states]
-    rnn._check_states(input, None, tuple(states))
-    return input, states
+    elif hx is not None:
+        hx = (hx,)
+    call = call_of_module(rnn, x, hx, None, resets)
+    if not has_kernel(call.input):
+        raise NotImplementedError(f"lag_norms has no kernel for {x.dtype} on {x.device.type}")
+    if call.states is not None:
+        return call, list(call.states)
+    sizes = [rnn.proj_size or rnn.hidden_size, rnn.hidden_size][: 1 + is_lstm]
+    B = call.input.size(0 if rnn.batch_first else 1)
+    return call, [call.input.new_zeros(rnn.num_layers, B, size) for size in sizes]
 
 
 def _loss_gradient(

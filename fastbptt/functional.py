@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor
 
-from fastbptt import ops
-from fastbptt.boundaries import boundaries_of
+from fastbptt.call import Call, run_network
 from fastbptt.nn import check_lstm_states
 from fastbptt.truncation import Truncation, as_truncation
 
@@ -125,6 +126,16 @@ def lstm(
     return output, (h_n, c_n)
 
 
+class _Layer(NamedTuple):
+    """The network of a functional form."""
+
+    bias: bool
+    num_layers: int = 1
+    bidirectional: bool = False
+    batch_first: bool = False
+    recompute: bool = False
+
+
 def _run_layer(
     cell: str,
     input: Tensor,
@@ -149,29 +160,21 @@ def _run_layer(
             raise RuntimeError(
                 f"{name} must have {dims - 1} dimensions for a {dims}-D input, got {state.dim()}"
             )
-    cut = as_truncation(truncation)
-    present = [weight for weight in (*weights, weight_hr) if weight is not None]
-    batched = input if dims == 3 else input.unsqueeze(1)
-    bounds = boundaries_of(cut, resets, batched, unbatched=dims == 2)
-    options = (
-        bias_ih is not None,
-        1,  # layer
-        False,  # one direction
-        None,  # not packed
-        False,  # time first
-        cell,
-        0.0,  # no dropout
-        bounds.k1,
-        bounds.k2,
-        bounds.last_only,
-        False,  # no recomputation
-        bounds.resets,
-        bounds.kappa,
+    single = dims == 2
+    there = tuple(
+        state[None, None] if single else state[None] for state in states if state is not None
     )
-    if dims == 3:
-        hx, cx = (None if state is None else state.unsqueeze(0) for state in states)
-        output, h_n, c_n = ops.network(batched, hx, cx, present, *options)
-        return output, h_n[0], c_n[0] if cell == "lstm" else c_n
-    hx, cx = (None if state is None else state[None, None] for state in states)
-    output, h_n, c_n = ops.network(batched, hx, cx, present, *options)
-    return output.squeeze(1), h_n[0, 0], c_n[0, 0] if cell == "lstm" else c_n
+    call = Call(
+        _Layer(bias_ih is not None),
+        cell,
+        input.unsqueeze(1) if single else input,
+        there or None,
+        [weight for weight in (*weights, weight_hr) if weight is not None],
+        as_truncation(truncation),
+        resets,
+        unbatched=single,
+    )
+    output, h_n, c_n = run_network(call)
+    output = output.squeeze(1) if single else output
+    last = (0, 0) if single else (0,)
+    return output, h_n[last], c_n[last] if cell == "lstm" else c_n

@@ -55,8 +55,8 @@ def threads(request):
 @pytest.fixture
 def few_kernels(monkeypatch):
     """The CPU as a device that has kernels in float32 and float64 alone, without autocast."""
-    monkeypatch.setitem(fastbptt.nn._KERNEL_DTYPES, "cpu", (torch.float32, torch.float64))
-    monkeypatch.setattr(fastbptt.nn, "_AUTOCAST_DEVICES", set())
+    monkeypatch.setitem(fastbptt.call.KERNEL_DTYPES, "cpu", (torch.float32, torch.float64))
+    monkeypatch.setattr(fastbptt.autocast, "DEVICES", set())
 
 
 @pytest.fixture

@@ -299,7 +299,7 @@ BAD_CALLS = {
     "input's features": ({"x": torch.zeros(5, 2, 7)}, RuntimeError, "input_size.* 7"),
     "input's dtype": ({"x": torch.zeros(5, 2, 3).double()}, ValueError, "dtype"),
     "empty batch": ({"x": torch.zeros(5, 0, 3)}, ValueError, "gradient.*at no step"),
-    "hx's dimensions": ({"hx": torch.zeros(1, 4)}, RuntimeError, "hx must have 3 dim.* 2"),
+    "hx's dimensions": ({"hx": torch.zeros(1, 4)}, RuntimeError, "hx should also be 3-D.* 2-D"),
     "hx's shape": ({"hx": torch.zeros(1, 2, 5)}, RuntimeError, "(?i)hidden"),
     "hx's type": ({"hx": 3}, TypeError, "hx.*int"),
     "a pair of states": ({"hx": (torch.zeros(1, 2, 4),) * 2}, TypeError, "hx.*tuple"),

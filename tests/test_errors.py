@@ -366,7 +366,7 @@ def test_instruction_set_by_environment(monkeypatch):
 
 
 # Data types without a kernel: on the CPU there are none, so some kernels are hidden.
-NO_KERNELS = 'fastbptt.nn._KERNEL_DTYPES["cpu"] = (torch.float32, torch.float64)'
+NO_KERNELS = 'fastbptt.call.KERNEL_DTYPES["cpu"] = (torch.float32, torch.float64)'
 
 
 @every_class

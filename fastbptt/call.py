@@ -1,0 +1,301 @@
+"""One call of a network: what was given, normalised and checked once, and its way to the operator.
+
+A module (or a functional form) makes the record; boundaries, autocast and the operator read it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from fastbptt import _C, autocast, ops
+from fastbptt.boundaries import Boundaries, boundaries_of
+from fastbptt.truncation import Truncation
+
+# The dtypes that have kernels, by device. The meta device has the operators' fakes.
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+KERNEL_DTYPES = {"cpu": DTYPES, "meta": DTYPES, "cuda": DTYPES if _C.cuda_built() else ()}
+_NO_BOUNDARIES = Boundaries()
+
+# torch's own computation of each mode, where there is no kernel.
+_TORCH = {
+    "RNN_TANH": torch._VF.rnn_tanh,
+    "RNN_RELU": torch._VF.rnn_relu,
+    "GRU": torch._VF.gru,
+    "LSTM": torch._VF.lstm,
+}
+
+
+class Call:
+    """What a network is called with.
+
+    Attributes:
+        net: what does not change from call to call: ``bias``, ``num_layers``, ``bidirectional``,
+            ``batch_first`` and ``recompute``; a module or a functional form's description.
+        cell: the operators' name of the cell.
+        input: [T, B, I], [B, T, I] with ``batch_first``, or packed [N, I].
+        states: h, or h and c, [num_layers * directions, B, ...] in the order of input's rows; or
+            None for zeros.
+        weights: of all layers and directions, in torch.nn's order.
+        truncation: where the backward pass is cut.
+        resets: as given: bool [T], [T, B], or [B, T] with ``batch_first``.
+        packed: the PackedSequence that input is the data of, or None.
+        unbatched: the call had no batch; B is 1 here.
+        dropout: probability between layers, 0 outside training.
+    """
+
+    __slots__ = (
+        "net",
+        "cell",
+        "input",
+        "states",
+        "weights",
+        "truncation",
+        "resets",
+        "packed",
+        "unbatched",
+        "dropout",
+    )
+
+    def __init__(
+        self,
+        net: Any,
+        cell: str,
+        input: Tensor,
+        states: tuple[Tensor, ...] | None,
+        weights: list[Tensor],
+        truncation: Truncation | None,
+        resets: Tensor | None,
+        packed: PackedSequence | None = None,
+        unbatched: bool = False,
+        dropout: float = 0.0,
+    ):
+        self.net = net
+        self.cell = cell
+        self.input = input
+        self.states = states
+        self.weights = weights
+        self.truncation = truncation
+        self.resets = resets
+        self.packed = packed
+        self.unbatched = unbatched
+        self.dropout = dropout
+
+    @property
+    def batch_sizes(self) -> Tensor | None:
+        """The rows of each step of a packed input, [T] on the CPU."""
+        return None if self.packed is None else self.packed.batch_sizes
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether the batch leads in ``input``: a packed one has one layout."""
+        return self.net.batch_first and self.packed is None
+
+
+def call_of_module(
+    module: torch.nn.RNNBase,
+    input: Tensor | PackedSequence,
+    states: tuple[Tensor, ...] | None,
+    truncation: Truncation | None,
+    resets: Tensor | None,
+) -> Call:
+    """Normalises what a module is called with, and checks all but truncation and resets.
+
+    Args:
+        module: one of fastbptt's.
+        input, resets: as the module's ``forward`` takes them.
+        states: the initial states as a tuple, or None.
+        truncation: what ``as_truncation`` gave.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as torch.nn's module.
+    """
+    for state in states or ():
+        if not isinstance(state, Tensor):
+            raise TypeError(f"hx must hold a Tensor for each state, got {type(state).__name__}")
+    packed, unbatched = None, False
+    if isinstance(input, PackedSequence):
+        packed, input = input, input.data
+        if states is not None and packed.sorted_indices is not None:
+            states = tuple(state.index_select(1, packed.sorted_indices) for state in states)
+    elif isinstance(input, Tensor):
+        dims = input.dim()
+        if dims not in (2, 3):
+            raise ValueError(
+                f"{type(module).__name__}: Expected input to be 2D or 3D, got {dims}D tensor "
+                "instead"
+            )
+        if states is not None and (states[0].dim() != dims or states[-1].dim() != dims):
+            kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
+            got = ", ".join(f"{state.dim()}-D" for state in states)
+            names = " and ".join(("hx", "cx")[: len(states)])
+            raise RuntimeError(
+                f"For {kind} input, {names} should also be {dims}-D but got {got} tensor"
+            )
+        if dims == 2:
+            unbatched = True
+            input = input.unsqueeze(0 if module.batch_first else 1)
+            states = None if states is None else tuple(state.unsqueeze(1) for state in states)
+    else:
+        raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
+    weights = module._weights()
+    _check_input(module, input, packed, weights[0].dtype)
+    if states is not None:
+        _check_states(module, input, packed, states)
+    dropout = module.dropout if module.training else 0.0
+    return Call(
+        module, module._cell, input, states, weights, truncation, resets, packed, unbatched, dropout
+    )
+
+
+def _check_input(
+    module: torch.nn.RNNBase,
+    input: Tensor,
+    packed: PackedSequence | None,
+    weight_dtype: torch.dtype,
+) -> None:
+    # As RNNBase.check_input, which asks weights that functional_call may have replaced.
+    if input.dtype != weight_dtype and not torch._C._is_any_autocast_enabled():
+        raise ValueError(
+            f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight_dtype}). "
+            f"Convert input: input.to({weight_dtype}), "
+            f"or convert model: model.to({input.dtype})"
+        )
+    expected_dims = 3 if packed is None else 2
+    if input.dim() != expected_dims:
+        raise RuntimeError(f"input must have {expected_dims} dimensions, got {input.dim()}")
+    if input.shape[-1] != module.input_size:
+        raise RuntimeError(
+            "input.size(-1) must be equal to input_size. "
+            f"Expected {module.input_size}, got {input.size(-1)}"
+        )
+
+
+def _check_states(
+    module: torch.nn.RNNBase,
+    input: Tensor,
+    packed: PackedSequence | None,
+    states: tuple[Tensor, ...],
+) -> None:
+    layers = module.num_layers * (2 if module.bidirectional else 1)
+    batch = input.size(0 if module.batch_first else 1) if packed is None else None
+    size = module.proj_size or module.hidden_size
+    if states[0].shape == (layers, batch, size) and len(states) == 1:
+        return  # the common case, which need not take long
+    expected = module.get_expected_hidden_size(input, None if packed is None else packed[1])
+    if len(states) == 1:
+        return module.check_hidden_size(states[0], expected)
+    module.check_hidden_size(states[0], expected, "Expected hidden[0] size {}, got {}")
+    expected = (*expected[:2], module.hidden_size)
+    module.check_hidden_size(states[1], expected, "Expected hidden[1] size {}, got {}")
+
+
+def run(call: Call) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+    """Runs a module's call: by the kernels, or by torch where there is none.
+
+    Returns:
+        The output in the layout of what was given, and the final states.
+
+    Raises:
+        TypeError, ValueError: truncation or resets do not fit the input.
+        NotImplementedError: there is no kernel, and torch has no such nonlinearity, truncation or
+            resets.
+    """
+    module, packed = call.net, call.packed
+    output, states = _by_kernel(call) if has_kernel(call.input) else _by_torch(call)
+    if packed is not None:
+        if packed.unsorted_indices is not None:
+            states = tuple(state.index_select(1, packed.unsorted_indices) for state in states)
+        return PackedSequence(output, *packed[1:]), states
+    if call.unbatched:
+        return output.squeeze(0 if module.batch_first else 1), tuple(s.squeeze(1) for s in states)
+    return output, states
+
+
+def has_kernel(input: Tensor) -> bool:
+    """Whether there are kernels for input's dtype and device, under autocast if that is on."""
+    device = "cpu" if input.is_cpu else input.device.type  # is_cpu takes less time
+    return input.dtype in KERNEL_DTYPES.get(device, ()) and (
+        device in autocast.DEVICES or not torch._C._is_any_autocast_enabled()
+    )
+
+
+def _by_kernel(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+    as_torchs = autocast.enter(call) if torch._C._is_any_autocast_enabled() else None
+    results = run_network(call)
+    if as_torchs is not None:
+        results = as_torchs(*results)
+    return results[0], results[1:] if call.net.mode == "LSTM" else results[1:2]
+
+
+def run_network(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator's results for a call: output, h_n, and c_n (empty unless it is an LSTM)."""
+    net, states = call.net, call.states
+    bounds = _NO_BOUNDARIES
+    if call.truncation is not None or call.resets is not None:
+        bounds = boundaries_of(call)
+    return ops.network(
+        call.input,
+        None if states is None else states[0],
+        states[1] if states is not None and len(states) == 2 else None,
+        call.weights,
+        net.bias,
+        net.num_layers,
+        net.bidirectional,
+        call.batch_sizes,
+        call.batch_first,
+        call.cell,
+        call.dropout,
+        bounds.k1,
+        bounds.k2,
+        bounds.last_only,
+        net.recompute,
+        bounds.resets,
+        bounds.kappa,
+    )
+
+
+def _by_torch(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """torch.nn's own computation, where there is no kernel: slower, and without truncation."""
+    module, input, states = call.net, call.input, call.states
+    name = type(module).__name__
+    where = f"{str(input.dtype).removeprefix('torch.')} on {input.device.type}"
+    if torch._C._is_any_autocast_enabled():
+        where += " under autocast"
+    if call.truncation is not None:
+        raise NotImplementedError(
+            f"fastbptt.{name}: truncation={call.truncation} has no kernel for {where}"
+        )
+    if call.resets is not None:
+        raise NotImplementedError(f"fastbptt.{name}: resets have no kernel for {where}")
+    if module.mode not in _TORCH:
+        raise NotImplementedError(
+            f"fastbptt.{name}: nonlinearity={call.cell!r} has no kernel for {where}"
+        )
+    warnings.warn(
+        f"fastbptt.{name} has no kernel for {where}: torch.nn.{name} computes instead",
+        stacklevel=6,  # the caller's line, beyond Module.__call__
+    )
+    if states is None:
+        shape = module.get_expected_hidden_size(input, call.batch_sizes)
+        shapes = (shape, (*shape[:2], module.hidden_size))[: 2 if module.mode == "LSTM" else 1]
+        states = tuple(input.new_zeros(shape) for shape in shapes)
+    options = (
+        call.weights,
+        module.bias,
+        module.num_layers,
+        module.dropout,
+        module.training,
+        module.bidirectional,
+    )
+    initial = states if len(states) == 2 else states[0]
+    compute = _TORCH[module.mode]
+    if call.packed is None:
+        output, *final_states = compute(input, initial, *options, module.batch_first)
+    else:
+        output, *final_states = compute(input, call.batch_sizes, initial, *options)
+    return output, tuple(final_states)
