@@ -9,6 +9,7 @@ from fastbptt.convert import convert, revert
 from fastbptt.functional import gru, lstm, rnn
 from fastbptt.nn import GRU, LSTM, RNN
 from fastbptt.ops import get_workspace_limit, set_workspace_limit
+from fastbptt.patch import patch
 from fastbptt.truncation import TBPTT, Chunked, Gated, Randomized, Sliding
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "get_workspace_limit",
     "gru",
     "lstm",
+    "patch",
     "reference",
     "resets_from_dones",
     "revert",

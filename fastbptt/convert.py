@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import types
 import warnings
 from typing import Any, TypeVar
@@ -29,6 +30,9 @@ _SETTINGS = ("truncation", "recompute")
 
 _QUANTIZED = ("torch.ao.", "torchao.")  # where such modules' classes live
 
+# What a forward that computes by itself refers to.
+_BY_ITSELF = ("_VF", "_flat_weights", "_impl", "rnn_tanh", "rnn_relu", "gru", "lstm")
+
 # A subclass may redefine these: none takes part in a call.
 _HARMLESS = frozenset(
     "__init__ __init_subclass__ __module__ __doc__ __dict__ __weakref__ __annotations__ "
@@ -44,13 +48,18 @@ def convert(module: _M, *, truncation: Truncation | int | None = None) -> _M:
     A module stays the object that it is and changes its class, as torch's own parametrizations
     do it. So all that refers to it or belongs to it stays: its Parameters (and the optimizer that
     has them), hooks, attributes, places in the model, train or eval mode, and the keys of the
-    ``state_dict``. Parametrized modules stay parametrized. An instance of a subclass that leaves
-    the computation to torch becomes one of both its class and fastbptt's (and stays, like every
-    ``torch.nn.LSTM``, one that ``torch.compile`` leaves to eager execution).
+    ``state_dict``. Parametrized modules stay parametrized. It stays an instance of torch.nn's
+    class, and of a subclass too if that leaves the computation to torch: fastbptt's class then
+    stands between the two, where the subclass's ``super().forward(...)`` finds it.
+
+    A module that is made anew, as loading does in many libraries, is torch's again, without its
+    truncation: convert after every load.
 
     Left alone, and named in one warning with the reason:
 
-    - a subclass, or an instance, that redefines ``forward`` or another part of the call;
+    - a subclass whose ``forward`` computes by itself, or that redefines another part of the call,
+      and an instance that redefines any;
+    - one whose class cannot be replaced, as Python says it;
     - scripted, traced and quantized modules;
     - a module with an attribute of its own under a name that fastbptt's modules use;
     - if ``truncation`` is given, fastbptt's own modules that have another setting. Without it
@@ -82,7 +91,9 @@ def convert(module: _M, *, truncation: Truncation | int | None = None) -> _M:
         elif isinstance(child, tuple(_OURS)):
             reason = _obstacle(child)
             if reason is None:
-                changes.append((child, _with_base(child, _ours(_plain_class(child)))))
+                cls, reason = _try_class(child)
+            if reason is None:
+                changes.append((child, cls))
         else:
             reason = _foreign(child)
         if reason is not None:
@@ -183,6 +194,8 @@ def _obstacle(module: torch.nn.Module) -> str | None:
         return "is quantized"
     own = {n for each in between for n in vars(each) if hasattr(base, n)}
     # On the instance only what replaces a method counts; the rest is data.
+    if all(_asks_super(vars(each)["forward"]) for each in between if "forward" in vars(each)):
+        own.discard("forward")
     own |= {n for n in vars(module) if callable(getattr(base, n, None))}
     if own - _HARMLESS:
         return f"has its own {', '.join(sorted(own - _HARMLESS))}"
@@ -190,6 +203,25 @@ def _obstacle(module: torch.nn.Module) -> str | None:
     if taken:
         return f"has something of its own under the name {', '.join(sorted(taken))}"
     return None
+
+
+def _asks_super(forward: object) -> bool:
+    """Whether a subclass's forward leaves the computation to its base's."""
+    code = getattr(inspect.unwrap(forward), "__code__", None) if callable(forward) else None
+    names = set() if code is None else set(code.co_names)
+    return {"super", "forward"} <= names and names.isdisjoint(_BY_ITSELF)
+
+
+def _try_class(module: torch.nn.Module) -> tuple[type, str | None]:
+    """The class that converts a module, or why Python does not let it have one."""
+    before = cls = type(module)
+    try:
+        cls = _with_base(module, _ours(_plain_class(module)))
+        module.__class__ = cls
+    except Exception as error:  # of a metaclass or __init_subclass__ too, which may raise anything
+        return before, f"cannot change its class ({type(error).__name__}: {error})"
+    module.__class__ = before
+    return cls, None
 
 
 def _plain_class(module: torch.nn.Module) -> type:
@@ -230,19 +262,22 @@ def _make_class(name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -
 
 @functools.cache
 def _ours_and(cls: type) -> type:
-    """A subclass of ``cls``, itself one of torch.nn's, with our computation instead of torch's."""
+    """A subclass of ``cls``, itself one of torch.nn's, with our class between it and torch's."""
     namespace = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         "__reduce_ex__": _reduce,
+        "extra_repr": _extra_repr,
         "_fastbptt_original": cls,
-        # Code that makes another instance of a module's class does it as `cls` wants it; our
-        # __init__, which stands in front, would call that of `cls` with RNNBase's arguments.
-        "__init__": cls.__init__,
-        "truncation": None,
     }
-    return _make_class(cls.__name__, (_OURS[_torch_base(cls)], cls), namespace)
+    return _make_class(cls.__name__, (cls, _OURS[_torch_base(cls)]), namespace)
+
+
+def _extra_repr(self: nn._Recurrent) -> str:
+    text = type(self)._fastbptt_original.extra_repr(self)
+    settings = self._extra_settings()
+    return text if text.endswith(settings) else text + settings
 
 
 def _reduce(self: torch.nn.Module, protocol: int) -> tuple[Any, ...]:

@@ -15,6 +15,13 @@ from fastbptt.truncation import Truncation, as_truncation
 __all__ = ["GRU", "LSTM", "RNN"]
 
 _FROM_MODULE: Any = object()  # "the truncation the module was made with"
+_DEFAULT: Any = object()
+
+
+class defaults:  # noqa: N801  (a place for values, not a type)
+    """What a constructor takes where it is not told."""
+
+    truncation: Truncation | None = None
 
 
 class _Recurrent(torch.nn.RNNBase):
@@ -23,8 +30,8 @@ class _Recurrent(torch.nn.RNNBase):
     truncation: Truncation | None = None  # of a state saved by a class that had none
     recompute = False
 
-    def __init__(self, *args: Any, truncation: Truncation | int | None = None, **kwargs: Any):
-        truncation = as_truncation(truncation)
+    def __init__(self, *args: Any, truncation: Truncation | int | None = _DEFAULT, **kwargs: Any):
+        truncation = defaults.truncation if truncation is _DEFAULT else as_truncation(truncation)
         super().__init__(*args, **kwargs)
         self.truncation = truncation
 
@@ -33,9 +40,11 @@ class _Recurrent(torch.nn.RNNBase):
         return self.mode.lower()
 
     def extra_repr(self) -> str:
-        text = super().extra_repr()
-        if self.truncation is not None:
-            text += f", truncation={self.truncation}"
+        return super().extra_repr() + self._extra_settings()
+
+    def _extra_settings(self) -> str:
+        """What the constructor takes beside torch.nn's arguments, for ``repr``."""
+        text = "" if self.truncation is None else f", truncation={self.truncation}"
         return f"{text}, recompute=True" if self.recompute else text
 
     def forward(
@@ -122,7 +131,7 @@ class RNN(_Recurrent, torch.nn.RNN):
         num_layers: int = 1,
         nonlinearity: str = "tanh",
         *args: Any,
-        truncation: Truncation | int | None = None,
+        truncation: Truncation | int | None = _DEFAULT,
         **kwargs: Any,
     ):
         if nonlinearity not in ("tanh", "relu", "identity"):
@@ -172,7 +181,7 @@ class GRU(_Recurrent, torch.nn.GRU):
     def __init__(
         self,
         *args: Any,
-        truncation: Truncation | int | None = None,
+        truncation: Truncation | int | None = _DEFAULT,
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -210,7 +219,7 @@ class LSTM(_Recurrent, torch.nn.LSTM):
     def __init__(
         self,
         *args: Any,
-        truncation: Truncation | int | None = None,
+        truncation: Truncation | int | None = _DEFAULT,
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:

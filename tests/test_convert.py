@@ -15,6 +15,7 @@ import torch
 from bi_lstm_crf import BiRnnCrf
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastbptt
 from common import Case, assert_matches, cotangent, detach_loop, step, tensors_of, twin
@@ -230,7 +231,34 @@ def test_tied_weights():
 
 class OwnForward(nn.LSTM):
     def forward(self, x, hx=None):
-        return super().forward(2 * x, hx)
+        return nn.LSTM.forward(self, 2 * x, hx)
+
+
+class Mixed(nn.LSTM):
+    def forward(self, x, hx=None):
+        if hx is None:
+            return super().forward(x)
+        return torch._VF.lstm(x, hx, self._flat_weights, True, 1, 0.0, False, False, False)
+
+
+class Unbound(nn.GRU):
+    def forward(self, x, hx=None):
+        for _ in range(1):
+            output, hx = torch.gru(x, torch.zeros(1, 2, 4), list(self.parameters()), *GRU_OPTIONS)
+        return output, hx
+
+
+GRU_OPTIONS = (True, 1, 0.0, False, False, False)
+
+
+class Refusing(nn.RNN):
+    """Has no more subclasses once there are any."""
+
+    final = False
+
+    def __init_subclass__(cls, **kwargs):
+        if Refusing.final:
+            raise LookupError("no subclasses, please")
 
 
 class OwnCheck(nn.GRU):
@@ -261,6 +289,11 @@ class OwnNew(nn.LSTM):  # as fully_shard's classes have
 class OurForward(fastbptt.LSTM):
     def forward(self, x, hx=None):
         return super().forward(-x, hx)
+
+
+def refusing(*sizes):
+    Refusing.final = True
+    return Refusing(*sizes)
 
 
 def with_forward(module):
@@ -294,6 +327,12 @@ def quantized(module):
 
 FOREIGN = {
     "own forward": (lambda: OwnForward(3, 4), "'foreign' (OwnForward) has its own forward"),
+    "forward with kernels": (lambda: Mixed(3, 4), "'foreign' (Mixed) has its own forward"),
+    "forward without super": (lambda: Unbound(3, 4), "'foreign' (Unbound) has its own forward"),
+    "no subclasses": (
+        lambda: refusing(3, 4),
+        "'foreign' (Refusing) cannot change its class (LookupError: no subclasses, please)",
+    ),
     "own check_input": (lambda: OwnCheck(3, 4), "'foreign' (OwnCheck) has its own check_input"),
     "own __call__": (lambda: OwnCall(3, 4), "'foreign' (OwnCall) has its own __call__"),
     "own __new__": (lambda: OwnNew(3, 4), "'foreign' (OwnNew) has its own __new__"),
@@ -455,7 +494,35 @@ class Concrete(nn.RNN, Abstract):
         return torch.zeros(self.num_layers, B, self.hidden_size)
 
 
-@pytest.mark.parametrize("cls", [Listed, Concrete])
+class AbstractBase(abc.ABC, nn.RNNBase):
+    @abc.abstractmethod
+    def states(self, B): ...
+
+
+class OfTwoBases(AbstractBase, nn.LSTM):
+    def states(self, B):
+        return None
+
+
+class Slots:
+    __slots__ = ("slot", "other")
+
+
+class OfSlots(Slots, nn.GRU):
+    pass
+
+
+class Meta(type):
+    pass
+
+
+class OfMetaclass(nn.RNN, metaclass=Meta):
+    pass
+
+
+@pytest.mark.parametrize(
+    "cls", [Listed, Concrete, OfTwoBases, OfSlots, OfMetaclass], ids=lambda cls: cls.__name__
+)
 def test_subclasses_of_several_bases(cls):
     module, x = cls(3, 4), torch.randn(5, 2, 3)
     expected = module(x)[0]
@@ -470,6 +537,52 @@ def test_subclasses_of_several_bases(cls):
 
 
 # Parametrized modules.
+
+
+class Packing(nn.LSTM):
+    """Packs by itself and leaves the rest to torch, as pytorch-forecasting's modules do."""
+
+    def forward(self, x, lengths):
+        packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        output, states = super().forward(packed)
+        return pad_packed_sequence(output)[0], states
+
+
+class Residual(Packing):
+    def forward(self, x, lengths):
+        output, states = super().forward(x, lengths)
+        return output + x, states
+
+
+@pytest.mark.parametrize("cls", [Packing, Residual])
+def test_a_forward_that_asks_super(cls):
+    torch.manual_seed(0)
+    module, x = cls(4, 4, dtype=torch.float64), torch.randn(6, 3, 4, dtype=torch.float64)
+    call = {"call": lambda x, hx: module(x, [6, 2, 4])}
+    expected, k = step(module, x, **call), 2
+    with silent():
+        convert(module)
+    assert isinstance(module, cls) and isinstance(module, fastbptt.LSTM)
+    assert_matches(step(module, x, **call), expected)
+    convert(revert(module), truncation=k)
+    cut = step(module, x, **call)
+    assert_matches({"output": cut["output"]}, {"output": expected["output"]})
+    assert (cut["dweight_hh_l0"] - expected["dweight_hh_l0"]).abs().max() > 1e-3
+    for other in clones(module):
+        assert_matches(step(other, x, call=lambda x, hx: other(x, [6, 2, 4])), cut, rtol=0)  # noqa: B023
+    with pytest.warns(UserWarning, match="loses its truncation"):
+        revert(module)
+    assert type(module) is cls
+    assert_matches(step(module, x, **call), expected)
+
+
+def test_one_that_cannot_be_converted_stops_no_other():
+    """Either every module has its new class or is named; nothing is raised half way."""
+    model = nn.ModuleList([nn.LSTM(3, 4), refusing(3, 4), OfTwoBases(3, 4), nn.GRU(3, 4)])
+    with pytest.warns(UserWarning, match=re.escape("'1' (Refusing) cannot change its class")):
+        convert(model)
+    assert [isinstance(module, OURS) for module in model] == [True, False, True, True]
+    assert type(model[1]) is Refusing and model[1](torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
 
 
 class Half(nn.Module):
@@ -524,7 +637,7 @@ def test_parametrized(way, case):
     expected = step(module, *case.data())
     with silent():
         convert(module)
-    assert isinstance(module, OURS) and not isinstance(module, (nn.RNN, nn.GRU, nn.LSTM))
+    assert isinstance(module, OURS) and isinstance(module, (nn.RNN, nn.GRU, nn.LSTM))
     assert type(module).__name__ == theirs.__name__ and list(module.state_dict()) == keys
     assert_matches(step(module, *case.data()), expected)
     with parametrize.cached():

@@ -20,6 +20,7 @@ from common import (
     assert_matches,
     cotangent,
     parts,
+    python,
     referee,
     step,
     surrounded,
@@ -77,10 +78,68 @@ def test_same_seed_same_initialisation(case):
 
 
 @every_class
-def test_is_not_an_nn_module_of_the_name_but_an_rnn_base(cls):
-    # torch.compile refuses instances of nn.RNN and its siblings, subclasses too.
-    assert issubclass(cls, torch.nn.RNNBase)
-    assert not issubclass(cls, torch.nn.RNN | torch.nn.GRU | torch.nn.LSTM)
+def test_is_an_instance_of_torchs_class(cls):
+    theirs = {name: getattr(torch.nn, name) for name in ("RNN", "GRU", "LSTM")}
+    module = cls(3, 4)
+    for name, other in theirs.items():
+        assert isinstance(module, other) == (name == cls.__name__)
+    converted = fastbptt.convert(theirs[cls.__name__](3, 4))
+    assert type(converted) is cls and isinstance(converted, theirs[cls.__name__])
+    names = [name for name in dir(theirs[cls.__name__]) if not name.startswith("__")]
+    assert all(hasattr(module, name) for name in names)
+
+
+COMPILES_OURS = """
+import sys, torch
+if sys.argv[1] == "before":
+    import torch._dynamo
+import fastbptt
+assert sys.argv[1] == "before" or "torch._dynamo" not in sys.modules, "it would take a second"
+class Net(torch.nn.Module):
+    def __init__(self, cls):
+        super().__init__()
+        self.rnn = cls(3, 4)
+    def forward(self, x):
+        return 2 * self.rnn(x)[0] if isinstance(self.rnn, torch.nn.LSTM) else x
+x = torch.randn(5, 2, 3)
+ours, theirs = Net(fastbptt.LSTM), Net(torch.nn.LSTM)
+compile = lambda net: torch.compile(net, fullgraph=True, backend="aot_eager")
+assert torch.equal(compile(ours)(x), ours(x))
+converted = fastbptt.convert(Net(torch.nn.LSTM))
+assert torch.equal(compile(converted)(x), converted(x))
+assert not torch._dynamo.config.allow_rnn
+try:
+    compile(theirs)(x)
+except torch._dynamo.exc.Unsupported:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("dynamo", ["before", "after"])
+def test_compile_takes_ours_and_treats_torchs_own_as_before(dynamo):
+    assert python(COMPILES_OURS, dynamo).stdout.strip() == "refused"
+
+
+@every_class
+def test_a_state_of_torchs_class_unpickled_into_ours(cls):
+    theirs = getattr(torch.nn, cls.__name__)(3, 4, 2)
+    ours = cls.__new__(cls)
+    ours.__setstate__(theirs.__getstate__())
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+    assert ours.truncation is None
+
+
+def test_helpers_of_torchs_lstm():
+    ours, theirs = fastbptt.LSTM(3, 4, 2, proj_size=2), torch.nn.LSTM(3, 4, 2, proj_size=2)
+    x, h, c = torch.randn(5, 6, 3), torch.randn(2, 6, 2), torch.randn(2, 6, 4)
+    assert ours.get_expected_cell_size(x, None) == theirs.get_expected_cell_size(x, None)
+    ours.check_forward_args(x, (h, c), None)
+    with pytest.raises(RuntimeError, match="Expected hidden"):
+        ours.check_forward_args(x, (c, c), None)
+    order = torch.tensor([5, 3, 4, 1, 2, 0])
+    for a, b in zip(ours.permute_hidden((h, c), order), (h, c), strict=True):
+        assert torch.equal(a, b[:, order])
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, copy.copy, through_pickle, through_file])
