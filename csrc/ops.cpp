@@ -2,8 +2,10 @@
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/InferenceMode.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/Exceptions.h>
@@ -224,6 +226,26 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
   return converted(results, args.input.scalar_type());
 }
 
+// Weights in autocast's dtype, from autocast's own cache: cast once a region, not once a call. A copy
+// made while gradients are off would serve the region's later calls too, so all are made with them on.
+std::vector<Tensor> autocast_weights(const std::vector<Tensor>& weights, const Tensor& input) {
+  const bool wants_gradients = at::GradMode::is_enabled();
+  const c10::InferenceMode not_inference(false);
+  const at::AutoGradMode with_gradients(true);
+  const c10::DeviceType device = input.device().type();
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
+  std::vector<Tensor> result;
+  result.reserve(weights.size());
+  for (const Tensor& weight : weights) {
+    Tensor cast = at::autocast::cached_cast(dtype, weight, device);
+    if (wants_gradients && weight.requires_grad() && !cast.requires_grad()) {
+      cast = weight.to(dtype);  // an operator of torch's put its copy there without gradients
+    }
+    result.push_back(std::move(cast));
+  }
+  return result;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(fastbptt, m) {
@@ -267,6 +289,14 @@ PYBIND11_MODULE(_C, m) {
         END_HANDLE_TH_ERRORS_PYBIND
       },
       "The operator `network` without the dispatcher.");
+  m.def(
+      "autocast_weights",
+      [](const std::vector<Tensor>& weights, const Tensor& input) {
+        HANDLE_TH_ERRORS
+        return autocast_weights(weights, input);
+        END_HANDLE_TH_ERRORS_PYBIND
+      },
+      "The weights in autocast's dtype on input's device, float64 ones as they are.");
   m.def(
       "release_workspace", [] { workspace.release(); },
       "Frees the memory that the calling thread keeps for its next call.");

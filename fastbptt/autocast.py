@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastbptt import _C, ops
+
 if TYPE_CHECKING:
     from fastbptt.call import Call
 
@@ -25,8 +27,11 @@ def enter(call: Call) -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None:
         return None
     dtype = torch.get_autocast_dtype(device)
     result_dtypes = _result_dtypes(call, dtype) if device == "cpu" else None
+    if ops.is_watched(call.input):
+        call.weights = [_cast(weight, dtype) for weight in call.weights]
+    else:
+        call.weights = _C.autocast_weights(call.weights, call.input)
     call.input = _cast(call.input, dtype)
-    call.weights = [_cast(weight, dtype) for weight in call.weights]
     if call.states is not None:
         call.states = tuple(_cast(state, dtype) for state in call.states)
     if result_dtypes is None:

@@ -100,6 +100,7 @@ def convert(module: _M, *, truncation: Truncation | int | None = None) -> _M:
             remarks.append(f"{_describe(name, child)} {reason}")
     for child, cls in changes:
         child.__class__ = cls
+        vars(child).pop("_flat_weights", None)  # which ours make of the weights' names
         child.truncation = cut
         if isinstance(child, nn.RNN) and not hasattr(child, "nonlinearity"):
             # Saved by a torch that kept it in `mode` alone.
@@ -149,6 +150,7 @@ def revert(module: _M) -> _M:
         child.__class__ = cls
         for name in _SETTINGS:
             vars(child).pop(name, None)
+        child._init_flat_weights()
     _warn("fastbptt.revert", remarks)
     return module
 
@@ -197,12 +199,23 @@ def _obstacle(module: torch.nn.Module) -> str | None:
     if all(_asks_super(vars(each)["forward"]) for each in between if "forward" in vars(each)):
         own.discard("forward")
     own |= {n for n in vars(module) if callable(getattr(base, n, None))}
+    if _has_other_weights(module):
+        return "has other tensors in _flat_weights than under its weights' names"
     if own - _HARMLESS:
         return f"has its own {', '.join(sorted(own - _HARMLESS))}"
-    taken = ({*dir(_OURS[base]), *_SETTINGS} - set(dir(base))).intersection(dir(module))
+    ours = {*dir(_OURS[base]), *_SETTINGS} - {*dir(base), "_flat_weights"}  # torch's on instances
+    taken = ours.intersection(dir(module))
     if taken:
         return f"has something of its own under the name {', '.join(sorted(taken))}"
     return None
+
+
+def _has_other_weights(module: torch.nn.Module) -> bool:
+    """Whether somebody has put tensors into the list by which torch's modules compute."""
+    module._update_flat_weights()
+    parameters = module._parameters
+    pairs = zip(module._flat_weights_names, module._flat_weights, strict=True)
+    return any(weight is not parameters.get(name, weight) for name, weight in pairs)
 
 
 def _asks_super(forward: object) -> bool:

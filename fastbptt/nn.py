@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,6 +23,20 @@ class defaults:  # noqa: N801  (a place for values, not a type)
     """What a constructor takes where it is not told."""
 
     truncation: Truncation | None = None
+
+
+class _FlatWeights(list):
+    """The weights in torch.nn's order, to read: a call takes them by their names."""
+
+    def __init__(self, owner: torch.nn.Module, weights: Iterable[Tensor | None]):
+        super().__init__(weights)
+        self._owner = type(owner).__name__
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise TypeError(
+            f"fastbptt.{self._owner} takes its weights by name: set weight_hh_l0 and the like, "
+            f"not _flat_weights[{index!r}]"
+        )
 
 
 class _Recurrent(torch.nn.RNNBase):
@@ -89,6 +104,23 @@ class _Recurrent(torch.nn.RNNBase):
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         cut = as_truncation(self.truncation if truncation is _FROM_MODULE else truncation)
         return run(call_of_module(self, input, states, cut, resets))
+
+    # torch.nn computes with a list of its own beside the weights' names, and so has to keep the two
+    # in step. Here a call asks the names, and the list is made of them.
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return _FlatWeights(self, (getattr(self, n, None) for n in self._flat_weights_names))
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: Iterable[Tensor | None]) -> None:
+        current = self._flat_weights
+        weights = list(weights)
+        for index, (weight, named) in enumerate(zip(weights, current, strict=False)):
+            if weight is not named and self._flat_weights_names[index] in self._parameters:
+                current[index] = weight  # which says why it cannot be
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super(torch.nn.RNNBase, self).__setattr__(name, value)  # whose own keeps them in step
 
     def _weights(self) -> list[Tensor]:
         # Asked for by name at every call: a parametrization or functional_call may replace them.

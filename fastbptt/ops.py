@@ -16,16 +16,19 @@ rnn_fwd = torch.ops.fastbptt.rnn_fwd.default
 rnn_bwd = torch.ops.fastbptt.rnn_bwd.default
 
 
-def network(input: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator of that name; called directly where nobody watches operators: it is cheaper."""
-    if (
+def is_watched(input: Tensor) -> bool:
+    """Whether somebody looks at a call's operators: a tracer, a transform, a mode, a subclass."""
+    return (
         type(input) is not Tensor
         or torch.compiler.is_compiling()
         or torch._C._is_torch_function_mode_enabled()
         or torch._C._functorch.peek_interpreter_stack() is not None
-    ):
-        return _network(input, *arguments)
-    return _C.network(input, *arguments)
+    )
+
+
+def network(input: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator of that name; called directly where nobody watches operators: it is cheaper."""
+    return (_network if is_watched(input) else _C.network)(input, *arguments)
 
 
 def get_workspace_limit() -> int:

@@ -296,6 +296,11 @@ def refusing(*sizes):
     return Refusing(*sizes)
 
 
+def with_other_weights(module):
+    module._flat_weights[1] = torch.zeros_like(module.weight_hh_l0)
+    return module
+
+
 def with_forward(module):
     original = module.forward
     module.forward = lambda *args: original(*args)
@@ -339,6 +344,10 @@ FOREIGN = {
     "own name": (
         lambda: OwnName(3, 4),
         "'foreign' (OwnName) has something of its own under the name trunc",
+    ),
+    "other weights": (
+        lambda: with_other_weights(nn.LSTM(3, 4)),
+        "'foreign' (LSTM) has other tensors in _flat_weights than under its weights' names",
     ),
     "replaced forward": (
         lambda: with_forward(nn.LSTM(3, 4)),

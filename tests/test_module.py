@@ -130,6 +130,22 @@ def test_a_state_of_torchs_class_unpickled_into_ours(cls):
     assert ours.truncation is None
 
 
+@every_class
+def test_weights_are_set_by_name(cls):
+    module = cls(3, 4)
+    weights = list(module.parameters())
+    assert all(a is b for a, b in zip(module._flat_weights, weights, strict=True))
+    other = torch.nn.Parameter(torch.zeros_like(module.weight_hh_l0))
+    message = f"fastbptt.{cls.__name__} takes its weights by name"
+    with pytest.raises(TypeError, match=message):
+        module._flat_weights[1] = other
+    with pytest.raises(TypeError, match=message):
+        module._flat_weights = [weights[0], other, *weights[2:]]
+    assert module.weight_hh_l0 is weights[1]
+    module.weight_hh_l0 = other
+    assert module._flat_weights[1] is other
+
+
 def test_helpers_of_torchs_lstm():
     ours, theirs = fastbptt.LSTM(3, 4, 2, proj_size=2), torch.nn.LSTM(3, 4, 2, proj_size=2)
     x, h, c = torch.randn(5, 6, 3), torch.randn(2, 6, 2), torch.randn(2, 6, 4)
