@@ -1,4 +1,4 @@
-"""Counters of operations, thop and ptflops, which look a module's exact class up in their tables."""
+"""thop and ptflops count operations by tables in which they look a module's exact class up."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def test_ptflops(cls):
     from ptflops.pytorch_ops import MODULES_MAPPING
 
     def count(model: torch.nn.Module) -> tuple[float, float]:
+        hooks = {ours: MODULES_MAPPING[theirs] for theirs, ours in CLASSES.items()}
         return ptflops.get_model_complexity_info(
             model, (T, I), as_strings=False, print_per_layer_stat=False, backend="pytorch",
-            custom_modules_hooks={ours: MODULES_MAPPING[theirs] for theirs, ours in CLASSES.items()},
+            custom_modules_hooks=hooks,
         )  # fmt: skip
 
     theirs = cls(I, H, 2)

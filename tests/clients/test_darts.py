@@ -8,10 +8,11 @@ import torch
 pytest.importorskip("darts")
 pytest.importorskip("pytorch_lightning")
 
-import fastbptt
 import numpy as np
 from darts import TimeSeries
 from darts.models import BlockRNNModel, RNNModel
+
+import fastbptt
 from swap import assert_ours, assert_same
 
 QUIET = {

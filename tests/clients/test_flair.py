@@ -7,10 +7,11 @@ import torch
 
 pytest.importorskip("flair")
 
-import fastbptt
 from flair.data import Dictionary, Sentence
 from flair.embeddings import CharacterEmbeddings
 from flair.models import SequenceTagger
+
+import fastbptt
 from swap import assert_ours, assert_same, assert_trains_alike, converted, recurrent
 
 
@@ -52,7 +53,9 @@ def test_prediction():
     tagged = []
     for tagger in (converted(theirs), theirs):
         told = sentences()
-        tagger.predict(told, force_token_predictions=True, return_probabilities_for_all_classes=True)
+        tagger.predict(
+            told, force_token_predictions=True, return_probabilities_for_all_classes=True
+        )
         tagged.append([[token.get_label("pos") for token in each] for each in told])
     for ours, expected in zip(*tagged, strict=True):
         assert [label.value for label in ours] == [label.value for label in expected]

@@ -7,10 +7,11 @@ import torch
 
 pytest.importorskip("opacus")
 
-import fastbptt
 from opacus import GradSampleModule
 from opacus.layers import DPGRU, DPLSTM
 from opacus.validators import ModuleValidator
+
+import fastbptt
 from swap import assert_same, converted
 
 every_cell = pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPP
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.models.configs import RecurrentEncoderConfig
+
 from swap import assert_same, assert_trains_alike, converted
 
 B, T, I, H, LAYERS = 3, 7, 4, 5, 2
@@ -25,7 +26,9 @@ def test_encoder(cell):
         input_dims=[I], recurrent_layer_type=cell, hidden_dim=H, num_layers=LAYERS
     ).build(framework="torch")
     ours = converted(theirs)
-    states = {name: torch.randn(B, *each.shape) for name, each in theirs.get_initial_state().items()}
+    states = {
+        name: torch.randn(B, *each.shape) for name, each in theirs.get_initial_state().items()
+    }
     batch = {Columns.OBS: torch.randn(B, T, I), Columns.STATE_IN: states}
     assert_same(ours(batch), theirs(batch))
     assert_trains_alike(ours, theirs, lambda model: model(batch)[ENCODER_OUT].square().mean())
@@ -34,8 +37,8 @@ def test_encoder(cell):
 def test_ppo():
     theirs = DefaultPPOTorchRLModule(
         observation_space=Box(-1, 1, (I,), np.float32), action_space=Discrete(2),
-        model_config={"use_lstm": True, "lstm_cell_size": H, "fcnet_hiddens": [8], "max_seq_len": T},
         catalog_class=PPOCatalog,
+        model_config=dict(use_lstm=True, lstm_cell_size=H, fcnet_hiddens=[8], max_seq_len=T),
     )  # fmt: skip
     ours = converted(theirs)
     states = {
@@ -47,8 +50,9 @@ def test_ppo():
 
     def loss(model: torch.nn.Module) -> torch.Tensor:
         output = model.forward_train(batch)
-        return output[Columns.ACTION_DIST_INPUTS].square().mean() + model.compute_values(
-            batch
-        ).sub(1).square().mean()
+        return (
+            output[Columns.ACTION_DIST_INPUTS].square().mean()
+            + model.compute_values(batch).sub(1).square().mean()
+        )
 
     assert_trains_alike(ours, theirs, loss)

@@ -7,11 +7,12 @@ import torch
 
 pytest.importorskip("rsl_rl")
 
-import fastbptt
 from rsl_rl.models import RNNModel
 from rsl_rl.utils import split_and_pad_trajectories
-from swap import assert_same, assert_trains_alike, converted
 from tensordict import TensorDict
+
+import fastbptt
+from swap import assert_same, assert_trains_alike, converted
 
 every_cell = pytest.mark.parametrize("cell", ["lstm", "gru"])
 T, B, I, A = 9, 3, 4, 2
@@ -78,18 +79,20 @@ def test_as_jit(cell, tmp_path):
 
 
 @every_cell
-def test_as_onnx(cell, tmp_path):
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_as_onnx(cell, dynamo, tmp_path):
     """As its runner exports: the file computes what torch's does, with ONNX's own operator."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
     results = []
     for name, model in zip(("ours", "theirs"), make_models(cell), strict=True):
         exported, path = model.as_onnx(), tmp_path / f"{name}.onnx"
         inputs = exported.get_dummy_inputs()
         torch.onnx.export(
             exported.eval(), inputs, path, export_params=True, opset_version=18, verbose=False,
-            input_names=exported.input_names, output_names=exported.output_names, dynamic_axes={},
-            dynamo=False,
+            input_names=exported.input_names, output_names=exported.output_names,
+            dynamo=dynamo,
         )  # fmt: skip
         assert cell.upper() in {node.op_type for node in onnx.load(path).graph.node}
         session = onnxruntime.InferenceSession(path)

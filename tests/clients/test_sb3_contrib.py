@@ -8,8 +8,9 @@ import torch
 pytest.importorskip("sb3_contrib")
 gymnasium = pytest.importorskip("gymnasium")
 
-import fastbptt
 from sb3_contrib import RecurrentPPO
+
+import fastbptt
 from swap import assert_ours, assert_same
 
 
@@ -55,7 +56,9 @@ def test_learns_the_same(policy):
     ours, theirs = learn(True, **policy), learn(False, **policy)
     assert_same(ours.policy.state_dict(), theirs.policy.state_dict(), rtol=1e-4)
     fresh = RecurrentPPO("MlpLstmPolicy", Recall(), seed=0, policy_kwargs=theirs.policy_kwargs)
-    assert not torch.equal(fresh.policy.lstm_actor.weight_hh_l0, ours.policy.lstm_actor.weight_hh_l0)
+    assert not torch.equal(
+        fresh.policy.lstm_actor.weight_hh_l0, ours.policy.lstm_actor.weight_hh_l0
+    )
 
 
 def test_loaded_is_torchs_again(tmp_path):

@@ -7,9 +7,10 @@ import torch
 
 pytest.importorskip("transformers")
 
+from transformers import EncodecConfig, EncodecModel
+
 import fastbptt
 from swap import assert_same, assert_trains_alike, converted, recurrent
-from transformers import EncodecConfig, EncodecModel
 
 
 def make_model() -> EncodecModel:
