@@ -1,9 +1,4 @@
-"""What the tests of this folder share: a model, its converted copy, and the two compared.
-
-Each file here is about one package that uses torch.nn's recurrent modules, and does with fastbptt's
-in their place what its users do. `make clients` installs the packages and runs the tests; where a
-package is absent its tests are skipped.
-"""
+"""What the tests of this folder share: a model, its converted copy, and the two compared."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fastbptt
-from swap import converted
+from clients.swap import converted
 
 CLASSES = {
     torch.nn.RNN: fastbptt.RNN,

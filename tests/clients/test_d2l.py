@@ -24,7 +24,7 @@ def d2l():
         yield module
 
 
-from swap import assert_same, assert_trains_alike, converted  # noqa: E402
+from clients.swap import assert_same, assert_trains_alike, converted  # noqa: E402
 
 VOCABULARY, H, B = 11, 6, 2
 

@@ -13,7 +13,7 @@ from darts import TimeSeries
 from darts.models import BlockRNNModel, RNNModel
 
 import fastbptt
-from swap import assert_ours, assert_same
+from clients.swap import assert_ours, assert_same
 
 QUIET = {
     "accelerator": "cpu",

@@ -12,7 +12,7 @@ from flair.embeddings import CharacterEmbeddings
 from flair.models import SequenceTagger
 
 import fastbptt
-from swap import assert_ours, assert_same, assert_trains_alike, converted, recurrent
+from clients.swap import assert_ours, assert_same, assert_trains_alike, converted, recurrent
 
 
 def make_tagger(**settings: object) -> SequenceTagger:

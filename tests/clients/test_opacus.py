@@ -12,7 +12,7 @@ from opacus.layers import DPGRU, DPLSTM
 from opacus.validators import ModuleValidator
 
 import fastbptt
-from swap import assert_same, converted
+from clients.swap import assert_same, converted
 
 every_cell = pytest.mark.parametrize(
     "theirs, ours, replacement",

@@ -12,7 +12,7 @@ import pandas as pd
 from pytorch_forecasting import DeepAR, TemporalFusionTransformer, TimeSeriesDataSet
 from pytorch_forecasting.models.nn import get_rnn
 
-from swap import assert_same, assert_trains_alike, converted
+from clients.swap import assert_same, assert_trains_alike, converted
 
 every_cell = pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 

@@ -15,7 +15,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.models.configs import RecurrentEncoderConfig
 
-from swap import assert_same, assert_trains_alike, converted
+from clients.swap import assert_same, assert_trains_alike, converted
 
 B, T, I, H, LAYERS = 3, 7, 4, 5, 2
 

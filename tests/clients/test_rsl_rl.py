@@ -12,7 +12,7 @@ from rsl_rl.utils import split_and_pad_trajectories
 from tensordict import TensorDict
 
 import fastbptt
-from swap import assert_same, assert_trains_alike, converted
+from clients.swap import assert_same, assert_trains_alike, converted
 
 every_cell = pytest.mark.parametrize("cell", ["lstm", "gru"])
 T, B, I, A = 9, 3, 4, 2

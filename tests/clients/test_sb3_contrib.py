@@ -11,7 +11,7 @@ gymnasium = pytest.importorskip("gymnasium")
 from sb3_contrib import RecurrentPPO
 
 import fastbptt
-from swap import assert_ours, assert_same
+from clients.swap import assert_ours, assert_same
 
 
 class Recall(gymnasium.Env):

@@ -10,7 +10,7 @@ pytest.importorskip("torchrl")
 from tensordict import TensorDict
 from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
 
-from swap import assert_ours, assert_same, assert_trains_alike, converted
+from clients.swap import assert_ours, assert_same, assert_trains_alike, converted
 
 MODULES = {"lstm": LSTMModule, "gru": GRUModule}
 CLASSES = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from transformers import EncodecConfig, EncodecModel
 
 import fastbptt
-from swap import assert_same, assert_trains_alike, converted, recurrent
+from clients.swap import assert_same, assert_trains_alike, converted, recurrent
 
 
 def make_model() -> EncodecModel:
