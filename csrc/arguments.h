@@ -33,14 +33,16 @@ constexpr const char* kForwardSchema =
 // Where windows overlap (k2 > k1) a call may take some of them: then the gradient of input is that
 // of the steps they lie in. by_lane: the gradient of output, or of input, has a row for each step
 // of each lane rather than for each step, so that a stack keeps windows apart; how many rows those
-// are, and in which order, is the device's own affair.
+// are, and in which order, is the device's own affair. It may depend on which steps have a loss: so
+// a layer that takes its gradient by lane is also given that of the stack's output, grad_network
+// (None: zeros).
 constexpr const char* kBackwardSchema =
     "rnn_bwd(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
     "Tensor output, Tensor c, Tensor gates, Tensor? hx, Tensor? cx, Tensor[] weights, "
     "bool has_biases, Tensor? batch_sizes, bool batch_first, str cell, bool[] needs, "
     "int k1=0, int k2=0, bool last_only=False, Tensor? resets=None, Tensor? kappa=None, "
     "Tensor? mask=None, int first_window=0, int num_windows=0, bool grad_by_lane=False, "
-    "bool input_by_lane=False) -> (Tensor, Tensor, Tensor, Tensor[])";
+    "bool input_by_lane=False, Tensor? grad_network=None) -> (Tensor, Tensor, Tensor, Tensor[])";
 
 struct LayerArguments {
   const Tensor& input;
@@ -66,6 +68,7 @@ struct BackwardArguments : LayerArguments {
   const OptionalTensor &kappa, &mask;
   int64_t first_window, num_windows;
   bool grad_by_lane, input_by_lane;
+  const OptionalTensor& grad_network;
 };
 
 struct ForwardResults {
@@ -96,7 +99,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd(
     bool has_biases, const OptionalTensor& batch_sizes, bool batch_first, c10::string_view cell,
     c10::List<bool> needs, int64_t k1, int64_t k2, bool last_only, const OptionalTensor& resets,
     const OptionalTensor& kappa, const OptionalTensor& mask, int64_t first_window,
-    int64_t num_windows, bool grad_by_lane, bool input_by_lane) {
+    int64_t num_windows, bool grad_by_lane, bool input_by_lane,
+    const OptionalTensor& grad_network) {
   const BackwardResults r =
       run({{input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets},
            grad_output,
@@ -114,7 +118,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd(
            first_window,
            num_windows,
            grad_by_lane,
-           input_by_lane});
+           input_by_lane,
+           grad_network});
   return {r.d_input, r.d_hx, r.d_cx, r.d_weights};
 }
 

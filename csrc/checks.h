@@ -193,7 +193,7 @@ inline std::vector<int64_t> output_sizes(const Tensor& input, const LayerShape& 
   return sizes;
 }
 
-// What the backward operator takes, but for grad_output.
+// What the backward operator takes, but for a grad_output by lane.
 inline LayerShape check_backward(const BackwardArguments& args, HalfTypes half_types) {
   const LayerShape shape = check_layer(args, half_types);
   const Tensor& input = args.input;
@@ -202,6 +202,9 @@ inline LayerShape check_backward(const BackwardArguments& args, HalfTypes half_t
   check_tensor(args.c, "c", {with_c, shape.N, shape.H}, input);
   check_tensor(args.gates, "gates",
                {shape.has_gates(args.gates) ? shape.D : 0, shape.N, shape.S * shape.H}, input);
+  if (args.grad_output.has_value() && !args.grad_by_lane) {
+    check_tensor(*args.grad_output, "grad_output", output_sizes(input, shape), input);
+  }
   if (args.grad_h_n.has_value()) {
     check_tensor(*args.grad_h_n, "grad_h_n", {shape.D, shape.B, shape.R}, input);
   }
@@ -213,6 +216,11 @@ inline LayerShape check_backward(const BackwardArguments& args, HalfTypes half_t
   if (args.mask.has_value()) check_tensor(*args.mask, "mask", input.sizes(), input);
   TORCH_CHECK(args.k2 > args.k1 || !(args.grad_by_lane || args.input_by_lane),
               "grad_by_lane and input_by_lane are for overlapping windows, k2 > k1");
+  TORCH_CHECK(args.grad_by_lane || !args.grad_network.has_value(),
+              "grad_network goes with grad_by_lane, got it without");
+  if (args.grad_network.has_value()) {
+    check_tensor(*args.grad_network, "grad_network", output_sizes(input, shape), input);
+  }
   TORCH_CHECK(args.needs.size() == 4, "needs must hold 4 flags (input, hx, cx, weights), got ",
               args.needs.size());
   TORCH_CHECK(!args.needs[1] || args.hx.has_value(),
@@ -222,14 +230,11 @@ inline LayerShape check_backward(const BackwardArguments& args, HalfTypes half_t
   return shape;
 }
 
-// grad_output is like output, or has a row for each of `lane_rows` (step, lane).
-inline void check_grad_output(const BackwardArguments& args, const LayerShape& shape,
-                              int64_t lane_rows) {
-  if (!args.grad_output.has_value()) return;
-  check_tensor(*args.grad_output, "grad_output",
-               args.grad_by_lane ? std::vector<int64_t>{lane_rows, shape.R}
-                                 : output_sizes(args.input, shape),
-               args.input);
+// A grad_output by lane has a row for each of `lane_rows` (step, lane).
+inline void check_grad_by_lane(const BackwardArguments& args, const LayerShape& shape,
+                               int64_t lane_rows) {
+  if (!args.grad_by_lane || !args.grad_output.has_value()) return;
+  check_tensor(*args.grad_output, "grad_output", {lane_rows, shape.R}, args.input);
 }
 
 }  // namespace fastbptt

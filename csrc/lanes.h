@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "losses.h"
 #include "params.h"
 
 namespace fastbptt {
@@ -61,17 +62,35 @@ inline int64_t count_rows(const std::vector<Lane>& lanes) {
   return rows;
 }
 
+// Whether no two lanes have a step in common.
+inline bool are_apart(const Layout& layout, int direction, const std::vector<Lane>& lanes) {
+  if (count_rows(lanes) > layout.N) return false;
+  std::vector<bool> is_taken(layout.N);
+  for (const Lane& lane : lanes) {
+    for (int64_t s = 0; s < lane.steps; ++s) {
+      const int64_t row = layout.row(lane.first + direction * s, lane.batch);
+      if (is_taken[row]) return false;
+      is_taken[row] = true;
+    }
+  }
+  return true;
+}
+
 // The lanes of each window of each sequence. Windows begin at t = 0, k1, 2 k1, ... in both directions.
 //
 // What resets and closed gates cut a window into is independent, and could be as many lanes: fewer
 // steps of more rows. But the longest piece decides how many steps there are, beyond kEnoughRows more
 // rows gain nothing, and uneven lanes leave late steps with few. So neighbours stay together as long
 // as no lane gets longer than that piece or than kEnoughRows even lanes would be, and the kernels cut
-// inside a lane. Where windows overlap, what comes before the cut that precedes a
-// window's first loss has no gradient and is left out; else the lanes cover every step once.
+// inside a lane.
+//
+// Where windows overlap, what comes before the cut that precedes a window's first loss has no
+// gradient and is left out; else the lanes cover every step once. Given `losses`, only those steps
+// are in lanes which the gradient of one comes to: in its window, and cut off by nothing.
 constexpr int64_t kEnoughRows = 16;
 
-inline std::vector<Lane> make_lanes(const Layout& layout, int direction, const Cuts& cuts) {
+inline std::vector<Lane> make_lanes(const Layout& layout, int direction, const Cuts& cuts,
+                                    const Losses* losses = nullptr) {
   const std::vector<int64_t> lengths = sequence_lengths(layout);
   const int64_t k1 = cuts.k1 == 0 ? layout.T : cuts.k1;
   const int64_t windows = count_windows(layout.T, k1);
@@ -90,9 +109,25 @@ inline std::vector<Lane> make_lanes(const Layout& layout, int direction, const C
   };
   std::vector<Piece> pieces;
   int64_t longest = 0, rows = 0;
+  const auto leave_out_steps_behind_losses = [&](Piece* piece) {
+    const int64_t b = piece->b;
+    const bool is_last = direction > 0 ? piece->end == lengths[b] : piece->begin == 0;
+    if (is_last && losses->at_end(b)) return;
+    const auto has_loss = [&](int64_t t) { return losses->at_step(layout.row(t, b)); };
+    int64_t &first = piece->loss_begin, &behind = piece->loss_end;
+    if (direction > 0) {
+      while (first < behind && !has_loss(behind - 1)) --behind;
+      piece->end = first < behind ? behind : piece->begin;
+    } else {
+      while (first < behind && !has_loss(first)) ++first;
+      piece->begin = first < behind ? first : piece->end;
+    }
+  };
   const auto add = [&](Piece piece) {
     piece.loss_begin = std::max(piece.loss_begin, piece.begin);
     piece.loss_end = std::max(piece.loss_begin, std::min(piece.loss_end, piece.end));
+    if (losses) leave_out_steps_behind_losses(&piece);
+    if (piece.begin == piece.end) return;
     if (cuts.overlapping() && piece.loss_begin == piece.loss_end) return;
     longest = std::max(longest, piece.end - piece.begin);
     rows += piece.end - piece.begin;
@@ -118,7 +153,7 @@ inline std::vector<Lane> make_lanes(const Layout& layout, int direction, const C
   for (size_t i = 0; i < pieces.size();) {
     Piece whole = pieces[i++];
     while (i < pieces.size() && pieces[i].b == whole.b && pieces[i].window == whole.window &&
-           pieces[i].end - whole.begin <= limit) {
+           pieces[i].begin == whole.end && pieces[i].end - whole.begin <= limit) {
       const Piece& next = pieces[i++];
       if (whole.loss_begin == whole.loss_end) whole.loss_begin = next.loss_begin;
       whole.loss_end = next.loss_end;

@@ -49,12 +49,13 @@ const auto& rnn_bwd() {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fastbptt::rnn_bwd", "")
-          .typed<BackwardResult(
-              const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
-              const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&,
-              const OptionalTensor&, TensorList, bool, const OptionalTensor&, bool,
-              c10::string_view, c10::List<bool>, int64_t, int64_t, bool, const OptionalTensor&,
-              const OptionalTensor&, const OptionalTensor&, int64_t, int64_t, bool, bool)>();
+          .typed<BackwardResult(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                                const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                const OptionalTensor&, const OptionalTensor&, TensorList, bool,
+                                const OptionalTensor&, bool, c10::string_view, c10::List<bool>,
+                                int64_t, int64_t, bool, const OptionalTensor&,
+                                const OptionalTensor&, const OptionalTensor&, int64_t, int64_t,
+                                bool, bool, const OptionalTensor&)>();
   return op;
 }
 
@@ -295,6 +296,7 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     const std::vector<Cuts> groups = groups_of(net, cuts, T, B, layers[0].size(-1), weights[1]);
     const auto sum_options =
         layers[0].options().dtype(at::promote_types(layers[0].scalar_type(), at::kFloat));
+    if (cuts.overlapping() && grads[0].defined()) grads[0] = grads[0].contiguous();
     if (needs_input && groups.size() > 1) {
       result[0] = at::zeros(layers[0].sizes(), sum_options);
     }
@@ -314,7 +316,15 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
             c10::List<bool>({needs_input || i > 0, needs_hx, needs_cx, needs_weights}), cuts.k1,
             cuts.k2, net.last_only && (i == top || cuts.overlapping()), context.resets,
             context.kappa, optional(mask), group.first_window, group.num_windows,
-            cuts.overlapping() && i < top, cuts.overlapping() && i > 0);
+            cuts.overlapping() && i < top, cuts.overlapping() && i > 0,
+            cuts.overlapping() && i < top ? optional(grads[0]) : std::nullopt);
+        // Where a group has no loss its gradients are zeros: the last group's are enough.
+        const bool has_no_lanes =
+            cuts.overlapping() && i > 0 && d_input.sym_size(0).maybe_as_int() == 0;
+        if (has_no_lanes && &group != &groups.back()) {
+          grad = Tensor();
+          break;
+        }
         grad = d_input;
         if (needs_hx) add(&d_hx[i], layer_d_hx, groups.size());
         if (needs_cx) add(&d_cx[i], layer_d_cx, groups.size());
@@ -323,7 +333,7 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
           if (needs_weight[index]) add(&result[kOthers + index], d_weights[j], groups.size());
         }
       }
-      if (!needs_input) continue;
+      if (!needs_input || !grad.defined()) continue;
       if (groups.size() == 1) {
         result[0] = grad;
       } else {

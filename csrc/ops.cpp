@@ -156,6 +156,27 @@ ForwardResults forward_cpu(const ForwardArguments& args) {
   return converted(results, args.input.scalar_type());
 }
 
+// Where the gradients that a layer's direction is given are not zero. Layers that hand gradients to
+// each other by lane must come to the same lanes: so all of them go by the gradient of the stack's
+// output, and count each final state if there are gradients of some.
+Losses losses_of(const BackwardArguments& args, const BackwardTensors& tensors,
+                 const LayerShape& shape, int64_t d) {
+  const auto rows = [](const OptionalTensor& tensor, int64_t first, int64_t ld, int64_t columns) {
+    if (!tensor.has_value() || tensor->numel() == 0) return GradientRows();
+    const int64_t element = tensor->element_size();
+    const char* data = static_cast<const char*>(tensor->const_data_ptr()) + first * element;
+    return GradientRows(data, element, ld, columns);
+  };
+  Losses losses;
+  losses.output = rows(args.grad_by_lane ? tensors.d_network : tensors.d_output, d * shape.R,
+                       shape.D * shape.R, shape.R);
+  losses.h_n = rows(tensors.d_h_n, d * shape.B * shape.R, shape.R, shape.R);
+  losses.c_n = rows(tensors.d_c_n, d * shape.B * shape.H, shape.H, shape.H);
+  losses.all_ends = (args.grad_by_lane || args.input_by_lane) &&
+                    (args.grad_h_n.has_value() || args.grad_c_n.has_value());
+  return losses;
+}
+
 BackwardResults backward_cpu(const BackwardArguments& args) {
   const LayerShape shape = check_backward(args, HalfTypes::kBoth);
   const at::ScalarType dtype = kernel_dtype(args.input.scalar_type());
@@ -172,12 +193,26 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
             closed.defined() ? closed.const_data_ptr<bool>() : nullptr};
   cuts.limit_to(shape.T);
   const Span span = span_of(shape.T, cuts);
-  std::vector<Lane> lanes = make_lanes(layout.layout, 1, cuts);
-  const int64_t lane_rows = count_rows(lanes);
-  check_grad_output(args, shape, lane_rows);
+  std::vector<std::vector<Lane>> lanes;  // of each direction
+  bool in_each_row = true;
+  int64_t lane_rows = 0;
+  for (int64_t d = 0; d < shape.D; ++d) {
+    const Losses losses = losses_of(args, tensors, shape, d);
+    lanes.push_back(make_lanes(layout.layout, d == 0 ? 1 : -1, cuts, &losses));
+    lane_rows += count_rows(lanes[d]);
+    in_each_row = in_each_row && count_rows(lanes[d]) == shape.N;
+  }
+  check_grad_by_lane(args, shape, lane_rows);
 
-  // An initial state that a reset replaces has no gradient; where windows overlap it is a sum.
-  const bool states_are_sums = args.resets.has_value() || cuts.overlapping();
+  // Only where lanes share steps is there a sum over them, which the kernel begins with zeros in
+  // each row of the span. Else it fills the rows that lanes come to: the others, and the initial
+  // states that no lane begins with, have no gradient.
+  const bool has_rows_of_all =
+      span.end - span.begin == shape.T || args.input_by_lane || !args.needs[0];
+  const bool sums =
+      cuts.overlapping() && !(has_rows_of_all && are_apart(layout.layout, 1, lanes[0]));
+  const bool states_are_sums = args.resets.has_value() || sums || !in_each_row;
+  const bool steps_are_left_out = !sums && !args.input_by_lane && !in_each_row;
   const auto options = tensors.input.options();
   const auto empty = [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, options); };
   const auto state = [&](const std::vector<int64_t>& sizes) {
@@ -185,16 +220,22 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
   };
   BackwardResults results = make_backward_results(
       args, d_input_sizes(args, shape, layout, span, lane_rows), empty, state);
-  if (lanes.empty()) return converted(zero(results), args.input.scalar_type());
+  if (lane_rows == 0) return converted(zero(results), args.input.scalar_type());
+  if (steps_are_left_out) results.d_input.zero_();
 
   const bool has_c = shape.has_cell_state(), needs_input = args.needs[0];
   for_dtype(dtype, [&](auto number) {
     using scalar_t = decltype(number);
     for (int64_t d = 0; d < shape.D; ++d) {
+      if (lanes[d].empty()) {
+        for (int64_t i = 0; i < shape.weights_per_direction(); ++i) {
+          results.d_weights[d * shape.weights_per_direction() + i].zero_();
+        }
+        continue;
+      }
       BwdParams<scalar_t> p{};
-      if (d > 0) lanes = make_lanes(layout.layout, -1, cuts);
-      fill_common(&p, shape, layout.layout, cuts.resets, lanes, tensors, d,
-                  threads_for(shape, 2, double(lane_rows)));
+      fill_common(&p, shape, layout.layout, cuts.resets, lanes[d], tensors, d,
+                  threads_for(shape, 2, double(count_rows(lanes[d]))));
       p.output = const_data<scalar_t>(tensors.output) + d * shape.R;
       p.gates = shape.has_gates(tensors.gates) ? direction_of<scalar_t>(tensors.gates, d) : nullptr;
       p.c = has_c ? direction_of<scalar_t>(tensors.c, d) : nullptr;
@@ -207,7 +248,7 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
       p.accumulate_d_input = d > 0;
       p.kappa = rows_of<scalar_t>(tensors.kappa);
       p.mask = rows_of<scalar_t>(tensors.mask);
-      p.overlapping = cuts.overlapping();
+      p.overlapping = sums;
       p.begin = span.begin;
       p.end = span.end;
       p.d_hx = direction_of<scalar_t>(results.d_hx, d, args.needs[1]);

@@ -322,7 +322,7 @@ BackwardResults backward_cuda(const BackwardArguments& args) {
   const Span span = span_of(shape.T, cuts);
   const int64_t steps = std::min(windows.k2, span.end - span.begin);
   const int64_t lane_rows = steps * windows.count * shape.B;
-  check_grad_output(args, shape, lane_rows);
+  check_grad_by_lane(args, shape, lane_rows);
 
   const CallGuard guard(args.input);
   const BackwardTensors tensors(args);

@@ -108,7 +108,7 @@ struct BwdParams : LayerParams<scalar_t> {
   const scalar_t* d_lanes;   // [M, R] instead of d_output, or null; see below
   const scalar_t* kappa;     // [N] gate between a step and the one before it in time, or null: 1
   const scalar_t* mask;      // [N, I] factors of d_input (the dropout before this layer), or null
-  bool overlapping;          // lanes may share steps; else each step is in exactly one of them
+  bool overlapping;          // lanes may share steps; else each step is in at most one of them
   int64_t begin, end;        // the steps t that the lanes lie in
   scalar_t* d_input;         // [rows of those steps, I], or null: not wanted
   bool d_input_by_lane;      // d_input is [M, I]; see below

@@ -63,6 +63,7 @@ struct LayerTensors {
 struct BackwardTensors : LayerTensors {
   Tensor output, c, gates;
   OptionalTensor d_output, d_h_n, d_c_n, kappa, mask;
+  OptionalTensor d_network;  // no kernel reads it: never converted
 
   explicit BackwardTensors(const BackwardArguments& args)
       : LayerTensors(args),
@@ -73,7 +74,8 @@ struct BackwardTensors : LayerTensors {
         d_h_n(contiguous(args.grad_h_n)),
         d_c_n(contiguous(args.grad_c_n)),
         kappa(contiguous(args.kappa)),
-        mask(contiguous(args.mask)) {}
+        mask(contiguous(args.mask)),
+        d_network(contiguous(args.grad_network)) {}
 
   void convert(at::ScalarType dtype) {
     LayerTensors::convert(dtype);

@@ -143,7 +143,9 @@ def call_of_module(
     else:
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
     weights = module._weights()
-    _check_input(module, input, packed, weights[0].dtype)
+    dtype = weights[0].dtype  # the common case of each check need not take long
+    if packed is not None or input.dtype != dtype or input.shape[-1] != module.input_size:
+        _check_input(module, input, packed, dtype)
     if states is not None:
         _check_states(module, input, packed, states)
     dropout = module.dropout if module.training else 0.0
@@ -183,15 +185,17 @@ def _check_states(
 ) -> None:
     layers = module.num_layers * (2 if module.bidirectional else 1)
     batch = input.size(0 if module.batch_first else 1) if packed is None else None
-    size = module.proj_size or module.hidden_size
-    if states[0].shape == (layers, batch, size) and len(states) == 1:
-        return  # the common case, which need not take long
-    expected = module.get_expected_hidden_size(input, None if packed is None else packed[1])
+    of_h = (layers, batch, module.proj_size or module.hidden_size)
+    of_c = (layers, batch, module.hidden_size)
+    if states[0].shape == of_h and (len(states) == 1 or states[1].shape == of_c):
+        return  # the common case
+    if packed is not None:
+        of_h = module.get_expected_hidden_size(input, packed.batch_sizes)
+        of_c = (*of_h[:2], module.hidden_size)
     if len(states) == 1:
-        return module.check_hidden_size(states[0], expected)
-    module.check_hidden_size(states[0], expected, "Expected hidden[0] size {}, got {}")
-    expected = (*expected[:2], module.hidden_size)
-    module.check_hidden_size(states[1], expected, "Expected hidden[1] size {}, got {}")
+        return module.check_hidden_size(states[0], of_h)
+    module.check_hidden_size(states[0], of_h, "Expected hidden[0] size {}, got {}")
+    module.check_hidden_size(states[1], of_c, "Expected hidden[1] size {}, got {}")
 
 
 def run(call: Call) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
@@ -206,7 +210,14 @@ def run(call: Call) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
             resets.
     """
     module, packed = call.net, call.packed
-    output, states = _by_kernel(call) if has_kernel(call.input) else _by_torch(call)
+    if has_kernel(call.input):
+        as_torchs = autocast.enter(call) if torch._C._is_any_autocast_enabled() else None
+        results = run_network(call)
+        if as_torchs is not None:
+            results = as_torchs(*results)
+        output, states = results[0], results[1:] if module.mode == "LSTM" else results[1:2]
+    else:
+        output, states = _by_torch(call)
     if packed is not None:
         if packed.unsorted_indices is not None:
             states = tuple(state.index_select(1, packed.unsorted_indices) for state in states)
@@ -224,17 +235,9 @@ def has_kernel(input: Tensor) -> bool:
     )
 
 
-def _by_kernel(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
-    as_torchs = autocast.enter(call) if torch._C._is_any_autocast_enabled() else None
-    results = run_network(call)
-    if as_torchs is not None:
-        results = as_torchs(*results)
-    return results[0], results[1:] if call.net.mode == "LSTM" else results[1:2]
-
-
 def run_network(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """The operator's results for a call: output, h_n, and c_n (empty unless it is an LSTM)."""
-    net, states = call.net, call.states
+    net, states, packed = call.net, call.states, call.packed
     bounds = _NO_BOUNDARIES
     if call.truncation is not None or call.resets is not None:
         bounds = boundaries_of(call)
@@ -246,8 +249,8 @@ def run_network(call: Call) -> tuple[Tensor, Tensor, Tensor]:
         net.bias,
         net.num_layers,
         net.bidirectional,
-        call.batch_sizes,
-        call.batch_first,
+        None if packed is None else packed.batch_sizes,
+        net.batch_first and packed is None,
         call.cell,
         call.dropout,
         bounds.k1,

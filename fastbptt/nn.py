@@ -102,7 +102,9 @@ class _Recurrent(torch.nn.RNNBase):
         truncation: Truncation | int | None,
         resets: Tensor | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        cut = as_truncation(self.truncation if truncation is _FROM_MODULE else truncation)
+        cut = self.truncation if truncation is _FROM_MODULE else truncation
+        if cut is not None:
+            cut = as_truncation(cut)
         return run(call_of_module(self, input, states, cut, resets))
 
     # torch.nn computes with a list of its own beside the weights' names, and so has to keep the two

@@ -11,6 +11,11 @@ from torch import Tensor
 from fastbptt import _C as _C  # loading it registers the operators
 from fastbptt.truncation import _positive_int
 
+# Looked up once: a short call asks all of them.
+_is_compiling = torch.compiler.is_compiling
+_has_function_mode = torch._C._is_torch_function_mode_enabled
+_innermost_transform = torch._C._functorch.peek_interpreter_stack
+
 _network = torch.ops.fastbptt.network.default  # made of the two below, so it needs no fake
 rnn_fwd = torch.ops.fastbptt.rnn_fwd.default
 rnn_bwd = torch.ops.fastbptt.rnn_bwd.default
@@ -20,9 +25,9 @@ def is_watched(input: Tensor) -> bool:
     """Whether somebody looks at a call's operators: a tracer, a transform, a mode, a subclass."""
     return (
         type(input) is not Tensor
-        or torch.compiler.is_compiling()
-        or torch._C._is_torch_function_mode_enabled()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _is_compiling()
+        or _has_function_mode()
+        or _innermost_transform() is not None
     )
 
 
@@ -133,6 +138,7 @@ def _(
     num_windows: int = 0,
     grad_by_lane: bool = False,
     input_by_lane: bool = False,
+    grad_network: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     _check_device(
         input,
@@ -149,6 +155,7 @@ def _(
         resets=resets,
         kappa=kappa,
         mask=mask,
+        grad_network=grad_network,
     )
 
     def gradient(tensor: Tensor | None, needed: bool) -> Tensor:
@@ -157,7 +164,7 @@ def _(
         return tensor.new_empty(tensor.shape)
 
     def input_gradient() -> Tensor:
-        if input_by_lane:  # resets decide how many rows
+        if input_by_lane:  # resets and losses decide how many rows
             rows = torch.library.get_ctx().new_dynamic_size()
             return input.new_empty((rows, input.shape[-1]))
         if num_windows == 0:
