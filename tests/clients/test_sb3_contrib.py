@@ -9,6 +9,7 @@ pytest.importorskip("sb3_contrib")
 gymnasium = pytest.importorskip("gymnasium")
 
 from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 
 import fastbptt
 from clients.swap import assert_ours, assert_same
@@ -35,9 +36,21 @@ class Recall(gymnasium.Env):
         return seen
 
 
-def learn(convert: bool, **policy: object) -> RecurrentPPO:
+class OneCall(RecurrentActorCriticPolicy):
+    """The recipe for its rollouts' beginnings of episodes: resets in place of a loop over steps."""
+
+    @staticmethod
+    def _process_sequence(features, lstm_states, episode_starts, lstm):
+        n = lstm_states[0].shape[1]
+        x = features.reshape(n, -1, lstm.input_size).swapaxes(0, 1)
+        resets = episode_starts.reshape(n, -1).swapaxes(0, 1) > 0
+        output, states = lstm(x, lstm_states, resets=resets)
+        return output.swapaxes(0, 1).flatten(0, 1), states
+
+
+def learn(convert: bool, kind: str | type = "MlpLstmPolicy", **policy: object) -> RecurrentPPO:
     model = RecurrentPPO(
-        "MlpLstmPolicy", Recall(), n_steps=32, batch_size=16, n_epochs=2, seed=0, device="cpu",
+        kind, Recall(), n_steps=32, batch_size=16, n_epochs=2, seed=0, device="cpu",
         policy_kwargs=dict(
             lstm_hidden_size=8, net_arch=[8], optimizer_class=torch.optim.SGD, **policy
         ),
@@ -59,6 +72,11 @@ def test_learns_the_same(policy):
     assert not torch.equal(
         fresh.policy.lstm_actor.weight_hh_l0, ours.policy.lstm_actor.weight_hh_l0
     )
+
+
+def test_resets_learn_the_same():
+    ours, theirs = learn(True, OneCall), learn(False)
+    assert_same(ours.policy.state_dict(), theirs.policy.state_dict(), rtol=1e-4)
 
 
 def test_loaded_is_torchs_again(tmp_path):
