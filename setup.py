@@ -19,6 +19,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 SOURCES = [
     "csrc/ops.cpp",
     "csrc/network.cpp",
+    "csrc/network_bwd.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/team.cpp",
     "csrc/cpu/isa_avx512_bf16.cpp",

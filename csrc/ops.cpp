@@ -125,7 +125,7 @@ void run_kernel(const Kernel<Params>& kernel, Params* p) {
 }
 
 ForwardResults forward_cpu(const ForwardArguments& args) {
-  const LayerShape shape = check_layer(args, HalfTypes::kBoth);
+  const LayerShape shape = check_forward(args, HalfTypes::kBoth);
   const at::ScalarType dtype = kernel_dtype(args.input.scalar_type());
   LayerTensors tensors(args);
   tensors.convert(dtype);
@@ -338,6 +338,57 @@ PYBIND11_MODULE(_C, m) {
         END_HANDLE_TH_ERRORS_PYBIND
       },
       "The weights in autocast's dtype on input's device, float64 ones as they are.");
+  m.def(
+      "check_forward",
+      [](const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+         const std::vector<Tensor>& weights, bool has_biases, const OptionalTensor& batch_sizes,
+         bool batch_first, const std::string& cell, const OptionalTensor& resets) {
+        HANDLE_TH_ERRORS
+        check_forward<c10::SymInt>(
+            {input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets},
+            HalfTypes::kBoth);
+        END_HANDLE_TH_ERRORS_PYBIND
+      },
+      "What rnn_fwd checks, for tensors without data.");
+  m.def(
+      "check_backward",
+      [](const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+         const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& output, const Tensor& c,
+         const Tensor& gates, const OptionalTensor& hx, const OptionalTensor& cx,
+         const std::vector<Tensor>& weights, bool has_biases, const OptionalTensor& batch_sizes,
+         bool batch_first, const std::string& cell, const std::vector<bool>& needs, int64_t k1,
+         int64_t k2, bool last_only, const OptionalTensor& resets, const OptionalTensor& kappa,
+         const OptionalTensor& mask, int64_t first_window, int64_t num_windows, bool grad_by_lane,
+         bool input_by_lane, const OptionalTensor& grad_network) {
+        HANDLE_TH_ERRORS
+        c10::List<bool> flags;
+        for (const bool flag : needs) flags.push_back(flag);
+        const BackwardArguments arguments{
+            {input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets},
+            grad_output,
+            grad_h_n,
+            grad_c_n,
+            output,
+            c,
+            gates,
+            flags,
+            k1,
+            k2,
+            last_only,
+            kappa,
+            mask,
+            first_window,
+            num_windows,
+            grad_by_lane,
+            input_by_lane,
+            grad_network};
+        const auto shape = check_backward<c10::SymInt>(arguments, HalfTypes::kBoth);
+        // How many rows lanes have is for the device to know.
+        const bool any_rows = grad_by_lane && grad_output.has_value() && grad_output->dim() > 0;
+        check_grad_by_lane(arguments, shape, any_rows ? grad_output->sym_size(0) : shape.N);
+        END_HANDLE_TH_ERRORS_PYBIND
+      },
+      "What rnn_bwd checks, for tensors without data.");
   m.def(
       "release_workspace", [] { workspace.release(); },
       "Frees the memory that the calling thread keeps for its next call.");

@@ -79,7 +79,7 @@ RecurrenceTensors fill_common(Recurrence<scalar_t>* p, const LayerShape& shape,
 }
 
 ForwardResults forward_cuda(const ForwardArguments& args) {
-  const LayerShape shape = check_layer(args, HalfTypes::kBoth);
+  const LayerShape shape = check_forward(args, HalfTypes::kBoth);
   const CallGuard guard(args.input);
   const LayerTensors tensors(args);
   const auto options = args.input.options();

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
-from fastbptt.truncation import Gated, Randomized, Windowed
+from fastbptt.truncation import Gated, Randomized, Windowed, check_all
 
 if TYPE_CHECKING:
     from fastbptt.call import Call
@@ -51,7 +52,8 @@ def resets_from_dones(
 
     Raises:
         TypeError: ``dones`` is no tensor, ``initial`` neither a bool nor a tensor, or one complex.
-        ValueError: a shape is not as above, or a value is neither 0 nor 1.
+        ValueError: a shape is not as above, or a value is neither 0 nor 1 (in compiled code the
+            latter is a RuntimeError).
     """
     if not isinstance(dones, Tensor):
         raise TypeError(f"dones must be a tensor, got {type(dones).__name__}")
@@ -82,15 +84,35 @@ def _as_bool(name: str, values: Tensor) -> Tensor:
     if values.is_complex():
         raise TypeError(f"{name} must hold bools or the numbers 0 and 1, got {values.dtype}")
     flags = values != 0
-    if not bool((values == flags.to(values.dtype)).all()):
-        raise ValueError(f"{name} must hold 0 and 1 alone, got other values")
+    zero_or_one = values == flags.to(values.dtype)
+    check_all(zero_or_one, f"{name} must hold 0 and 1 alone, got other values")
     return flags
 
 
-def _check_shape(name: str, values: Tensor, fits: list[tuple[int, ...]]) -> None:
-    if tuple(values.shape) not in fits:
-        wanted = " or ".join(map(str, fits))
-        raise ValueError(f"{name} must have shape {wanted}, got {tuple(values.shape)}")
+def _check_shape(name: str, values: Tensor, fits: list[tuple[int | None, ...]]) -> None:
+    shape = tuple(values.shape)
+    for wanted in fits:  # None is a size that is not known
+        if len(shape) == len(wanted) and all(
+            b is None or a == b for a, b in zip(shape, wanted, strict=True)
+        ):
+            return
+    raise ValueError(f"{name} must have shape {' or '.join(map(str, fits))}, got {shape}")
+
+
+def batch_of(packed: PackedSequence) -> int | None:
+    """How many sequences there are; None in a compiled program, whose sizes are not data."""
+    return None if torch.compiler.is_compiling() else int(packed.batch_sizes[0])
+
+
+def _packed_rows(table: Tensor, packed: PackedSequence) -> Tensor:
+    """[T] or [T, B] in the caller's order of sequences, as rows like a packed input's, [N]."""
+    data, sizes, order, _ = packed
+    step = torch.arange(sizes.numel()).repeat_interleave(sizes, output_size=data.shape[0])
+    if table.dim() == 1:
+        return table[step.to(table.device)]
+    before = sizes.cumsum(0) - sizes
+    sequence = (torch.arange(data.shape[0]) - before[step]).to(table.device)
+    return table[step.to(table.device), sequence if order is None else order[sequence]]
 
 
 def boundaries_of(call: Call) -> Boundaries:
@@ -107,20 +129,15 @@ def boundaries_of(call: Call) -> Boundaries:
         steps, batch = input.shape[:2]
         if batch_first:
             steps, batch = batch, steps
-        batch_sizes = sorted_indices = None
     else:
-        batch_sizes, sorted_indices = packed.batch_sizes, packed.sorted_indices
-        steps, batch = batch_sizes.numel(), int(batch_sizes[0])
+        steps, batch = packed.batch_sizes.numel(), batch_of(packed)
 
     def rows(table: Tensor) -> Tensor:
         """[T] or [T, B] in the order of the input's rows."""
+        if packed is not None:
+            return _packed_rows(table, packed)
         if table.dim() == 1:
             table = table.unsqueeze(1).expand(steps, batch)
-        elif sorted_indices is not None:
-            table = table.index_select(1, sorted_indices)
-        if batch_sizes is not None:
-            present = torch.arange(batch) < batch_sizes.unsqueeze(1)
-            return table[present.to(table.device)]
         return table.t() if batch_first else table
 
     k1 = k2 = 0
@@ -136,7 +153,7 @@ def boundaries_of(call: Call) -> Boundaries:
             )
     elif isinstance(truncation, Gated | Randomized):
         if isinstance(truncation, Randomized):
-            truncation = truncation.draw(steps, batch)
+            truncation = truncation.draw_for_call(steps, batch)
         kappa = truncation.kappa
         _check_shape("kappa", kappa, [(steps,), (steps, batch)])
         kappa = rows(kappa.to(input.device, input.dtype))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastbptt import _C, autocast, ops
-from fastbptt.boundaries import Boundaries, boundaries_of
+from fastbptt.boundaries import Boundaries, batch_of, boundaries_of
 from fastbptt.truncation import Truncation
 
 # The dtypes that have kernels, by device. The meta device has the operators' fakes.
@@ -184,14 +184,13 @@ def _check_states(
     states: tuple[Tensor, ...],
 ) -> None:
     layers = module.num_layers * (2 if module.bidirectional else 1)
-    batch = input.size(0 if module.batch_first else 1) if packed is None else None
+    batch = input.size(0 if module.batch_first else 1) if packed is None else batch_of(packed)
+    if batch is None:
+        batch = states[0].shape[1]
     of_h = (layers, batch, module.proj_size or module.hidden_size)
     of_c = (layers, batch, module.hidden_size)
     if states[0].shape == of_h and (len(states) == 1 or states[1].shape == of_c):
         return  # the common case
-    if packed is not None:
-        of_h = module.get_expected_hidden_size(input, packed.batch_sizes)
-        of_c = (*of_h[:2], module.hidden_size)
     if len(states) == 1:
         return module.check_hidden_size(states[0], of_h)
     module.check_hidden_size(states[0], of_h, "Expected hidden[0] size {}, got {}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastbptt import _C as _C  # loading it registers the operators
 from fastbptt.truncation import _positive_int
@@ -16,7 +17,7 @@ _is_compiling = torch.compiler.is_compiling
 _has_function_mode = torch._C._is_torch_function_mode_enabled
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
 
-_network = torch.ops.fastbptt.network.default  # made of the two below, so it needs no fake
+_network = torch.ops.fastbptt.network.default  # made of the others, so it needs no fake
 rnn_fwd = torch.ops.fastbptt.rnn_fwd.default
 rnn_bwd = torch.ops.fastbptt.rnn_bwd.default
 
@@ -59,20 +60,6 @@ def set_workspace_limit(bytes: int) -> None:
 GATES = {"tanh": 1, "relu": 1, "identity": 1, "gru": 3, "lstm": 4}
 
 
-def _check_device(
-    input: Tensor, weights: Sequence[Tensor], has_biases: bool, **others: Tensor | None
-) -> None:
-    """What the kernels' own check would say, were input on a device that has kernels."""
-    names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if has_biases else [])]
-    if len(weights) % len(names) > 0:
-        names.append("weight_hr")
-    for name, tensor in [*others.items(), *zip(itertools.cycle(names), weights, strict=False)]:
-        if tensor is not None and tensor.device != input.device:
-            raise RuntimeError(
-                f"{name} must be on input's device {input.device}, got {tensor.device}"
-            )
-
-
 @torch.library.register_fake("fastbptt::rnn_fwd")
 def _(
     input: Tensor,
@@ -86,7 +73,7 @@ def _(
     keep_gates: bool,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check_device(input, weights, has_biases, hx=hx, cx=cx, resets=resets)
+    _C.check_forward(input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets)
     plain = 4 if has_biases else 2
     directions = len(weights) // (plain + (len(weights) % plain > 0))
     state_size = weights[1].shape[1]
@@ -95,9 +82,11 @@ def _(
         batch = input.shape[0 if batch_first else 1]
     elif hx is not None:
         batch = hx.shape[1]
-    else:
+    elif isinstance(batch_sizes, FakeTensor):  # it has no values to read
         batch = torch.library.get_ctx().new_dynamic_size()
-    rows = input.shape[:-1].numel()
+    else:
+        batch = int(batch_sizes[0])
+    rows = math.prod(input.shape[:-1])  # which keeps symbols, as Size.numel does not
     with_c = directions if cell == "lstm" else 0
     gated = GATES[cell] > 1
     return (
@@ -140,22 +129,33 @@ def _(
     input_by_lane: bool = False,
     grad_network: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    _check_device(
+    _C.check_backward(
+        grad_output,
+        grad_h_n,
+        grad_c_n,
         input,
+        output,
+        c,
+        gates,
+        hx,
+        cx,
         weights,
         has_biases,
-        grad_output=grad_output,
-        grad_h_n=grad_h_n,
-        grad_c_n=grad_c_n,
-        output=output,
-        c=c,
-        gates=gates,
-        hx=hx,
-        cx=cx,
-        resets=resets,
-        kappa=kappa,
-        mask=mask,
-        grad_network=grad_network,
+        batch_sizes,
+        batch_first,
+        cell,
+        needs,
+        k1,
+        k2,
+        last_only,
+        resets,
+        kappa,
+        mask,
+        first_window,
+        num_windows,
+        grad_by_lane,
+        input_by_lane,
+        grad_network,
     )
 
     def gradient(tensor: Tensor | None, needed: bool) -> Tensor:
@@ -185,3 +185,33 @@ def _(
         gradient(cx, needs_cx),
         [gradient(weight, needs_weights) for weight in weights],
     )
+
+
+@torch.library.register_fake("fastbptt::network_bwd")
+def _(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    batch_sizes: Tensor | None,
+    resets: Tensor | None,
+    kappa: Tensor | None,
+    weights: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    cell: str,
+    k1: int,
+    k2: int,
+    last_only: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    input = kept[0]
+    return [
+        input.new_empty(of.shape if of is not None and is_needed else (0,))
+        for of, is_needed in zip((input, hx, cx, *weights), needs, strict=True)
+    ]

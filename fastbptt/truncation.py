@@ -14,6 +14,9 @@ from torch import Tensor
 __all__ = ["TBPTT", "Chunked", "Gated", "Randomized", "Sliding", "Truncation", "as_truncation"]
 
 
+_CALLS_KEPT = 1024  # of a Randomized with a generator, to be run again in a backward pass
+
+
 def _as_int(value: object) -> int | None:
     """``value`` as an int if it is one in Python's sense (an int, a NumPy integer; not a bool)."""
     if isinstance(value, bool):
@@ -37,6 +40,17 @@ def _real(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     return float(value)
+
+
+def check_all(holds: Tensor, message: str) -> None:
+    """Raises ValueError unless every element is true.
+
+    A compiled program cannot choose by values: there it is a RuntimeError, when the program runs.
+    """
+    if torch.compiler.is_compiling():
+        torch._assert_async(holds.all(), message)
+    elif not bool(holds.all()):
+        raise ValueError(message)
 
 
 class Truncation:
@@ -181,7 +195,7 @@ class Gated(Truncation):
     Raises:
         TypeError: ``kappa`` is no floating-point tensor.
         ValueError: ``kappa`` has another number of dimensions, requires a gradient (it gets
-            none), or holds NaN or infinity.
+            none), or holds NaN or infinity (RuntimeError where it is made in compiled code).
     """
 
     kappa: Tensor
@@ -197,8 +211,7 @@ class Gated(Truncation):
             )
         if kappa.requires_grad:
             raise ValueError("Gated's kappa must not require a gradient, since it gets none")
-        if not bool(torch.isfinite(kappa).all()):
-            raise ValueError("Gated's kappa must be finite, got NaN or infinity in it")
+        check_all(torch.isfinite(kappa), "Gated's kappa must be finite, got NaN or infinity in it")
 
     def __repr__(self) -> str:
         return f"Gated(kappa=<{'x'.join(map(str, self.kappa.shape))} {self.kappa.dtype}>)"
@@ -221,11 +234,19 @@ class Randomized(Truncation):
     Every call draws anew. ``draw`` does the same outside a call, and ``last`` is what the most
     recent draw gave, to read back or to use again.
 
+    Where ``torch.utils.checkpoint`` runs a call again in a backward pass, the gates are those of
+    the first time and ``last`` stays. It sets torch's default generator back for that
+    (``preserve_rng_state``, its default); a generator of one's own is set back here, for each of
+    the last 1024 calls without recorded gradients or with hooks on saved tensors, as checkpoint's
+    are. Such a call is told by a number that it takes from the default generator. A call that is
+    not found draws anew: outputs and the mean gradient are the same.
+
     Args:
         pi: probability that the gradient passes, in (0, 1].
         mean_length: mean length of a segment in steps, more than 1.
         alpha: exponent of the power law, more than 2.
-        generator: where the draws come from; None is torch's default generator.
+        generator: where the draws come from; None is torch's default generator. torch.compile
+            takes no other without a graph break.
         per_sequence: draw for each sequence of a batch by itself, rather than once for all.
 
     Raises:
@@ -239,7 +260,12 @@ class Randomized(Truncation):
     alpha: float | None = None
     generator: torch.Generator | None = field(default=None, repr=False)
     per_sequence: bool = False
-    _last: list[Gated] = field(default_factory=list, init=False, repr=False, compare=False)
+    # One place, so that a compiled program need not look at how many there are.
+    _last: list[Gated | None] = field(
+        default_factory=lambda: [None], init=False, repr=False, compare=False
+    )
+    # The generator's states before calls that may be run again, by the number that tells a call.
+    _states: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (self.pi is None) == (self.mean_length is None):
@@ -273,8 +299,11 @@ class Randomized(Truncation):
 
     @property
     def last(self) -> Gated | None:
-        """The gates of the most recent draw, or None before the first."""
-        return self._last[0] if self._last else None
+        """The gates of the most recent draw, or None before the first.
+
+        A compiled call sets it to the tensor that the program drew.
+        """
+        return self._last[0]
 
     def draw(self, steps: int, batch: int = 1) -> Gated:
         """Draws the gates of one call.
@@ -287,7 +316,40 @@ class Randomized(Truncation):
             Gates of shape [T], or [T, B] with ``per_sequence``; float64, on the CPU unless the
             generator is elsewhere. The first is 1: where a sequence begins nothing is cut.
         """
-        steps = _positive_int("steps", steps)
+        return self._new(_positive_int("steps", steps), batch)
+
+    def _new(self, steps: int, batch: int) -> Gated:
+        gates = self._last[0] = self._gates(steps, batch)
+        return gates
+
+    def draw_for_call(self, steps: int, batch: int) -> Gated:
+        """As ``draw``; but where a backward pass runs a call again, the gates that it had."""
+        if torch.compiler.is_compiling():
+            return self._new(steps, batch)  # steps may be a symbol
+        runs_again = torch._C._current_graph_task_id() != -1
+        generator = self.generator
+        if generator is None:
+            return self._gates(steps, batch) if runs_again else self.draw(steps, batch)
+        may_run_again = (
+            not torch.is_grad_enabled()
+            or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        )
+        if runs_again or may_run_again:
+            call = int(torch.randint(2**62, (), device="cpu"))
+            if runs_again and call in self._states:
+                now = generator.get_state()
+                generator.set_state(self._states[call])
+                try:
+                    return self._gates(steps, batch)
+                finally:
+                    generator.set_state(now)
+            self._states.pop(call, None)  # to be the newest
+            self._states[call] = generator.get_state()
+            while len(self._states) > _CALLS_KEPT:
+                del self._states[next(iter(self._states))]
+        return self.draw(steps, batch)
+
+    def _gates(self, steps: int, batch: int) -> Gated:
         columns = batch if self.per_sequence else 1
         device = self.generator.device if self.generator is not None else torch.device("cpu")
         options = {"dtype": torch.float64, "device": device}
@@ -301,7 +363,9 @@ class Randomized(Truncation):
             cut = (self.alpha - 1) / ((self.alpha - 2) * self.mean_length + after)
         survival = torch.cumprod(1 - cut, 0)
         # Lengths of segments by inversion, a segment a step at most: -S is ascending in d.
-        uniform = torch.rand(steps, columns, generator=self.generator, **options)
+        # A trace takes symbols for sizes where no generator is named.
+        source = {} if self.generator is None else {"generator": self.generator}
+        uniform = torch.rand(steps, columns, **source, **options)
         lengths = torch.searchsorted(-survival, -uniform.contiguous(), right=False) + 1
         begins = torch.cumsum(lengths, 0)
         is_cut = torch.zeros(steps + 1, columns, dtype=torch.bool, device=device)
@@ -314,8 +378,7 @@ class Randomized(Truncation):
         since = (place - before).clamp(min=1)
         kappa = torch.where(is_cut, 0.0, 1 / (1 - cut[since - 1]))
         kappa[0] = 1
-        self._last[:] = [Gated(kappa if self.per_sequence else kappa[:, 0])]
-        return self._last[0]
+        return Gated(kappa if self.per_sequence else kappa[:, 0])
 
 
 def as_truncation(value: Truncation | int | None) -> Truncation | None:

@@ -69,7 +69,9 @@ OPTIONS = [
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler():
+def fresh_compiler(monkeypatch, tmp_path):
+    # torch's caches on disk know a graph by its operators' names, whatever these compute by now.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

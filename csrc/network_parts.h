@@ -1,0 +1,93 @@
+// What the two passes of a network share: its options, the tensors of a call, and their checks.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <vector>
+
+#include "checks.h"
+
+namespace fastbptt {
+
+using at::TensorList;
+using TensorVector = std::vector<Tensor>;
+
+// What a call is besides its tensors.
+struct Options {
+  int64_t num_layers, directions;
+  bool has_biases, batch_first;
+  CellKind cell;
+  double dropout;  // probability between layers; 0 outside training
+  int64_t k1, k2;  // windows of the backward pass, as in Cuts
+  bool last_only;
+  bool recompute;
+};
+
+// The tensors that a layer keeps for the backward pass: its input, output, c and gates.
+constexpr int64_t kKeptByLayer = 4;
+
+inline const char* name_of(CellKind cell) { return kCellNames[size_t(cell)]; }
+
+inline OptionalTensor optional(const Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// The tensors of a call besides input and weights.
+struct Context {
+  OptionalTensor hx, cx, batch_sizes, resets, kappa;
+
+  static constexpr int64_t kTensors = 5;
+  void append_to(TensorVector* list) const {
+    for (const OptionalTensor* each : {&hx, &cx, &batch_sizes, &resets, &kappa}) {
+      list->push_back(each->value_or(Tensor()));
+    }
+  }
+  static Context from_list(TensorList list) {
+    return {optional(list[0]), optional(list[1]), optional(list[2]), optional(list[3]),
+            optional(list[4])};
+  }
+};
+
+// The part of a [num_layers * directions, B, R] tensor that belongs to a layer.
+inline OptionalTensor of_layer(const OptionalTensor& states, const Options& net, int64_t index) {
+  if (!states.has_value() || net.num_layers == 1) return states;
+  return states->narrow(0, index * net.directions, net.directions);
+}
+
+inline TensorList of_layer(TensorList weights, const Options& net, int64_t index) {
+  const size_t per_layer = weights.size() / net.num_layers;
+  return weights.slice(index * per_layer, per_layer);
+}
+
+inline Tensor concatenate(const std::vector<Tensor>& states) {
+  return states.size() == 1 ? states[0] : at::cat(states);
+}
+
+// What the layers' own checks do not see.
+inline void check_options(const Options& net, TensorList weights) {
+  const int64_t count = int64_t(weights.size());
+  TORCH_CHECK(net.num_layers > 0, "num_layers must be positive, got ", net.num_layers);
+  TORCH_CHECK(net.num_layers <= count && count % (net.num_layers * net.directions) == 0,
+              "weights must hold as many tensors for each of ", net.num_layers, " layers and ",
+              net.directions, " directions, got ", count);
+  TORCH_CHECK(net.dropout >= 0 && net.dropout <= 1, "dropout must be a probability, got ",
+              net.dropout);
+  LayerShape layer{};
+  layer.cell = net.cell;
+  layer.has_biases = net.has_biases;
+  check_weight_count(of_layer(weights, net, 0), &layer);
+  TORCH_CHECK(layer.D == net.directions, "weights must hold tensors for ", net.directions,
+              " directions of each layer, got those for ", layer.D);
+  check_windows(net.directions, net.k1, net.k2, net.last_only);
+}
+
+inline void check_states(const Options& net, const char* name, const OptionalTensor& states) {
+  const int64_t count = net.num_layers * net.directions;
+  TORCH_CHECK(!states.has_value() ||
+                  (states->dim() == 3 && are_equal(states->sym_size(0), c10::SymInt(count))),
+              name, " must have 3 dimensions, the first of size ", count, ", got shape ",
+              states->sym_sizes());
+}
+
+}  // namespace fastbptt
