@@ -4,6 +4,8 @@ import torch  # noqa: F401  (first: the extension links to its libraries)
 
 from fastbptt import _C as _C
 from fastbptt import diagnostics, reference
+from fastbptt import flops as flops  # its formulas are registered
+from fastbptt import quantize as quantize  # so that torch.ao.quantization knows the modules
 from fastbptt.boundaries import resets_from_dones
 from fastbptt.convert import convert, revert
 from fastbptt.functional import gru, lstm, rnn

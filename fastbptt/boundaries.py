@@ -153,7 +153,9 @@ def boundaries_of(call: Call) -> Boundaries:
             )
     elif isinstance(truncation, Gated | Randomized):
         if isinstance(truncation, Randomized):
-            truncation = truncation.draw_for_call(steps, batch)
+            if batch is None and truncation.per_sequence:
+                batch = int(packed.batch_sizes[0])  # how many to draw is data after all
+            truncation = truncation.draw_for_call(steps, batch or 1)
         kappa = truncation.kappa
         _check_shape("kappa", kappa, [(steps,), (steps, batch)])
         kappa = rows(kappa.to(input.device, input.dtype))

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import is_tensor_like
 
-from fastbptt import _C, autocast, ops
+from fastbptt import _C, autocast, onnx, ops
 from fastbptt.boundaries import Boundaries, batch_of, boundaries_of
 from fastbptt.truncation import Truncation
 
@@ -20,14 +21,6 @@ from fastbptt.truncation import Truncation
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 KERNEL_DTYPES = {"cpu": DTYPES, "meta": DTYPES, "cuda": DTYPES if _C.cuda_built() else ()}
 _NO_BOUNDARIES = Boundaries()
-
-# torch's own computation of each mode, where there is no kernel.
-_TORCH = {
-    "RNN_TANH": torch._VF.rnn_tanh,
-    "RNN_RELU": torch._VF.rnn_relu,
-    "GRU": torch._VF.gru,
-    "LSTM": torch._VF.lstm,
-}
 
 
 class Call:
@@ -115,14 +108,14 @@ def call_of_module(
         TypeError, ValueError, RuntimeError: as torch.nn's module.
     """
     for state in states or ():
-        if not isinstance(state, Tensor):
+        if not isinstance(state, Tensor) and not _is_like_a_tensor(state):
             raise TypeError(f"hx must hold a Tensor for each state, got {type(state).__name__}")
     packed, unbatched = None, False
     if isinstance(input, PackedSequence):
         packed, input = input, input.data
         if states is not None and packed.sorted_indices is not None:
             states = tuple(state.index_select(1, packed.sorted_indices) for state in states)
-    elif isinstance(input, Tensor):
+    elif isinstance(input, Tensor) or _is_like_a_tensor(input):
         dims = input.dim()
         if dims not in (2, 3):
             raise ValueError(
@@ -152,6 +145,24 @@ def call_of_module(
     return Call(
         module, module._cell, input, states, weights, truncation, resets, packed, unbatched, dropout
     )
+
+
+def _is_like_a_tensor(value: object) -> bool:
+    """Whether it takes part in torch's functions and has a value: a proxy has none yet."""
+    return is_tensor_like(value) and not isinstance(value, torch.fx.Proxy)
+
+
+def check_lstm_states(hx: object, *, packed: bool = False) -> None:
+    """Refuses what is no pair of states, with the exception types of torch.nn.LSTM."""
+    wanted = "hx must be None or a pair of Tensors (h_0, c_0), got"
+    if isinstance(hx, Tensor):
+        error = TypeError if packed else RuntimeError
+        raise error(f"{wanted} one Tensor of shape {tuple(hx.shape)}")
+    if hx is not None and not isinstance(hx, tuple | list):
+        raise TypeError(f"{wanted} {type(hx).__name__}")
+    if hx is not None and len(hx) != 2:
+        error = TypeError if len(hx) < 2 else RuntimeError
+        raise error(f"{wanted} {len(hx)} of them")
 
 
 def _check_input(
@@ -239,7 +250,10 @@ def run_network(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     net, states, packed = call.net, call.states, call.packed
     bounds = _NO_BOUNDARIES
     if call.truncation is not None or call.resets is not None:
-        bounds = boundaries_of(call)
+        if onnx.is_exporting():
+            onnx.check(call)
+        else:
+            bounds = boundaries_of(call)
     return ops.network(
         call.input,
         None if states is None else states[0],
@@ -274,7 +288,7 @@ def _by_torch(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         )
     if call.resets is not None:
         raise NotImplementedError(f"fastbptt.{name}: resets have no kernel for {where}")
-    if module.mode not in _TORCH:
+    if call.cell not in onnx.TORCH_FUNCTIONS:
         raise NotImplementedError(
             f"fastbptt.{name}: nonlinearity={call.cell!r} has no kernel for {where}"
         )
@@ -295,7 +309,7 @@ def _by_torch(call: Call) -> tuple[Tensor, tuple[Tensor, ...]]:
         module.bidirectional,
     )
     initial = states if len(states) == 2 else states[0]
-    compute = _TORCH[module.mode]
+    compute = onnx.TORCH_FUNCTIONS[call.cell]
     if call.packed is None:
         output, *final_states = compute(input, initial, *options, module.batch_first)
     else:

@@ -67,8 +67,7 @@ def convert(module: _M, *, truncation: Truncation | int | None = None) -> _M:
 
     It finds registered modules, those that ``module.modules()`` lists; a cell such as
     ``torch.nn.LSTMCell`` is no concern of it. Convert before wrapping in something that changes
-    the modules' classes itself, as ``fully_shard`` does, and ``revert`` before exporting with
-    something that knows torch's classes alone, such as ``torch.jit.script``.
+    the modules' classes itself, as ``fully_shard`` does.
 
     Args:
         module: the model; itself converted if it is a recurrent module.
@@ -153,6 +152,14 @@ def revert(module: _M) -> _M:
         child._init_flat_weights()
     _warn("fastbptt.revert", remarks)
     return module
+
+
+def torchs_class(module: torch.nn.Module) -> type | None:
+    """The class that ``revert`` would give a module, or None if it would leave it as it is."""
+    if not isinstance(module, nn._Recurrent) or getattr(module, "nonlinearity", "") == "identity":
+        return None
+    cls = _torchs(_plain_class(module))
+    return None if cls is None else _with_base(module, cls)
 
 
 def _modules(module: object) -> list[tuple[str, torch.nn.Module]]:

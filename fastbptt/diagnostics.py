@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fastbptt.boundaries import boundaries_of
-from fastbptt.call import Call, call_of_module, has_kernel
+from fastbptt.call import Call, call_of_module, check_lstm_states, has_kernel
 from fastbptt.lags import lag_sums, run_layers
-from fastbptt.nn import GRU, LSTM, RNN, check_lstm_states
+from fastbptt.nn import GRU, LSTM, RNN
 from fastbptt.truncation import _as_int, _real
 
 if TYPE_CHECKING:

@@ -9,15 +9,12 @@ torch's own as well, so it is set for the moment alone in which dynamo looks at 
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.util
-import sys
-from collections.abc import Callable
-from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from fastbptt.late import when_imported
 
 _BUILDER = "torch._dynamo.variables.builder"
 
@@ -37,33 +34,4 @@ def let_in(cls: type) -> None:
 
         builder.VariableBuilder.wrap_module = wrap_module
 
-    if _BUILDER in sys.modules:
-        wrap(sys.modules[_BUILDER])
-    else:
-        sys.meta_path.insert(0, _WhenImported(_BUILDER, wrap))
-
-
-class _WhenImported(importlib.abc.MetaPathFinder):
-    """Calls ``action`` with a module when it has been imported, once."""
-
-    def __init__(self, name: str, action: Callable[[ModuleType], None]):
-        self.name = name
-        self.action = action
-
-    def find_spec(
-        self, fullname: str, path: Any = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != self.name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            self.action(module)
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+    when_imported(_BUILDER, wrap)

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fastbptt.call import Call, run_network
-from fastbptt.nn import check_lstm_states
+from fastbptt.call import Call, check_lstm_states, run_network
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["gru", "lstm", "rnn"]

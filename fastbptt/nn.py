@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,14 +10,27 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastbptt import dynamo
-from fastbptt.call import call_of_module, run
+from fastbptt import capture, dynamo
+from fastbptt.call import call_of_module, check_lstm_states, run
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
-_FROM_MODULE: Any = object()  # "the truncation the module was made with"
-_DEFAULT: Any = object()
+
+class _NotGiven:
+    """The default of a keyword of a call: the truncation is the module's then, and no resets are.
+
+    torch.onnx's older exporter looks for defaults with ``!=``, and passes them all by position.
+    """
+
+    def __ne__(self, other: object) -> bool:
+        return other is not inspect.Parameter.empty
+
+    def __repr__(self) -> str:
+        return "<not given>"
+
+
+_NOT_GIVEN: Any = _NotGiven()
 
 
 class defaults:  # noqa: N801  (a place for values, not a type)
@@ -45,8 +59,8 @@ class _Recurrent(torch.nn.RNNBase):
     truncation: Truncation | None = None  # of a state saved by a class that had none
     recompute = False
 
-    def __init__(self, *args: Any, truncation: Truncation | int | None = _DEFAULT, **kwargs: Any):
-        truncation = defaults.truncation if truncation is _DEFAULT else as_truncation(truncation)
+    def __init__(self, *args: Any, truncation: Truncation | int | None = _NOT_GIVEN, **kwargs: Any):
+        truncation = defaults.truncation if truncation is _NOT_GIVEN else as_truncation(truncation)
         super().__init__(*args, **kwargs)
         self.truncation = truncation
 
@@ -67,8 +81,8 @@ class _Recurrent(torch.nn.RNNBase):
         input: Tensor | PackedSequence,
         hx: Tensor | None = None,
         *,
-        truncation: Truncation | int | None = _FROM_MODULE,
-        resets: Tensor | None = None,
+        truncation: Truncation | int | None = _NOT_GIVEN,
+        resets: Tensor | None = _NOT_GIVEN,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the network over a sequence; shapes as for the torch.nn module of the same name.
 
@@ -92,20 +106,35 @@ class _Recurrent(torch.nn.RNNBase):
             ValueError, RuntimeError: where torch.nn's module raises them.
             NotImplementedError: a truncation, resets or nonlinearity for which there is no kernel.
         """
-        output, (h_n,) = self._call(input, None if hx is None else (hx,), truncation, resets)
-        return output, h_n
+        return self._call(input, hx, truncation, resets)
 
     def _call(
         self,
         input: Tensor | PackedSequence,
-        states: tuple[Tensor, ...] | None,
+        hx: Any,
         truncation: Truncation | int | None,
         resets: Tensor | None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        cut = self.truncation if truncation is _FROM_MODULE else truncation
+    ) -> tuple[Tensor | PackedSequence, Any]:
+        cut = self.truncation if truncation is _NOT_GIVEN else truncation
         if cut is not None:
             cut = as_truncation(cut)
-        return run(call_of_module(self, input, states, cut, resets))
+        resets = None if resets is _NOT_GIVEN else resets
+        try:
+            states = None if hx is None else self._states(hx, input)
+            call = call_of_module(self, input, states, cut, resets)
+        except TypeError:  # it may be no call of ours: to ask so late costs nothing
+            options = {} if resets is None else {"resets": resets}
+            if truncation is not _NOT_GIVEN:
+                options["truncation"] = cut
+            leaf = capture.fx_leaf(self, input, *(() if hx is None else (hx,)), **options)
+            if leaf is None:
+                raise
+            return leaf
+        output, states = run(call)
+        return output, states if len(states) == 2 else states[0]
+
+    def _states(self, hx: Any, input: Tensor | PackedSequence) -> tuple[Tensor, ...]:
+        return (hx,)
 
     # torch.nn computes with a list of its own beside the weights' names, and so has to keep the two
     # in step. Here a call asks the names, and the list is made of them.
@@ -165,7 +194,7 @@ class RNN(_Recurrent, torch.nn.RNN):
         num_layers: int = 1,
         nonlinearity: str = "tanh",
         *args: Any,
-        truncation: Truncation | int | None = _DEFAULT,
+        truncation: Truncation | int | None = _NOT_GIVEN,
         **kwargs: Any,
     ):
         if nonlinearity not in ("tanh", "relu", "identity"):
@@ -215,7 +244,7 @@ class GRU(_Recurrent, torch.nn.GRU):
     def __init__(
         self,
         *args: Any,
-        truncation: Truncation | int | None = _DEFAULT,
+        truncation: Truncation | int | None = _NOT_GIVEN,
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -253,7 +282,7 @@ class LSTM(_Recurrent, torch.nn.LSTM):
     def __init__(
         self,
         *args: Any,
-        truncation: Truncation | int | None = _DEFAULT,
+        truncation: Truncation | int | None = _NOT_GIVEN,
         recompute: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -265,8 +294,8 @@ class LSTM(_Recurrent, torch.nn.LSTM):
         input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
-        truncation: Truncation | int | None = _FROM_MODULE,
-        resets: Tensor | None = None,
+        truncation: Truncation | int | None = _NOT_GIVEN,
+        resets: Tensor | None = _NOT_GIVEN,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Runs the network over a sequence; shapes as for ``torch.nn.LSTM``.
 
@@ -290,18 +319,8 @@ class LSTM(_Recurrent, torch.nn.LSTM):
             ValueError, RuntimeError: where torch.nn.LSTM raises them.
             NotImplementedError: a truncation or resets for which there is no kernel.
         """
+        return self._call(input, hx, truncation, resets)
+
+    def _states(self, hx: Any, input: Tensor | PackedSequence) -> tuple[Tensor, ...]:
         check_lstm_states(hx, packed=isinstance(input, PackedSequence))
-        return self._call(input, hx, truncation, resets)  # type: ignore[return-value]
-
-
-def check_lstm_states(hx: object, *, packed: bool = False) -> None:
-    """Refuses what is no pair of states, with the exception types of torch.nn.LSTM."""
-    wanted = "hx must be None or a pair of Tensors (h_0, c_0), got"
-    if isinstance(hx, Tensor):
-        error = TypeError if packed else RuntimeError
-        raise error(f"{wanted} one Tensor of shape {tuple(hx.shape)}")
-    if hx is not None and not isinstance(hx, tuple | list):
-        raise TypeError(f"{wanted} {type(hx).__name__}")
-    if hx is not None and len(hx) != 2:
-        error = TypeError if len(hx) < 2 else RuntimeError
-        raise error(f"{wanted} {len(hx)} of them")
+        return hx

@@ -10,11 +10,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fastbptt import _C as _C  # loading it registers the operators
+from fastbptt import onnx
 from fastbptt.truncation import _positive_int
 
 # Looked up once: a short call asks all of them.
 _is_compiling = torch.compiler.is_compiling
 _has_function_mode = torch._C._is_torch_function_mode_enabled
+_is_tracing = torch._C._is_tracing
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
 
 _network = torch.ops.fastbptt.network.default  # made of the others, so it needs no fake
@@ -29,12 +31,23 @@ def is_watched(input: Tensor) -> bool:
         or _is_compiling()
         or _has_function_mode()
         or _innermost_transform() is not None
+        or _is_tracing()
     )
 
 
-def network(input: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+def network(
+    input: Tensor, hx: Tensor | None, cx: Tensor | None, *arguments: object
+) -> tuple[Tensor, Tensor, Tensor]:
     """The operator of that name; called directly where nobody watches operators: it is cheaper."""
-    return (_network if is_watched(input) else _C.network)(input, *arguments)
+    if (
+        is_watched(input)
+        or (hx is not None and type(hx) is not Tensor)
+        or (cx is not None and type(cx) is not Tensor)
+    ):
+        if onnx.is_exporting():
+            return onnx.network(input, hx, cx, *arguments)  # type: ignore[arg-type]
+        return _network(input, hx, cx, *arguments)
+    return _C.network(input, hx, cx, *arguments)
 
 
 def get_workspace_limit() -> int:
