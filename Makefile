@@ -23,7 +23,7 @@ die = { echo "error:" $(1) >&2; exit 1; }
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test bench cuda-check lint format clean distclean python lint-tools FORCE
+.PHONY: help run test clients bench cuda-check lint format clean distclean python lint-tools FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ run: build/.installed ## train the example with torch.nn.RNN and with fastbptt a
 
 test: build/.installed ## run the tests
 	@$(PY) -m pytest $(ARGS)
+
+clients: .venv-clients/.installed ## install other packages that use torch.nn's modules and test the swap
+	@.venv-clients/bin/python -m pytest tests/clients $(ARGS)
 
 bench: build/.installed ## measure the speed against torch and then the memory
 	@$(PY) -m benchmarks.compare $(ARGS)
@@ -55,10 +58,10 @@ format: lint-tools ## format the sources
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info fastbptt/*.so .benchmarks .hypothesis .pytest_cache .ruff_cache
-	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	find . -name ".venv*" -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv too
-	rm -rf .venv
+distclean: clean ## remove .venv and .venv-clients too
+	rm -rf .venv .venv-clients
 
 # The environment. To a user's own only what is missing is added, and the formatters as pinned.
 ifdef PYTHON
@@ -109,3 +112,18 @@ endif
 	@echo "building fastbptt"
 	@$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
 	@mkdir -p build && $(STATE) >$@
+
+# A second environment on top of the first, which so keeps its versions: what is not installed here,
+# torch and fastbptt among it, is found there. The stamp says which one that is.
+CLIENTS_PIP = .venv-clients/bin/python -m pip -qq --disable-pip-version-check install
+.venv-clients/.installed: tests/clients/requirements.txt tests/clients/no_deps.txt \
+		$(shell grep -qsxF "$(PY)" .venv-clients/.installed || echo FORCE) | build/.installed
+	@echo "installing the packages of tests/clients into .venv-clients (this takes a while)"
+	@$(PY) -m venv --clear .venv-clients
+	@$(PY) -c 'import sys, sysconfig as s; path = s.get_path("purelib"); \
+		pth = s.get_path("purelib", vars=dict(base=sys.argv[1])) + "/below.pth"; \
+		open(pth, "w").write(f"import site; site.addsitedir({path!r})\n")' .venv-clients
+	@$(CLIENTS_PIP) "$$($(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')" \
+		-r tests/clients/requirements.txt
+	@$(CLIENTS_PIP) --no-deps -r tests/clients/no_deps.txt
+	@echo "$(PY)" >$@
