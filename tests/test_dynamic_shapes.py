@@ -113,22 +113,47 @@ def test_marked_dynamic(cls):
     assert graphs() == 1
 
 
-@every_class
-@pytest.mark.parametrize("truncation", [None, 2, fastbptt.TBPTT(1, 3)], ids=str)
-def test_packed(cls, truncation):
-    """Which B the batch_sizes hold is a symbol too."""
-    module = made(cls, {"truncation": truncation})
+PACKED = {
+    "plain": {},
+    "chunked": {"truncation": 2},
+    "overlapping": {"truncation": fastbptt.TBPTT(1, 3), "num_layers": 2},
+    "two layers and directions": {"num_layers": 2, "bidirectional": True},
+}
 
-    def call(data, batch_sizes):
-        output, states = module(PackedSequence(data, batch_sizes))
+
+@every_class
+@pytest.mark.parametrize("options", PACKED.values(), ids=PACKED)
+@pytest.mark.parametrize("sorted_by", ["pack", "caller"])
+@pytest.mark.parametrize("given", ["input", "states, gates and resets"])
+def test_packed(cls, options, sorted_by, given):
+    """Which B the batch_sizes hold is a symbol too."""
+    module = made(cls, options)
+    layers = module.num_layers * (2 if module.bidirectional else 1)
+
+    def call(data, batch_sizes, order, inverse, *more):
+        packed = PackedSequence(data, batch_sizes, order, inverse)
+        if not more:
+            output, states = module(packed)
+        else:
+            h, kappa, resets = more
+            hx = (h, h) if module.mode == "LSTM" else h
+            cut = module.truncation or fastbptt.Gated(kappa)
+            output, states = module(packed, hx, truncation=cut, resets=resets)
         return output.data, states
 
     compiled = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
     for lengths in [(5, 3, 2), (9, 4), (7, 7, 6, 3), (12, 2, 2, 2, 2)]:
-        data = torch.randn(max(lengths), len(lengths), 3, dtype=torch.float64)
-        data, batch_sizes, *_ = pack_padded_sequence(data, lengths)
+        T, B = max(lengths), len(lengths)
+        data = torch.randn(T, B, 3, dtype=torch.float64)
+        lengths = lengths[::-1] if sorted_by == "pack" else lengths
+        packed = pack_padded_sequence(data, lengths, enforce_sorted=sorted_by == "caller")
+        more = ()
+        if given != "input":
+            h = torch.randn(layers, B, module.hidden_size, dtype=torch.float64)
+            more = h, torch.rand(T, B, dtype=torch.float64), torch.rand(T, B) < 0.2
         found, expected = (
-            gradients(module, lambda x, f=f, b=batch_sizes: f(x, b), data) for f in (compiled, call)
+            gradients(module, lambda x, f=f, rest=(*packed[1:], *more): f(x, *rest), packed.data)
+            for f in (compiled, call)
         )
         assert_matches(found, expected, RTOL)
     assert graphs() == 1

@@ -373,7 +373,8 @@ def test_second_derivatives_are_refused(truncation, case):
     x, hx = case.data()
     loss = module(x.requires_grad_(), hx)[0].square().sum()
     (dx,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="derivative for fastbptt::network_bwd is not implemented"):
+    message = "derivative for fastbptt::network_bwd is not implemented"
+    with pytest.raises(RuntimeError, match=message):
         dx.sum().backward()
 
 
