@@ -11,6 +11,7 @@ from rsl_rl.models import RNNModel
 from rsl_rl.utils import split_and_pad_trajectories
 from tensordict import TensorDict
 
+import fastbptt
 from clients.swap import assert_same, assert_trains_alike, converted
 
 every_cell = pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -60,15 +61,18 @@ def test_update(cell):
 
 
 @every_cell
-def test_as_jit(cell, tmp_path):
-    """The exporter asks for the class, and scripts; the file computes the same when loaded."""
+@pytest.mark.parametrize("reverted", [False, True])
+def test_as_jit(cell, reverted, tmp_path):
+    """As its runner exports. A file of the reverted model is one that needs no fastbptt to run."""
     ours, theirs = (model.as_jit() for model in make_models(cell))
     observed = torch.randn(T, 1, I)
     with torch.no_grad():
         for x in observed:
             assert_same(ours(x), theirs(x))
-        torch.jit.script(ours).save(tmp_path / "policy.pt")
+        exported = fastbptt.revert(ours) if reverted else ours
+        torch.jit.script(exported).save(tmp_path / "policy.pt")
         scripted = torch.jit.load(tmp_path / "policy.pt")
+        assert ("fastbptt::" in str(scripted.inlined_graph)) != reverted
         for model in (scripted, theirs):
             model.reset()
         for x in observed:
