@@ -108,14 +108,14 @@ def call_of_module(
         TypeError, ValueError, RuntimeError: as torch.nn's module.
     """
     for state in states or ():
-        if not isinstance(state, Tensor) and not _is_like_a_tensor(state):
+        if not isinstance(state, Tensor) and not is_tensor_like(state):
             raise TypeError(f"hx must hold a Tensor for each state, got {type(state).__name__}")
     packed, unbatched = None, False
     if isinstance(input, PackedSequence):
         packed, input = input, input.data
         if states is not None and packed.sorted_indices is not None:
             states = tuple(state.index_select(1, packed.sorted_indices) for state in states)
-    elif isinstance(input, Tensor) or _is_like_a_tensor(input):
+    elif isinstance(input, Tensor) or is_tensor_like(input):
         dims = input.dim()
         if dims not in (2, 3):
             raise ValueError(
@@ -145,11 +145,6 @@ def call_of_module(
     return Call(
         module, module._cell, input, states, weights, truncation, resets, packed, unbatched, dropout
     )
-
-
-def _is_like_a_tensor(value: object) -> bool:
-    """Whether it takes part in torch's functions and has a value: a proxy has none yet."""
-    return is_tensor_like(value) and not isinstance(value, torch.fx.Proxy)
 
 
 def check_lstm_states(hx: object, *, packed: bool = False) -> None:

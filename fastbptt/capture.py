@@ -1,31 +1,23 @@
-"""How a module's call is written down by what records programs rather than runs them."""
+"""Lets torch.fx see one node for a call of a recurrent module of this package."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
-from torch.fx import Proxy
 
 
-def fx_leaf(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Proxy | None:
-    """The call of a module as one node of the graph that torch.fx is tracing.
+def make_leaves(cls: type[torch.nn.Module]) -> None:
+    """Makes every module of a class a leaf of torch.fx's graphs.
 
-    torch.fx has such nodes for the modules of torch.nn: it knows them by the place of their class.
-
-    Returns:
-        The node's value, or None if no argument is a proxy.
+    torch.fx has a ``call_module`` node for each call of torch.nn's modules, known by the place of
+    their class, and looks into all others; what it hands them has no values and no shapes. The
+    modules' own hooks run with the node, as with torch.nn's.
     """
-    found: list[Proxy] = []
+    wrapped = torch.fx.Tracer.is_leaf_module
 
-    def look(argument: Any) -> Any:
-        if isinstance(argument, Proxy):
-            found.append(argument)
-        return argument
+    @functools.wraps(wrapped)
+    def is_leaf_module(self: torch.fx.Tracer, m: torch.nn.Module, module_qualified_name: str):
+        return isinstance(m, cls) or wrapped(self, m, module_qualified_name)
 
-    torch.fx.node.map_aggregate((args, kwargs), look)
-    if not found:
-        return None
-    tracer = found[0].tracer
-    target = tracer.path_of_module(module)  # type: ignore[attr-defined]
-    return tracer.create_proxy("call_module", target, args, kwargs)
+    torch.fx.Tracer.is_leaf_module = is_leaf_module  # type: ignore[method-assign]

@@ -110,15 +110,16 @@ def _formula(operator: Any, count: Callable[[dict[str, Any]], int]) -> Callable[
     return formula
 
 
-_COUNTS = {"rnn_fwd": _forward, "rnn_bwd": _backward, "network_bwd": _network_backward}
-
-
 def _register(flop_counter: ModuleType) -> None:
-    for name, count in _COUNTS.items():
-        if hasattr(torch.ops.fastbptt, name):
-            operator = getattr(torch.ops.fastbptt, name)
-            register = flop_counter.register_flop_formula(operator, get_raw=True)
-            register(_formula(operator, count))
+    operators = torch.ops.fastbptt
+    counts = {
+        operators.rnn_fwd: _forward,
+        operators.rnn_bwd: _backward,
+        operators.network_bwd: _network_backward,
+    }
+    for operator, count in counts.items():
+        register = flop_counter.register_flop_formula(operator, get_raw=True)
+        register(_formula(operator, count))
 
 
 when_imported("torch.utils.flop_counter", _register)

@@ -107,37 +107,23 @@ class _Recurrent(Scriptable, torch.nn.RNNBase):
             ValueError, RuntimeError: where torch.nn's module raises them.
             NotImplementedError: a truncation, resets or nonlinearity for which there is no kernel.
         """
-        return self._call(input, hx, truncation, resets)
+        output, (h_n,) = self._call(input, None if hx is None else (hx,), truncation, resets)
+        return output, h_n
 
     _scriptable_forward = forward
 
     def _call(
         self,
         input: Tensor | PackedSequence,
-        hx: Any,
+        states: tuple[Tensor, ...] | None,
         truncation: Truncation | int | None,
         resets: Tensor | None,
-    ) -> tuple[Tensor | PackedSequence, Any]:
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         cut = self.truncation if truncation is _NOT_GIVEN else truncation
         if cut is not None:
             cut = as_truncation(cut)
         resets = None if resets is _NOT_GIVEN else resets
-        try:
-            states = None if hx is None else self._states(hx, input)
-            call = call_of_module(self, input, states, cut, resets)
-        except TypeError:  # it may be no call of ours: to ask so late costs nothing
-            options = {} if resets is None else {"resets": resets}
-            if truncation is not _NOT_GIVEN:
-                options["truncation"] = cut
-            leaf = capture.fx_leaf(self, input, *(() if hx is None else (hx,)), **options)
-            if leaf is None:
-                raise
-            return leaf
-        output, states = run(call)
-        return output, states if len(states) == 2 else states[0]
-
-    def _states(self, hx: Any, input: Tensor | PackedSequence) -> tuple[Tensor, ...]:
-        return (hx,)
+        return run(call_of_module(self, input, states, cut, resets))
 
     # torch.nn computes with a list of its own beside the weights' names, and so has to keep the two
     # in step. Here a call asks the names, and the list is made of them.
@@ -166,6 +152,7 @@ class _Recurrent(Scriptable, torch.nn.RNNBase):
             return [getattr(self, name) for name in self._flat_weights_names]
 
 
+capture.make_leaves(_Recurrent)
 dynamo.let_in(_Recurrent)
 
 
@@ -323,12 +310,9 @@ class LSTM(_Recurrent, torch.nn.LSTM):
             ValueError, RuntimeError: where torch.nn.LSTM raises them.
             NotImplementedError: a truncation or resets for which there is no kernel.
         """
-        return self._call(input, hx, truncation, resets)
+        check_lstm_states(hx, packed=isinstance(input, PackedSequence))
+        return self._call(input, hx, truncation, resets)  # type: ignore[return-value]
 
     _scriptable_forward = forward
     _script_dense = ScriptableLSTM._script_dense
     _script_packed = ScriptableLSTM._script_packed
-
-    def _states(self, hx: Any, input: Tensor | PackedSequence) -> tuple[Tensor, ...]:
-        check_lstm_states(hx, packed=isinstance(input, PackedSequence))
-        return hx

@@ -369,7 +369,7 @@ class Randomized(Truncation):
         lengths = torch.searchsorted(-survival, -uniform.contiguous(), right=False) + 1
         begins = torch.cumsum(lengths, 0)
         is_cut = torch.zeros(steps + 1, columns, dtype=torch.bool, device=device)
-        is_cut.scatter_(0, begins.clamp(max=steps), True)
+        is_cut.scatter_(0, begins.clamp(max=steps), 1)  # torch.jit's tracer knows no True here
         is_cut = is_cut[:steps]
         # Steps since the last cut, where the sequence's own beginning counts as one.
         place = torch.arange(steps, device=device).unsqueeze(1)

@@ -90,6 +90,31 @@ def test_options_of_the_call():
     assert_matches(results[0], results[1], rtol=0)
 
 
+def test_hooks_run_with_the_leaf():
+    """Not when it is traced, with what has no values; and once."""
+    net, (x, _) = Net(Case(cell="gru").module()), Case().data()
+    seen = []
+    net.rnn.register_forward_hook(lambda module, inputs, results: seen.append(results[0].sum()))
+    traced = torch.fx.symbolic_trace(net)
+    assert not seen
+    traced(x)
+    assert len(seen) == 1 and isinstance(seen[0], torch.Tensor)
+
+
+class Negated(fastbptt.GRU):
+    def forward(self, x, resets=None):
+        return super().forward(-x)
+
+
+def test_a_subclass_with_a_forward_of_its_own():
+    """It is one leaf as a whole: what it does beside is not done twice."""
+    net, (x, _) = Net(Negated(3, 4, dtype=torch.float64)), Case().data()
+    traced = torch.fx.symbolic_trace(net)
+    assert len(leaves(traced)) == 1
+    for a, b in zip(traced(x), net(x), strict=True):
+        assert torch.equal(a, b)
+
+
 class FixedInput(nn.Module):
     """The state alone is unknown."""
 

@@ -82,6 +82,37 @@ def test_truncations(truncation):
     assert_matches(step(module, x, hx, call=traced), step(module, x, hx), rtol=0)
 
 
+@pytest.mark.parametrize("options", [{"pi": 0.5}, {"mean_length": 2.5}], ids=str)
+def test_randomized(options):
+    """Every call of the trace draws anew, as every call of the module."""
+    case = Case(cell="gru", T=40)
+    module, (x, hx) = case.module(truncation=fastbptt.Randomized(**options)), case.data()
+    traced = trace(module, x, hx)
+    results = [step(module, x, hx, call=traced) for _ in range(2)]
+    assert torch.equal(results[0]["output"], module(x, hx)[0])
+    assert not torch.equal(results[0]["dinput"], results[1]["dinput"])
+
+
+class WithResets(nn.Module):
+    def __init__(self, rnn: nn.RNNBase):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x, resets):
+        return self.rnn(x, resets=resets)[0]
+
+
+def test_resets_at_another_shape():
+    net = WithResets(Case(cell="lstm", batch_first=True).module(truncation=2))
+
+    def arguments(B, T):
+        return torch.randn(B, T, 3, dtype=torch.float64), torch.rand(B, T) < 0.4
+
+    traced = trace(net, *arguments(2, 5))
+    x, resets = arguments(3, 9)
+    assert torch.equal(traced(x, resets), net(x, resets))
+
+
 class Net(nn.Module):
     """A net that packs what it is given, and reads the last state."""
 
