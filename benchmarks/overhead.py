@@ -1,10 +1,12 @@
 """What one short call costs, against torch's cells and modules: T = 1, B = 1, as in control loops.
 
     python -m benchmarks.overhead
+    python -m benchmarks.overhead --autocast bfloat16 --size 1,1024
 
 Each call takes a step from a given state. Ours, ``torch.nn``'s module and ``torch.nn``'s cell are
 timed interleaved, once they have computed the same: the forward pass with gradients enabled (which
-builds a graph), under ``no_grad`` and under ``inference_mode``, and forward+backward.
+builds a graph), under ``no_grad`` and under ``inference_mode``, and forward+backward. With
+``--autocast`` all of a row's calls are in one region of it, as the steps of an episode are.
 """
 
 from __future__ import annotations
@@ -80,8 +82,19 @@ class OneStep:
         return found
 
 
-def build(cell: str, size: tuple[int, int], mode: str) -> dict[str, OneStep]:
+def autocast(dtype: str | None) -> contextlib.AbstractContextManager:
+    """A region of torch.autocast on the CPU, or nothing."""
+    if dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast("cpu", getattr(torch, dtype))
+
+
+def build(
+    cell: str, size: tuple[int, int], mode: str, dtype: str | None = None
+) -> dict[str, OneStep]:
     """Ours, torch's module and torch's cell by their names, checked to agree.
+
+    ``dtype``: the autocast that this is called under, if any.
 
     Raises:
         Mismatch: they do not.
@@ -99,12 +112,19 @@ def build(cell: str, size: tuple[int, int], mode: str) -> dict[str, OneStep]:
     steps = {name: OneStep(work, module, mode) for name, module in modules.items()}
     found = {name: step.results() for name, step in steps.items()}
     for name in list(modules)[1:]:
-        check(found[OURS], found[name], tolerance(row), name)
+        limit = tolerance(row) if dtype is None else 4 * torch.finfo(getattr(torch, dtype)).eps
+        check(found[OURS], found[name], limit, name)
     return steps
 
 
 def measure(
-    cell: str, size: tuple[int, int], mode: str, *, min_rounds: int, budget_s: float
+    cell: str,
+    size: tuple[int, int],
+    mode: str,
+    *,
+    min_rounds: int,
+    budget_s: float,
+    dtype: str | None = None,
 ) -> Record:
     """Checks and then times one cell in one mode; returns its record.
 
@@ -112,11 +132,12 @@ def measure(
     the same round.
     """
     record: Record = {"cell": cell, "size": dict(zip("BH", size, strict=True)), "mode": mode}
-    try:
-        steps = build(cell, size, mode)
-    except Mismatch as mismatch:
-        return record | {"error": str(mismatch)}
-    seconds = interleave(steps, min_rounds=min_rounds, budget_s=budget_s)
+    with autocast(dtype):
+        try:
+            steps = build(cell, size, mode, dtype)
+        except Mismatch as mismatch:
+            return record | {"error": str(mismatch)}
+        seconds = interleave(steps, min_rounds=min_rounds, budget_s=budget_s)
     return record | {
         "error": None,
         "rounds": len(seconds[OURS]),
@@ -159,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cells", nargs="+", choices=list(CELLS), default=list(CELLS), help="default: all")
     add("--modes", nargs="+", choices=list(MODES), default=list(MODES), help="default: all")
     add("--size", type=_size, metavar="B,H", default=(1, 64), help="default: 1,64")
+    add("--autocast", choices=["bfloat16", "float16"], help="under torch.autocast to that dtype")
     add("--quick", action="store_true", help="few rounds")
     add("--rounds", type=arguments.count, metavar="N", help="at least (default: 25, quick 5)")
     add(
@@ -189,10 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{'cell':<5} {'T=1, B={}, H={}'.format(*args.size):<24} {'ours us':>8} {'peer':<18} "
         f"{'peer us':>8} {'speedup':>8}  quartiles"
     )
-    rounds = {name: settings[name] for name in ("min_rounds", "budget_s")}
+    options = {name: settings[name] for name in ("min_rounds", "budget_s")}
+    options["dtype"] = args.autocast
     for cell in args.cells:
         for mode in args.modes:
-            results["records"].append(record := measure(cell, args.size, mode, **rounds))
+            results["records"].append(record := measure(cell, args.size, mode, **options))
             print(*terminal_lines(record), sep="\n", flush=True)
     save(results, args.out / "overhead.json")
     print(f"written to {args.out}")

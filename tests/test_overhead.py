@@ -54,6 +54,18 @@ def test_overhead_writes_everything(tmp_path, capsys):
     assert "T=1, B=2, H=5" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mode", list(overhead.MODES))
+@pytest.mark.parametrize("cell", ["rnn", "gru"])  # torch's LSTM depends on the processor
+def test_under_autocast(cell, mode):
+    with overhead.autocast("bfloat16"):
+        steps = overhead.build(cell, (2, 5), mode, "bfloat16")  # raises where one is off
+        output, _ = steps["fastbptt"].run()
+    wider = cell == "gru"  # the state that it adds to is float32
+    assert output.dtype == (torch.float32 if wider else torch.bfloat16)
+    record = overhead.measure(cell, (2, 5), mode, min_rounds=2, budget_s=0.0, dtype="bfloat16")
+    assert record["error"] is None and set(record["us"]) == set(steps)
+
+
 def test_what_is_wrong_is_not_timed(tmp_path, capsys, monkeypatch):
     class Wrong(torch.nn.GRUCell):
         def forward(self, *args):
