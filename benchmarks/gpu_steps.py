@@ -70,7 +70,7 @@ def test_counts(log: str) -> str:
 
 def tests(session: Session, limit_s: float) -> Outcome:
     """The CUDA tests, a focused list first, which gets half of the time at most."""
-    words = ["-m", "pytest", "tests/test_cuda.py", "-v", "-rf", "--tb=short", "--no-header"]
+    words = ["-m", "pytest", "tests/cuda/test_cuda.py", "-v", "-rf", "--tb=short", "--no-header"]
     words += ["-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
         words += ["-n", "4"]  # a wrong access ends one of the processes, not all tests

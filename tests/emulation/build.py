@@ -3,7 +3,7 @@
 Under AddressSanitizer, by hand (it ends a run at the first fault, so without the broken kernels):
 env FASTBPTT_SANITIZE=address ASAN_OPTIONS=detect_leaks=0 \
     LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
-    .venv/bin/python -m pytest -s tests/test_emulation.py -k "not (broken or guards or gpus)"
+    .venv/bin/python -m pytest -s tests/cuda/test_emulation.py -k "not (broken or guards or gpus)"
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU; tests/test_cuda_emulated.py is what can be shown without one."""
+"""The CUDA kernels on a GPU; tests/cuda/test_cuda_emulated.py is what can be shown without one."""
 
 from __future__ import annotations
 

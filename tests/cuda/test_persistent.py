@@ -18,7 +18,7 @@ from calls import Call
 from common import CELLS, Case, assert_as_exact, assert_matches
 from fastbptt import TBPTT, Sliding
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 VARIABLE = "FASTBPTT_CUDA_KERNEL"
 HALVES = cuda_calls.DTYPES[1:]
 

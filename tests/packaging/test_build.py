@@ -13,7 +13,7 @@ from torch.utils import cpp_extension
 
 from tools import cuda_check
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from benchmarks.gpu_rows import BACKWARD_ALONE, KERNEL_VARIABLE, KERNELS, PRECIS
 from benchmarks.rows import BACKWARD, FORWARD
 from fastbptt.truncation import Chunked
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ROW = GpuRow("lstm", 6, 2, 64, precision="fp16")
 
 
@@ -87,7 +87,7 @@ def test_dry_run_prints_what_it_does_not_run(dry):
     for part in (
         "FASTBPTT_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0a MAX_JOBS=",
         "setup.py build_ext --inplace",
-        "-m pytest tests/test_cuda.py",
+        "-m pytest tests/cuda/test_cuda.py",
         "--tool memcheck --error-exitcode 9 --kernel-regex kns=fastbptt",
         "--tool racecheck",
         "arch=compute_90a,code=sm_90a benchmarks/gpu_probe.cu",
@@ -513,8 +513,10 @@ def scripted(monkeypatch, run: gpu_session.Session, answers: list[tuple[int | No
     return commands
 
 
-PASSES = "tests/test_cuda.py::test_a[lstm] PASSED\n===== 1 passed, 2 deselected in 3.10s =====\n"
-FAILS = "[gw0] FAILED tests/test_cuda.py::test_a\n"
+PASSES = (
+    "tests/cuda/test_cuda.py::test_a[lstm] PASSED\n===== 1 passed, 2 deselected in 3.10s =====\n"
+)
+FAILS = "[gw0] FAILED tests/cuda/test_cuda.py::test_a\n"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))  # after this import, a test can import the examples
 
 

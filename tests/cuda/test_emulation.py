@@ -18,7 +18,7 @@ import torch
 
 from conftest import SCHEDULES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BY = ["store_async", "stores", "barrier"]  # how the blocks of a ring send
 
 
