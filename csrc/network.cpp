@@ -50,6 +50,24 @@ const auto& network_bwd() {
   return op;
 }
 
+c10::List<bool> list_of(const std::vector<bool>& flags) {
+  c10::List<bool> list;
+  list.reserve(flags.size());
+  for (const bool flag : flags) list.push_back(flag);
+  return list;
+}
+
+// Whether the dispatcher would hand a tensor straight to its device: nobody traces, transforms or
+// watches operators. To ask costs less than to go through it.
+bool goes_to_kernel(const Tensor& tensor) {
+  using c10::DispatchKey;
+  const c10::DispatchKeySet passed({DispatchKey::ADInplaceOrView, DispatchKey::BackendSelect});
+  const c10::DispatchKeySet all(c10::DispatchKeySet::FULL);
+  const DispatchKey first =
+      (c10::impl::computeDispatchKeySet(tensor.key_set(), all) - passed).highestPriorityTypeId();
+  return first == DispatchKey::CPU || first == DispatchKey::CUDA;
+}
+
 // What one layer read and computed, as the backward pass will need it.
 struct Layer {
   Tensor input, output, c, gates;
@@ -103,7 +121,10 @@ Result run_layers(const Options& net, const Tensor& input, const Context& contex
   return result;
 }
 
-class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
+}  // namespace
+
+// Not in the unnamed namespace: graphs show the name.
+class NetworkBackward : public torch::autograd::Function<NetworkBackward> {
  public:
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& hx,
                                const OptionalTensor& cx, const OptionalTensor& batch_sizes,
@@ -157,7 +178,7 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     // One for each tensor argument that is there, in their order.
     int64_t next = 0;
     const auto is_needed = [&](bool is_there) { return is_there && ctx->needs_input_grad(next++); };
-    c10::List<bool> needs;
+    std::vector<bool> needs;
     needs.reserve(3 + num_weights);
     for (const bool is_there : {true, context.hx.has_value(), context.cx.has_value()}) {
       needs.push_back(is_needed(is_there));
@@ -173,11 +194,14 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     // To differentiate once more would go unnoticed below the operators' autograd.
     std::optional<at::AutoDispatchBelowAutograd> guard;
     if (!at::GradMode::is_enabled()) guard.emplace();
-    const std::vector<Tensor> gradients = network_bwd().call(
-        optional(grads[0]), optional(grads[1]), optional(grads[2]), context.hx, context.cx,
-        context.batch_sizes, context.resets, context.kappa, weights, kept, masks, net.has_biases,
-        net.num_layers, net.directions == 2, net.batch_first, name_of(net.cell), net.k1, net.k2,
-        net.last_only, needs);
+    const TensorVector gradients =
+        goes_to_kernel(kept[0])
+            ? network_gradients(net, context, std::move(grads), weights, kept, masks, needs)
+            : network_bwd().call(optional(grads[0]), optional(grads[1]), optional(grads[2]),
+                                 context.hx, context.cx, context.batch_sizes, context.resets,
+                                 context.kappa, weights, kept, masks, net.has_biases,
+                                 net.num_layers, net.directions == 2, net.batch_first,
+                                 name_of(net.cell), net.k1, net.k2, net.last_only, list_of(needs));
     for (int64_t i = 0; i < 3; ++i) {
       if (needs[i]) result[i] = gradients[i];
     }
@@ -187,6 +211,8 @@ class NetworkFunction : public torch::autograd::Function<NetworkFunction> {
     return result;
   }
 };
+
+namespace {
 
 // A node as this version of torch counts references to it.
 template <typename NodeType>
@@ -198,17 +224,18 @@ auto make_node() {
   }
 }
 
-// A node for each result in front of the network's: where nothing uses a result its node never runs,
-// so that its hooks are not called.
-struct ResultBackward : public torch::autograd::Node {
+// A node for each final state in front of the network's: where nothing uses a state, as is common, its
+// node never runs, and its hooks are not called with nothing. The output goes without: a node costs
+// every backward pass through it about 3 us.
+struct StateBackward : public torch::autograd::Node {
   static void put_before(const Tensor& result) {
-    auto node = make_node<ResultBackward>();
+    auto node = make_node<StateBackward>();
     node->set_next_edges({torch::autograd::impl::gradient_edge(result)});
     node->add_input_metadata(result);
     torch::autograd::impl::set_gradient_edge(result, {std::move(node), 0});
   }
   variable_list apply(variable_list&& grads) override { return std::move(grads); }
-  std::string name() const override { return "FastbpttNetworkBackward"; }
+  std::string name() const override { return "FastbpttStateBackward"; }
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs&) const override {}
   variable_list apply_with_saved(const variable_list& grads,
                                  torch::dynamo::autograd::SwapSavedVariables&) override {
@@ -248,8 +275,8 @@ std::tuple<Tensor, Tensor, Tensor> network(
       })) {
     Tensor no_c_n;
     const variable_list result =
-        NetworkFunction::apply(input, hx, cx, batch_sizes, resets, kappa, weights, net, &no_c_n);
-    for (const Tensor& each : result) ResultBackward::put_before(each);
+        NetworkBackward::apply(input, hx, cx, batch_sizes, resets, kappa, weights, net, &no_c_n);
+    for (size_t i = 1; i < result.size(); ++i) StateBackward::put_before(result[i]);
     return {result[0], result[1], result.size() > 2 ? result[2] : no_c_n};
   }
   // The layers' operators refuse what has a tangent, which would be lost below their autograd.

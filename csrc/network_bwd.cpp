@@ -101,7 +101,83 @@ void add(Tensor* sum, const Tensor& part, size_t parts) {
   }
 }
 
-// The operator `network_bwd`: gradients of input, hx, cx and each weight.
+}  // namespace
+
+TensorVector network_gradients(const Options& net, const Context& context, TensorVector grads,
+                               TensorList weights, TensorList kept, TensorList masks,
+                               const std::vector<bool>& needs) {
+  const int64_t num_weights = int64_t(weights.size());
+  LayerShape shape{};
+  check_batch_sizes(kept[0], context.batch_sizes, net.batch_first, std::nullopt, &shape);
+
+  const Tensor* layers = kept.data();
+  const bool needs_input = needs[0], needs_hx = needs[1], needs_cx = needs[2];
+  const int64_t kOthers = 3, per_layer = num_weights / net.num_layers, top = net.num_layers - 1;
+  TensorVector result(kOthers + num_weights);
+  std::vector<Tensor> d_hx(net.num_layers), d_cx(net.num_layers);
+  const int64_t T = shape.T, B = shape.B;
+  Cuts cuts;
+  cuts.k1 = net.k1;
+  cuts.k2 = net.k2;
+  cuts.limit_to(T);
+  const std::vector<Cuts> groups = groups_of(net, cuts, T, B, layers[0].size(-1), weights[1]);
+  const auto sum_options =
+      layers[0].options().dtype(at::promote_types(layers[0].scalar_type(), at::kFloat));
+  if (cuts.overlapping() && grads[0].defined()) grads[0] = grads[0].contiguous();
+  if (needs_input && groups.size() > 1) {
+    result[0] = at::zeros(layers[0].sizes(), sum_options);
+  }
+  for (const Cuts& group : groups) {
+    Tensor grad = grads[0];
+    for (int64_t i = top; i >= 0; --i) {
+      const Tensor* layer = layers + i * kKeptByLayer;
+      const Tensor &input = layer[0], &output = layer[1], &c = layer[2], &gates = layer[3];
+      const Tensor mask = i > 0 && !masks.empty() ? masks[i - 1] : Tensor();
+      const auto first = needs.begin() + kOthers + i * per_layer;
+      const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
+      auto [d_input, layer_d_hx, layer_d_cx, d_weights] = rnn_bwd().call(
+          optional(grad), of_layer(optional(grads[1]), net, i),
+          of_layer(optional(grads[2]), net, i), input, output, c, gates,
+          of_layer(context.hx, net, i), of_layer(context.cx, net, i), of_layer(weights, net, i),
+          net.has_biases, context.batch_sizes, net.batch_first, name_of(net.cell),
+          c10::List<bool>({needs_input || i > 0, needs_hx, needs_cx, needs_weights}), cuts.k1,
+          cuts.k2, net.last_only && (i == top || cuts.overlapping()), context.resets, context.kappa,
+          optional(mask), group.first_window, group.num_windows, cuts.overlapping() && i < top,
+          cuts.overlapping() && i > 0,
+          cuts.overlapping() && i < top ? optional(grads[0]) : std::nullopt);
+      // Where a group has no loss its gradients are zeros: the last group's are enough.
+      const bool has_no_lanes =
+          cuts.overlapping() && i > 0 && d_input.sym_size(0).maybe_as_int() == 0;
+      if (has_no_lanes && &group != &groups.back()) {
+        grad = Tensor();
+        break;
+      }
+      grad = d_input;
+      if (needs_hx) add(&d_hx[i], layer_d_hx, groups.size());
+      if (needs_cx) add(&d_cx[i], layer_d_cx, groups.size());
+      for (int64_t j = 0; j < per_layer; ++j) {
+        const int64_t index = i * per_layer + j;
+        if (needs[kOthers + index]) add(&result[kOthers + index], d_weights[j], groups.size());
+      }
+    }
+    if (!needs_input || !grad.defined()) continue;
+    if (groups.size() == 1) {
+      result[0] = grad;
+    } else {
+      rows_of_steps(result[0], net, context.batch_sizes, span_of(T, group)).add_(grad);
+    }
+  }
+  if (needs_hx) result[1] = concatenate(d_hx);
+  if (needs_cx) result[2] = concatenate(d_cx);
+  for (Tensor& each : result) {
+    if (each.defined()) each = each.to(layers[0].scalar_type());
+  }
+  return result;
+}
+
+namespace {
+
+// The operator `network_bwd`.
 TensorVector gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                        const OptionalTensor& grad_c_n, const OptionalTensor& hx,
                        const OptionalTensor& cx, const OptionalTensor& batch_sizes,
@@ -132,76 +208,14 @@ TensorVector gradients(const OptionalTensor& grad_output, const OptionalTensor& 
   check_states(net, "cx", cx);
   check_states(net, "grad_h_n", grad_h_n);
   check_states(net, "grad_c_n", grad_c_n);
-  LayerShape shape{};
-  check_batch_sizes(kept[0], batch_sizes, batch_first, std::nullopt, &shape);
-
-  const Tensor* layers = kept.data();
   TensorVector grads;
   for (const OptionalTensor* each : {&grad_output, &grad_h_n, &grad_c_n}) {
     grads.push_back(each->value_or(Tensor()));
   }
-  const bool needs_input = needs[0], needs_hx = needs[1], needs_cx = needs[2];
-  const int64_t kOthers = 3, per_layer = num_weights / num_layers, top = num_layers - 1;
-  std::vector<bool> needs_weight(num_weights);
-  for (int64_t i = 0; i < num_weights; ++i) needs_weight[i] = needs[kOthers + i];
-  TensorVector result(kOthers + num_weights);
-  std::vector<Tensor> d_hx(num_layers), d_cx(num_layers);
-  const int64_t T = shape.T, B = shape.B;
-  Cuts cuts;
-  cuts.k1 = k1;
-  cuts.k2 = k2;
-  cuts.limit_to(T);
-  const std::vector<Cuts> groups = groups_of(net, cuts, T, B, layers[0].size(-1), weights[1]);
-  const auto sum_options =
-      layers[0].options().dtype(at::promote_types(layers[0].scalar_type(), at::kFloat));
-  if (cuts.overlapping() && grads[0].defined()) grads[0] = grads[0].contiguous();
-  if (needs_input && groups.size() > 1) {
-    result[0] = at::zeros(layers[0].sizes(), sum_options);
-  }
-  for (const Cuts& group : groups) {
-    Tensor grad = grads[0];
-    for (int64_t i = top; i >= 0; --i) {
-      const Tensor* layer = layers + i * kKeptByLayer;
-      const Tensor &input = layer[0], &output = layer[1], &c = layer[2], &gates = layer[3];
-      const Tensor mask = i > 0 && !masks.empty() ? masks[i - 1] : Tensor();
-      const auto first = needs_weight.begin() + i * per_layer;
-      const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
-      auto [d_input, layer_d_hx, layer_d_cx, d_weights] = rnn_bwd().call(
-          optional(grad), of_layer(optional(grads[1]), net, i),
-          of_layer(optional(grads[2]), net, i), input, output, c, gates,
-          of_layer(context.hx, net, i), of_layer(context.cx, net, i), of_layer(weights, net, i),
-          net.has_biases, context.batch_sizes, net.batch_first, name_of(net.cell),
-          c10::List<bool>({needs_input || i > 0, needs_hx, needs_cx, needs_weights}), cuts.k1,
-          cuts.k2, net.last_only && (i == top || cuts.overlapping()), context.resets, context.kappa,
-          optional(mask), group.first_window, group.num_windows, cuts.overlapping() && i < top,
-          cuts.overlapping() && i > 0,
-          cuts.overlapping() && i < top ? optional(grads[0]) : std::nullopt);
-      // Where a group has no loss its gradients are zeros: the last group's are enough.
-      const bool has_no_lanes =
-          cuts.overlapping() && i > 0 && d_input.sym_size(0).maybe_as_int() == 0;
-      if (has_no_lanes && &group != &groups.back()) {
-        grad = Tensor();
-        break;
-      }
-      grad = d_input;
-      if (needs_hx) add(&d_hx[i], layer_d_hx, groups.size());
-      if (needs_cx) add(&d_cx[i], layer_d_cx, groups.size());
-      for (int64_t j = 0; j < per_layer; ++j) {
-        const int64_t index = i * per_layer + j;
-        if (needs_weight[index]) add(&result[kOthers + index], d_weights[j], groups.size());
-      }
-    }
-    if (!needs_input || !grad.defined()) continue;
-    if (groups.size() == 1) {
-      result[0] = grad;
-    } else {
-      rows_of_steps(result[0], net, context.batch_sizes, span_of(T, group)).add_(grad);
-    }
-  }
-  if (needs_hx) result[1] = concatenate(d_hx);
-  if (needs_cx) result[2] = concatenate(d_cx);
+  TensorVector result = network_gradients(net, context, std::move(grads), weights, kept, masks,
+                                          {needs.begin(), needs.end()});
   for (Tensor& each : result) {
-    each = each.defined() ? each.to(layers[0].scalar_type()) : at::empty({0}, layers[0].options());
+    if (!each.defined()) each = at::empty({0}, kept[0].options());
   }
   return result;
 }

@@ -90,4 +90,11 @@ inline void check_states(const Options& net, const char* name, const OptionalTen
               states->sym_sizes());
 }
 
+// The backward pass: gradients of input, hx, cx and each weight, undefined where they are not needed.
+// grads: of output, h_n and c_n. kept: kKeptByLayer tensors of each layer. masks: of the dropout before
+// each layer but the first, or none. needs: as the results.
+TensorVector network_gradients(const Options& net, const Context& context, TensorVector grads,
+                               TensorList weights, TensorList kept, TensorList masks,
+                               const std::vector<bool>& needs);
+
 }  // namespace fastbptt

@@ -115,36 +115,44 @@ def call_of_module(
         packed, input = input, input.data
         if states is not None and packed.sorted_indices is not None:
             states = tuple(state.index_select(1, packed.sorted_indices) for state in states)
+        sizes = input.shape
     elif isinstance(input, Tensor) or is_tensor_like(input):
-        dims = input.dim()
-        if dims not in (2, 3):
+        sizes = input.shape
+        dims = len(sizes)
+        if dims == 2:
+            if states is not None:
+                _check_dims(dims, states)
+                states = tuple(state.unsqueeze(1) for state in states)
+            unbatched = True
+            input = input.unsqueeze(0 if module.batch_first else 1)
+            sizes = input.shape
+        elif dims != 3:
             raise ValueError(
                 f"{type(module).__name__}: Expected input to be 2D or 3D, got {dims}D tensor "
                 "instead"
             )
-        if states is not None and (states[0].dim() != dims or states[-1].dim() != dims):
-            kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
-            got = ", ".join(f"{state.dim()}-D" for state in states)
-            names = " and ".join(("hx", "cx")[: len(states)])
-            raise RuntimeError(
-                f"For {kind} input, {names} should also be {dims}-D but got {got} tensor"
-            )
-        if dims == 2:
-            unbatched = True
-            input = input.unsqueeze(0 if module.batch_first else 1)
-            states = None if states is None else tuple(state.unsqueeze(1) for state in states)
     else:
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(input).__name__}")
     weights = module._weights()
     dtype = weights[0].dtype  # the common case of each check need not take long
-    if packed is not None or input.dtype != dtype or input.shape[-1] != module.input_size:
+    if packed is not None or input.dtype != dtype or sizes[-1] != module.input_size:
         _check_input(module, input, packed, dtype)
     if states is not None:
-        _check_states(module, input, packed, states)
+        _check_states(module, sizes, packed, states)
     dropout = module.dropout if module.training else 0.0
     return Call(
         module, module._cell, input, states, weights, truncation, resets, packed, unbatched, dropout
     )
+
+
+def _check_dims(dims: int, states: tuple[Tensor, ...]) -> None:
+    if any(state.dim() != dims for state in states):
+        kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
+        got = ", ".join(f"{state.dim()}-D" for state in states)
+        names = " and ".join(("hx", "cx")[: len(states)])
+        raise RuntimeError(
+            f"For {kind} input, {names} should also be {dims}-D but got {got} tensor"
+        )
 
 
 def check_lstm_states(hx: object, *, packed: bool = False) -> None:
@@ -185,18 +193,21 @@ def _check_input(
 
 def _check_states(
     module: torch.nn.RNNBase,
-    input: Tensor,
+    sizes: torch.Size,
     packed: PackedSequence | None,
     states: tuple[Tensor, ...],
 ) -> None:
     layers = module.num_layers * (2 if module.bidirectional else 1)
-    batch = input.size(0 if module.batch_first else 1) if packed is None else batch_of(packed)
+    batch = sizes[0 if module.batch_first else 1] if packed is None else batch_of(packed)
     if batch is None:
         batch = states[0].shape[1]
-    of_h = (layers, batch, module.proj_size or module.hidden_size)
-    of_c = (layers, batch, module.hidden_size)
+    of_h = of_c = (layers, batch, module.hidden_size)
+    if module.proj_size:
+        of_h = (layers, batch, module.proj_size)
     if states[0].shape == of_h and (len(states) == 1 or states[1].shape == of_c):
         return  # the common case
+    if packed is None:
+        _check_dims(3, states)
     if len(states) == 1:
         return module.check_hidden_size(states[0], of_h)
     module.check_hidden_size(states[0], of_h, "Expected hidden[0] size {}, got {}")

@@ -14,7 +14,7 @@ from fastbptt import onnx
 from fastbptt.truncation import _positive_int
 
 # Looked up once: a short call asks all of them.
-_is_compiling = torch.compiler.is_compiling
+_is_compiling = torch.compiler.is_dynamo_compiling  # without dynamo, tensors are a tracer's
 _has_function_mode = torch._C._is_torch_function_mode_enabled
 _is_tracing = torch._C._is_tracing
 _innermost_transform = torch._C._functorch.peek_interpreter_stack
