@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -12,7 +10,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import fastbptt
 from common import assert_matches, parts
 
-SHAPES = list(itertools.product((5, 9, 19, 7, 12), (2, 3, 5, 4)))  # (T, B)
+# (T, B): every pair, and from each to the next both change.
+SHAPES = [((5, 9, 19, 7, 12)[i % 5], (2, 3, 5, 4)[i % 4]) for i in range(20)]
 RTOL = 1e-12  # the compiler may order the sums of the loss in its own way
 OPTIONS = [
     {},
@@ -66,7 +65,7 @@ def gradients(module: torch.nn.RNNBase, call, x) -> dict[str, torch.Tensor]:
 
 @every_class
 @every_option
-@pytest.mark.parametrize("dynamic, most", [(True, 1), (None, 3)])
+@pytest.mark.parametrize("dynamic, most", [(True, 1), (None, 2)])
 def test_training(cls, options, dynamic, most):
     """dynamic=None learns one size after the other: T and B each cost a graph beside the first."""
     module = made(cls, options)
