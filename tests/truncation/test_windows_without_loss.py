@@ -184,6 +184,9 @@ def test_rows_that_windows_run(T, k1, k2, losses, rows):
     assert len(d_input) == rows
 
 
+EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
+
+
 class Rows(TorchDispatchMode):
     """How many rows by lane each layer was given."""
 
@@ -192,6 +195,9 @@ class Rows(TorchDispatchMode):
         self.given = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.fastbptt.network_bwd.default:
+            with self:  # to see the layers' passes inside
+                return function._op_dk(EXPLICIT, *args, **kwargs or {})
         if function is torch.ops.fastbptt.rnn_bwd.default:
             self.given.append(args[0].shape)
         return function(*args, **kwargs or {})
