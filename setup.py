@@ -21,6 +21,7 @@ SOURCES = [
     "csrc/network.cpp",
     "csrc/network_bwd.cpp",
     "csrc/cpu/dispatch.cpp",
+    "csrc/cpu/split.cpp",
     "csrc/cpu/team.cpp",
     "csrc/cpu/isa_avx512_bf16.cpp",
     "csrc/cpu/isa_avx512.cpp",

@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "cpu/kernels.h"
+#include "cpu/split.h"
 #include "network.h"
 #include "tensors.h"
 #include "workspace.h"
@@ -116,9 +117,9 @@ void run_kernel(const Kernel<Params>& kernel, Params* p) {
   } const call{kernel, *p};
   run_team(
       p->threads,
-      [](const void* context, const Worker& worker) {
+      [](const void* context, Team& team) {
         const Call& call = *static_cast<const Call*>(context);
-        call.kernel.run(call.p, worker);
+        call.kernel.run(call.p, team);
       },
       &call);
   workspace.trim();

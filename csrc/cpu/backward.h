@@ -1,4 +1,4 @@
-// The backward pass of one direction, run by every thread of a team.
+// The backward pass of one direction.
 //
 //   step by step       lambda_t = g_t + d_{t+1} W_hh + carry,  d_t = the cell's derivative of it
 //   then, all at once  dx = d W_ih,  dW_ih = d^T x,  dW_hh = d^T h_{t-1},  db = sum of d
@@ -119,30 +119,34 @@ struct Backward {
     return begin;
   }
 
-  // Fills in which rows the steps [begin, end) of a block belong to, after `lane_row` rows of blocks
-  // before it. Each thread of a team fills every `count`-th step.
-  void start_block(Block<acc_t>* block, int64_t begin, int64_t end, int64_t lane_row,
-                   const Worker& worker) const {
+  // Makes a block of the steps [begin, end), after `lane_row` rows of blocks before it.
+  void start_block(Block<acc_t>* block, int64_t begin, int64_t end, int64_t lane_row) const {
     block->begin = begin;
     block->end = end;
     block->lane_row = lane_row;
+    block->num_rows = 0;
+    const Share all = everyone(p);
+    for (int64_t s = begin; s < end; ++s) block->num_rows += all.active_at(s);
+  }
+
+  // Fills in which rows the steps of a block belong to, for every `count`-th step.
+  void find_rows(const Block<acc_t>& block, const Worker& worker) const {
     const Share all = everyone(p);
     int64_t first = 0;
-    for (int64_t s = end - 1; s >= begin; --s) {
+    for (int64_t s = block.end - 1; s >= block.begin; --s) {
       const int64_t active = all.active_at(s);
       if (s % worker.count == worker.id) {
         for (int64_t i = 0; i < active; ++i) {
-          block->rows[first + i] = row_at(p, p.lanes[i], s);
-          block->before[first + i] = row_before(p, p.lanes[i], s);
+          block.rows[first + i] = row_at(p, p.lanes[i], s);
+          block.before[first + i] = row_before(p, p.lanes[i], s);
           if (p.overlapping) {
             const int64_t t = p.lanes[i].first + p.direction * s;
-            block->sum_rows[first + i] = sum.row(p, t, p.lanes[i].batch);
+            block.sum_rows[first + i] = sum.row(p, t, p.lanes[i].batch);
           }
         }
       }
       first += active;
     }
-    block->num_rows = first;
   }
 
   const scalar_t* h_before(int64_t before) const {
@@ -157,10 +161,11 @@ struct Backward {
         [&](int64_t r) { return h_before(block.before[r]); });
   }
 
-  // What a thread knows of the recurrence between two blocks.
+  // Where the next steps begin, which go from the last one to the first.
   struct Progress {
-    int64_t entered;     // the group's lanes that have taken their last step
-    const operand_t* d;  // their d of the step just taken, as W_hh saw it
+    int64_t end;         // step: the one behind it is taken next
+    int64_t first_row;   // of that step in its block
+    const operand_t* d;  // [num_lanes, stride] of the step just taken, as W_hh saw it
   };
 
   // The gradient of the state of a lane at step s: `sum` from the step after it, and what the loss
@@ -239,71 +244,86 @@ struct Backward {
     }
   }
 
-  // Runs the recurrence over a block, last step first, for the thread's lanes and units.
-  void run_steps(const Share& mine, const Block<acc_t>& block, Progress* progress) const {
-    const int64_t ld = stride * mine.lane_step;
-    const Share all = everyone(p);
-    const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, G);
-    int64_t first_row = 0;
-    for (int64_t s = block.end - 1; s >= block.begin; --s) {
-      const auto finish_row = [&](int64_t i, int64_t panel, const acc_t* acc) {
-        const Lane& lane = mine.lane(i);
-        const int64_t row = row_at(p, lane, s), block_row = first_row + mine.index(i);
-        const acc_t gate = gate_after(lane, s);
-        for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
-          const V dh = add_gradients(through(gate, load(acc + v * W)), lane, s, row,
-                                     block.lane_row + block_row, unit, count);
-          if (p.w_hr) {
-            store(block.d_projected + block_row * projected_stride + unit, dh);
-            if constexpr (kRoundsD) {
-              store(projected_step + mine.index(i) * projected_stride + unit, dh);
-            }
-          } else {
-            finish_units(dh, gate, lane, mine.index(i), s, block, block_row, unit, count);
-          }
-        });
-      };
-      const int64_t active = mine.active_at(s);
-      const auto await = [&] { mine.group.await(); };
-      step_tiles(mine.panels, w_hh, G * p.H, progress->d, ld, own, 0, progress->entered, await,
-                 finish_row);
-      step_tiles(mine.panels, w_hh, 0, progress->d, ld, progress->entered, active, finish_row);
-      mine.group.arrive();
-      if (p.w_hr) {
-        mine.group.await();
-        const operand_t* d_projected = projected_step + mine.first_lane * projected_stride;
-        if constexpr (!kRoundsD) {
-          d_projected = block.d_projected + (first_row + mine.first_lane) * projected_stride;
-        }
-        step_tiles(mine.projected, w_hr, p.R, d_projected, mine.lane_step * projected_stride, 0,
-                   active, [&](int64_t i, int64_t panel, const acc_t* acc) {
-                     const Lane& lane = mine.lane(i);
-                     const acc_t gate = gate_after(lane, s);
-                     for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
-                       finish_units(load(acc + v * W), gate, lane, mine.index(i), s, block,
-                                    first_row + mine.index(i), unit, count);
-                     });
-                   });
-        mine.group.arrive();
+  // Takes steps down to `begin` with some of the parts.
+  void run_steps(const std::vector<Share>& shares, Parts parts, const Block<acc_t>& block,
+                 Progress at, int64_t begin) const {
+    const auto for_each_share = [&](auto&& fn) {
+      for (int part = parts.begin; part < parts.end; ++part) {
+        if (!shares[part].idle) fn(shares[part]);
       }
-      progress->entered = active;
-      if constexpr (kRoundsD) {
-        progress->d = d_step[s % 2] + mine.first_lane * stride;
-      } else {
-        progress->d =
-            block.d + (first_row + mine.first_lane) * stride + Cell::kFirstRecurrent * p.H;
-      }
-      first_row += all.active_at(s);
+    };
+    while (at.end > begin) {
+      for_each_share([&](const Share& mine) { take_step(mine, block, at); });
+      if (p.w_hr) for_each_share([&](const Share& mine) { project_step(mine, block, at); });
+      advance(&at, block, at.end - 1);
     }
+  }
+
+  void advance(Progress* at, const Block<acc_t>& block, int64_t begin) const {
+    const Share all = everyone(p);
+    for (; at->end > begin; --at->end) {
+      if constexpr (kRoundsD) {
+        at->d = d_step[(at->end - 1) % 2];
+      } else {
+        at->d = block.d + at->first_row * stride + Cell::kFirstRecurrent * p.H;
+      }
+      at->first_row += all.active_at(at->end - 1);
+    }
+  }
+
+  void take_step(const Share& mine, const Block<acc_t>& block, Progress at) const {
+    const int64_t s = at.end - 1, ld = stride * mine.lane_step;
+    const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, G);
+    const auto finish_row = [&](int64_t i, int64_t panel, const acc_t* acc) {
+      const Lane& lane = mine.lane(i);
+      const int64_t row = row_at(p, lane, s), block_row = at.first_row + mine.index(i);
+      const acc_t gate = gate_after(lane, s);
+      for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
+        const V dh = add_gradients(through(gate, load(acc + v * W)), lane, s, row,
+                                   block.lane_row + block_row, unit, count);
+        if (p.w_hr) {
+          store(block.d_projected + block_row * projected_stride + unit, dh);
+          if constexpr (kRoundsD) {
+            store(projected_step + mine.index(i) * projected_stride + unit, dh);
+          }
+        } else {
+          finish_units(dh, gate, lane, mine.index(i), s, block, block_row, unit, count);
+        }
+      });
+    };
+    const int64_t entered = mine.active_at(s + 1), active = mine.active_at(s);
+    const operand_t* d = at.d + (entered > 0 ? mine.first_lane * stride : 0);
+    const auto await = [&] { mine.group.await(); };
+    step_tiles(mine.panels, w_hh, G * p.H, d, ld, own, 0, entered, await, finish_row);
+    step_tiles(mine.panels, w_hh, 0, d, ld, entered, active, finish_row);
+    mine.group.arrive();
+  }
+
+  void project_step(const Share& mine, const Block<acc_t>& block, Progress at) const {
+    const int64_t s = at.end - 1;
+    mine.group.await();
+    const operand_t* d_projected = projected_step + mine.first_lane * projected_stride;
+    if constexpr (!kRoundsD) {
+      d_projected = block.d_projected + (at.first_row + mine.first_lane) * projected_stride;
+    }
+    step_tiles(mine.projected, w_hr, p.R, d_projected, mine.lane_step * projected_stride, 0,
+               mine.active_at(s), [&](int64_t i, int64_t panel, const acc_t* acc) {
+                 const Lane& lane = mine.lane(i);
+                 const acc_t gate = gate_after(lane, s);
+                 for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
+                   finish_units(load(acc + v * W), gate, lane, mine.index(i), s, block,
+                                at.first_row + mine.index(i), unit, count);
+                 });
+               });
+    mine.group.arrive();
   }
 
   // What the recurrence carries beyond the first step of a sequence. Where lanes overlap it stays in
   // `initial` and `carry`, of which the sums are still to come.
-  void finish_initial_states(const Share& mine, const Progress& progress) const {
-    mine.group.await();
+  void finish_initial_states(const Share& mine, const operand_t* d) const {
     if (p.d_hx) {
-      step_tiles(mine.panels, w_hh, G * p.H, progress.d, stride * mine.lane_step, 0, mine.num_lanes,
-                 [&](int64_t i, int64_t panel, const acc_t* acc) {
+      step_tiles(mine.panels, w_hh, G * p.H, d + mine.first_lane * stride, stride * mine.lane_step,
+                 0, mine.num_lanes, [&](int64_t i, int64_t panel, const acc_t* acc) {
                    const Lane& lane = mine.lane(i);
                    if (lane.before != Before::kInitial) return;
                    const acc_t gate = gate_before(lane);
@@ -395,55 +415,65 @@ int64_t backward_workspace(const BwdParams<scalar_t>& p) {
 }
 
 template <typename Cell, typename scalar_t>
-void backward(const BwdParams<scalar_t>& p, const Worker& worker) {
+void backward(const BwdParams<scalar_t>& p, Team& team) {
   using Pass = Backward<Cell, scalar_t>;
-  const Split split = split_for(p, Cell::kGates * p.H, p.R, 1, worker);
+  const StepWork work = work_of_step(p, Cell::kGates * p.H, p.R, 1);
+  const Split split = choose_split(team.parts(), work);
   Pass pass(p, Arena{static_cast<char*>(p.workspace)}, split);
-  pass.pack(worker);
-  if (p.overlapping) pass.sum.clear(p, worker);
-  worker.everyone.wait();
+  const std::vector<Share> shares = all_shares(p, pass.w_hh, pass.w_hr, split, team);
+  const int64_t stretch = steps_between_changes(split, work);
+  team.run([&](const Worker& worker) {
+    pass.pack(worker);
+    if (p.overlapping) pass.sum.clear(p, worker);
+  });
 
-  const Share mine = share_of(p, pass.w_hh, pass.w_hr, split, worker);
-  typename Pass::Progress progress{0, nullptr};
-  const int64_t steps = p.lanes[0].steps;
+  typename Pass::Progress at{p.lanes[0].steps, 0, nullptr};
   int64_t lane_row = 0;
-  for (int64_t end = steps, turn = 0; end > 0; turn ^= 1) {
+  for (int turn = 0; at.end > 0; turn ^= 1) {
     Block<typename Pass::acc_t>& block = pass.blocks[turn];
-    pass.start_block(&block, pass.block_begin(end), end, lane_row, worker);
+    const bool first_block = lane_row == 0;
+    pass.start_block(&block, pass.block_begin(at.end), at.end, lane_row);
+    team.run([&](const Worker& worker) { pass.find_rows(block, worker); });
     if (pass.recomputes()) {
-      worker.everyone.wait();
-      pass.recompute(block, worker);
-      worker.everyone.wait();
+      team.run([&](const Worker& worker) { pass.recompute(block, worker); });
     }
-    if (!mine.idle) pass.run_steps(mine, block, &progress);
-    worker.everyone.wait();
-    if (p.d_input && p.d_input_by_lane) {
-      pass.input_gradient(block, [&](int64_t r) { return lane_row + r; }, worker);
+    at.first_row = 0;
+    while (at.end > block.begin) {
+      const int64_t begin = max(block.begin, at.end - stretch);
+      team.run_together([&](Parts parts) { pass.run_steps(shares, parts, block, at, begin); });
+      pass.advance(&at, block, begin);
     }
-    if (p.overlapping) {
-      pass.sum.add(block, worker);
-    } else {
-      pass.add_products(block, end == steps, worker);
-    }
-    end = block.begin;
+    team.run([&](const Worker& worker) {
+      if (p.d_input && p.d_input_by_lane) {
+        pass.input_gradient(block, [&](int64_t r) { return lane_row + r; }, worker);
+      }
+      if (p.overlapping) {
+        pass.sum.add(block, worker);
+      } else {
+        pass.add_products(block, first_block, worker);
+      }
+    });
     lane_row += block.num_rows;
   }
-  if (!mine.idle) pass.finish_initial_states(mine, progress);
+  team.run([&](const Worker& worker) {
+    if (!shares[worker.id].idle) pass.finish_initial_states(shares[worker.id], at.d);
+  });
   if (p.overlapping) {
-    worker.everyone.wait();
-    if (p.d_hx) {
-      add_initial_states(p, p.d_hx, p.R, pass.initial, pass.projected_stride, pass.hx_sums, worker);
-    }
-    if (p.d_cx) {
-      add_initial_states(p, p.d_cx, p.H, pass.carry, pass.wide_stride, pass.cx_sums, worker);
-    }
-    pass.sum.for_each_block([&](const auto& block, bool first_block) {
-      pass.add_products(block, first_block, worker);
+    team.run([&](const Worker& worker) {
+      if (p.d_hx) {
+        add_initial_states(p, p.d_hx, p.R, pass.initial, pass.projected_stride, pass.hx_sums,
+                           worker);
+      }
+      if (p.d_cx) {
+        add_initial_states(p, p.d_cx, p.H, pass.carry, pass.wide_stride, pass.cx_sums, worker);
+      }
+      pass.sum.for_each_block([&](const auto& block, bool first_block) {
+        pass.add_products(block, first_block, worker);
+      });
     });
   }
   if (kIsRounded<scalar_t> && p.d_w_ih) {
-    worker.everyone.wait();
-    pass.d_weights.finish(p, Cell::kGates, worker);
+    team.run([&](const Worker& worker) { pass.d_weights.finish(p, Cell::kGates, worker); });
   }
 }
 

@@ -1,4 +1,4 @@
-// The forward pass of one direction, run by every thread of a team:
+// The forward pass of one direction:
 //
 //   pre = x W_ih^T + b for all steps at once, into memory that a step overwrites; then step by step
 //   rec_t = h_{t-1} W_hh^T, the cell, and with a projection h_t = W_hr h_t.
@@ -192,55 +192,82 @@ struct Forward {
     });
   }
 
-  // Runs the steps [begin, end): all of them, or a block.
-  void run_steps(const Share& mine, int64_t begin, int64_t end) const {
-    const int64_t ld = stride * mine.lane_step, wide_ld = wide_stride * mine.lane_step;
-    operand_t* h[2] = {state[0] + mine.first_lane * stride, state[1] + mine.first_lane * stride};
-    operand_t* const wide = unprojected + mine.first_lane * wide_stride;
-    if (begin == 0 && p.hx) {
-      load_hx(mine, h[0], ld);
-      mine.group.arrive();
-    }
-    const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, 1);
-    const Share all = everyone(p);
+  // Where the next steps begin: the step, and the row of its first lane in its block.
+  struct Progress {
+    int64_t step = 0;
     int64_t first_row = 0;
-    for (int64_t s = begin; s < min(end, mine.lane(0).steps); ++s) {
-      const int64_t active = mine.active_at(s);
-      operand_t* const after = h[(s + 1) % 2];
-      const auto h_n_of = [&](const Lane& lane) {
-        return ends_sequence(lane, s) ? p.h_n + lane.batch * p.R : nullptr;
-      };
-      const auto await = [&] { mine.group.await(); };
-      step_tiles(mine.panels, w_hh, s > 0 || p.hx ? p.R : 0, h[s % 2], ld, own, 0, active, await,
-                 [&](int64_t i, int64_t panel, const acc_t* acc) {
-                   const Lane& lane = mine.lane(i);
-                   if (p.w_hr) {
-                     finish_row(mine.index(i), s, first_row, panel, acc, wide + i * wide_ld,
-                                nullptr, nullptr);
-                   } else {
-                     finish_row(mine.index(i), s, first_row, panel, acc, after + i * ld, p.output,
-                                h_n_of(lane));
-                   }
-                 });
-      mine.group.arrive();
-      if (in_blocks()) first_row += all.active_at(s);
-      if (!p.w_hr) continue;
-      mine.group.await();
-      step_tiles(mine.projected, w_hr, p.H, wide, wide_ld, 0, active,
-                 [&](int64_t i, int64_t panel, const acc_t* acc) {
-                   const Lane& lane = mine.lane(i);
-                   const int64_t row = row_at(p, lane, s);
-                   scalar_t* h_n = h_n_of(lane);
-                   const bool clears_h = is_reset_after(p, lane, s);
-                   for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
-                     const V value = load(acc + v * W);
-                     store_operand<scalar_t>(after + i * ld + unit, clears_h ? V{} : value);
-                     store_first(p.output + row * p.ld_out + unit, value, count);
-                     if (h_n) store_first(h_n + unit, value, count);
-                   });
-                 });
-      mine.group.arrive();
+  };
+
+  void advance(Progress* at, int64_t end) const {
+    const Share all = everyone(p);
+    for (; at->step < end; ++at->step) at->first_row += all.active_at(at->step);
+  }
+
+  // Takes steps up to `end` with some of the parts.
+  void run_steps(const std::vector<Share>& shares, Parts parts, Progress at, int64_t end) const {
+    const Share all = everyone(p);
+    const auto for_each_share = [&](auto&& fn) {
+      for (int part = parts.begin; part < parts.end; ++part) {
+        if (!shares[part].idle) fn(shares[part]);
+      }
+    };
+    if (at.step == 0 && p.hx) {
+      for_each_share([&](const Share& mine) {
+        load_hx(mine, state[0] + mine.first_lane * stride, stride * mine.lane_step);
+        mine.group.arrive();
+      });
     }
+    for (; at.step < end; ++at.step) {
+      for_each_share([&](const Share& mine) { take_step(mine, at); });
+      if (p.w_hr) for_each_share([&](const Share& mine) { project_step(mine, at.step); });
+      at.first_row += all.active_at(at.step);
+    }
+  }
+
+ private:
+  scalar_t* h_n_of(const Lane& lane, int64_t s) const {
+    return ends_sequence(lane, s) ? p.h_n + lane.batch * p.R : nullptr;
+  }
+
+  void take_step(const Share& mine, Progress at) const {
+    const int64_t s = at.step, active = mine.active_at(s);
+    const int64_t ld = stride * mine.lane_step, wide_ld = wide_stride * mine.lane_step;
+    operand_t* const before = state[s % 2] + mine.first_lane * stride;
+    operand_t* const after = state[(s + 1) % 2] + mine.first_lane * stride;
+    operand_t* const wide = unprojected + mine.first_lane * wide_stride;
+    const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, 1);
+    const auto await = [&] { mine.group.await(); };
+    step_tiles(mine.panels, w_hh, s > 0 || p.hx ? p.R : 0, before, ld, own, 0, active, await,
+               [&](int64_t i, int64_t panel, const acc_t* acc) {
+                 if (p.w_hr) {
+                   finish_row(mine.index(i), s, at.first_row, panel, acc, wide + i * wide_ld,
+                              nullptr, nullptr);
+                 } else {
+                   finish_row(mine.index(i), s, at.first_row, panel, acc, after + i * ld, p.output,
+                              h_n_of(mine.lane(i), s));
+                 }
+               });
+    mine.group.arrive();
+  }
+
+  void project_step(const Share& mine, int64_t s) const {
+    const int64_t ld = stride * mine.lane_step, wide_ld = wide_stride * mine.lane_step;
+    operand_t* const after = state[(s + 1) % 2] + mine.first_lane * stride;
+    mine.group.await();
+    step_tiles(mine.projected, w_hr, p.H, unprojected + mine.first_lane * wide_stride, wide_ld, 0,
+               mine.active_at(s), [&](int64_t i, int64_t panel, const acc_t* acc) {
+                 const Lane& lane = mine.lane(i);
+                 const int64_t row = row_at(p, lane, s);
+                 scalar_t* h_n = h_n_of(lane, s);
+                 const bool clears_h = is_reset_after(p, lane, s);
+                 for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
+                   const V value = load(acc + v * W);
+                   store_operand<scalar_t>(after + i * ld + unit, clears_h ? V{} : value);
+                   store_first(p.output + row * p.ld_out + unit, value, count);
+                   if (h_n) store_first(h_n + unit, value, count);
+                 });
+               });
+    mine.group.arrive();
   }
 };
 
@@ -250,18 +277,22 @@ int64_t forward_workspace(const FwdParams<scalar_t>& p) {
 }
 
 template <typename Cell, typename scalar_t>
-void forward(const FwdParams<scalar_t>& p, const Worker& worker) {
-  const Split split = split_for(p, p.R, p.H, Cell::kGates, worker);
+void forward(const FwdParams<scalar_t>& p, Team& team) {
+  const StepWork work = work_of_step(p, p.R, p.H, Cell::kGates);
+  const Split split = choose_split(team.parts(), work);
   const Forward<Cell, scalar_t> pass(p, Arena{static_cast<char*>(p.workspace)}, split);
-  pass.pack(worker);
-  worker.everyone.wait();
-  const Share mine = share_of(p, pass.w_hh, pass.w_hr, split, worker);
-  for (int64_t begin = 0, end; begin < p.lanes[0].steps; begin = end) {
-    end = pass.block_end(begin);
-    if (begin > 0) worker.everyone.wait();
-    pass.project_input(begin, end, worker);
-    worker.everyone.wait();
-    if (!mine.idle) pass.run_steps(mine, begin, end);
+  const std::vector<Share> shares = all_shares(p, pass.w_hh, pass.w_hr, split, team);
+  const int64_t stretch = steps_between_changes(split, work);
+  team.run([&](const Worker& worker) { pass.pack(worker); });
+  for (int64_t begin = 0, block_end; begin < p.lanes[0].steps; begin = block_end) {
+    block_end = pass.block_end(begin);
+    team.run([&](const Worker& worker) { pass.project_input(begin, block_end, worker); });
+    typename Forward<Cell, scalar_t>::Progress at{begin};
+    while (at.step < block_end) {
+      const int64_t end = min(block_end, at.step + stretch);
+      team.run_together([&](Parts parts) { pass.run_steps(shares, parts, at, end); });
+      pass.advance(&at, end);
+    }
   }
 }
 

@@ -11,11 +11,11 @@
 
 namespace fastbptt {
 
-// Each pass of each cell: the bytes of workspace it wants, and what every thread of a team runs.
+// Each pass of each cell: the bytes of workspace it wants, and what the thread that leads a team runs.
 template <typename Params>
 struct Kernel {
   int64_t (*workspace)(const Params& p);
-  void (*run)(const Params& p, const Worker& worker);
+  void (*run)(const Params& p, Team& team);
 };
 
 template <typename scalar_t>

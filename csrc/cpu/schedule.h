@@ -1,7 +1,10 @@
 // Who computes what: the workspace, the threads' shares of a recurrence, and one step of it.
 #pragma once
 
+#include <vector>
+
 #include "cpu/gemm.h"
+#include "cpu/split.h"
 #include "cpu/team.h"
 #include "params.h"
 
@@ -107,15 +110,15 @@ inline int64_t max_block_rows(const LayerParams<scalar_t>& p) {
   return min(lane_rows(p), kBlockRows - 1 + p.num_lanes);
 }
 
-// One thread's part of a recurrence: lane i of its group is lane first_lane + i * lane_step of all.
+// What one part of the work has of a recurrence: lane i of its group is lane first_lane + i * lane_step of all.
 struct Share {
   const Lane* lanes;
   int64_t first_lane;
   int64_t lane_step;
   int64_t num_lanes;
-  Range panels;     // of the units that this thread computes
+  Range panels;     // of the units that it computes
   Range projected;  // of the projected state, likewise
-  Barrier group;    // of the threads that share these lanes
+  Barrier group;    // of the parts that share these lanes
   bool idle;
 
   int64_t index(int64_t i) const { return first_lane + i * lane_step; }
@@ -137,16 +140,14 @@ Share everyone(const LayerParams<scalar_t>& p) {
   return {p.lanes, 0, 1, p.num_lanes, {}, {}, {}, false};
 }
 
-// How the team shares a recurrence whose step multiplies K values by the gates of `units` units.
-// Every thread comes to the same split.
+// A recurrence whose step multiplies K values by the gates of `units` units.
 template <typename scalar_t>
-Split split_for(const LayerParams<scalar_t>& p, int64_t K, int64_t units, int64_t gates,
-                const Worker& worker) {
-  return choose_split(worker.count, p.num_lanes, K, ceil_div(units, kLanes<scalar_t>), gates,
-                      kLanes<scalar_t> * int(sizeof(scalar_t)));
+StepWork work_of_step(const LayerParams<scalar_t>& p, int64_t K, int64_t units, int64_t gates) {
+  return {p.num_lanes, K, ceil_div(units, kLanes<scalar_t>), gates,
+          kLanes<scalar_t> * int(sizeof(scalar_t))};
 }
 
-// Unit vectors in a panel: as many as a tile takes, fewer where the units are shared by threads.
+// Unit vectors in a panel: as many as a tile takes, fewer where the units are shared.
 template <typename scalar_t>
 int64_t panel_vecs_for(int64_t units, int64_t gates, Split split) {
   const int64_t unit_vecs = ceil_div(units, kLanes<scalar_t>);
@@ -180,7 +181,17 @@ Share share_of(const LayerParams<scalar_t>& p, const Packed<scalar_t>& units,
   return mine;
 }
 
-// Which values of a state the thread made itself: `made` of each of `groups` groups of `size`.
+template <typename scalar_t>
+std::vector<Share> all_shares(const LayerParams<scalar_t>& p, const Packed<scalar_t>& units,
+                              const Packed<scalar_t>& projected, Split split, const Team& team) {
+  std::vector<Share> shares;
+  for (int part = 0; part < team.parts(); ++part) {
+    shares.push_back(share_of(p, units, projected, split, team.worker(part)));
+  }
+  return shares;
+}
+
+// Which values of a state a part of the work made itself: `made` of each of `groups` groups of `size`.
 struct OwnValues {
   Range made;
   int64_t size;

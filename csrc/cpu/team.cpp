@@ -5,6 +5,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 
 namespace fastbptt {
@@ -13,6 +14,11 @@ namespace {
 // A forked child inherits the thread pool's records but none of its threads: using it would hang.
 std::atomic<bool> in_forked_child{false};
 const int fork_handler_installed = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+
+int64_t now() {
+  using namespace std::chrono;
+  return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
+}
 
 int usable_cores() {
   cpu_set_t set;
@@ -31,6 +37,55 @@ int spin_limit(int team) {
   return team <= cores ? 2000 : 0;
 }
 
+// What this thread has lost in waits that outlasted their spinning, ns.
+thread_local int64_t time_waited = 0;
+
+// Waits until is_there(): spins, then yields.
+template <typename IsThere>
+void wait_until(int team, IsThere&& is_there) {
+  for (int spins = spin_limit(team); spins > 0; --spins) {
+    if (is_there()) return;
+    relax();
+  }
+  if (is_there()) return;
+  const int64_t begin = now();
+  while (!is_there()) sched_yield();
+  time_waited += now() - begin;
+}
+
+// What teams have been worth of late, in this process. A call in a team saves what the others did of
+// its work, less the time that its own thread waited for them. Where that comes to a loss, calls are
+// made alone for a while, and for longer each time that another attempt loses too.
+class Experience {
+ public:
+  bool favours_teams() const { return now() >= alone_until_.load(std::memory_order_relaxed); }
+  bool is_loss(int64_t saved) const {
+    return saved_.load(std::memory_order_relaxed) + saved < -kTolerance;
+  }
+  void add(int64_t saved) {
+    if (is_loss(saved)) {
+      const int64_t pause = std::clamp(2 * pause_.load(std::memory_order_relaxed),
+                                       kPauseForLoss * -saved, kLongestPause);
+      pause_.store(pause, std::memory_order_relaxed);
+      alone_until_.store(now() + pause, std::memory_order_relaxed);
+      saved_.store(0, std::memory_order_relaxed);
+      return;
+    }
+    const int64_t sum = saved_.load(std::memory_order_relaxed) + saved;
+    saved_.store(std::min(sum, kMostRemembered), std::memory_order_relaxed);
+    if (sum >= kMostRemembered) pause_.store(0, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr int64_t kTolerance = 300'000, kMostRemembered = 2'000'000;  // ns
+  static constexpr int64_t kPauseForLoss = 20, kLongestPause = 1'000'000'000;
+  std::atomic<int64_t> saved_{0}, alone_until_{0}, pause_{0};
+};
+
+Experience experience;
+
+constexpr uint64_t kClosed = ~uint64_t(0) << 32;  // a ticket without tasks
+
 }  // namespace
 
 void Barrier::arrive() const {
@@ -42,80 +97,101 @@ void Barrier::arrive() const {
 void Barrier::await() const {
   if (size == 1) return;
   const uint32_t now = arrivals[id].count.load(std::memory_order_relaxed);
-  int spins = spin_limit(size);
   for (int other = 0; other < size; ++other) {
-    // Another thread may already have arrived at the next barrier, though at none beyond it.
-    while (int32_t(arrivals[other].count.load(std::memory_order_acquire) - now) < 0) {
-      if (--spins > 0) {
-        relax();
-      } else {
-        sched_yield();
-      }
-    }
+    // Another part may already have arrived at the next barrier, though at none beyond it.
+    const auto has_arrived = [&] {
+      return int32_t(arrivals[other].count.load(std::memory_order_acquire) - now) >= 0;
+    };
+    if (!has_arrived()) wait_until(size, has_arrived);
   }
 }
 
-void run_team(int threads, void (*fn)(const void* context, const Worker& worker),
-              const void* context) {
-  if (threads <= 1 || omp_in_parallel() || in_forked_child) {
-    Arrivals everyone, group;
-    fn(context, Worker{0, 1, {&everyone, 1, 0}, &group});
-    return;
+int Team::members() const {
+  if (!open_) return 1;
+  return 1 + std::min({waiting_.value.load(std::memory_order_acquire), parts_ - 1, kMostTasks - 1});
+}
+
+void Team::post(const Job& job) {
+  if (open_ && experience.is_loss(saved_)) close();
+  if (!open_) return job.run(job.fn, {0, parts_});
+  const int64_t begin = now(), waited_before = time_waited;
+  done_.value.store(0, std::memory_order_relaxed);
+  job_.store(&job, std::memory_order_relaxed);
+  const uint64_t tasks = (uint64_t(1) << job.tasks) - 1;
+  ticket_.value.store(uint64_t(++number_) << 32 | tasks, std::memory_order_release);
+  int own = 0;
+  while (take(0)) ++own;
+  wait_until(parts_, [&] { return done_.value.load(std::memory_order_acquire) == job.tasks; });
+  const int64_t waited = time_waited - waited_before, worked = now() - begin - waited;
+  saved_ += worked * (job.tasks - own) / std::max(own, 1) - waited;
+}
+
+// Takes a task and runs it, if there is one: the thread's own, whose memory is in its caches, or else
+// that of the thread that is most likely to be late.
+bool Team::take(int id) {
+  uint64_t ticket = ticket_.value.load(std::memory_order_acquire);
+  while (const uint32_t tasks = uint32_t(ticket)) {
+    const int task = id < kMostTasks && (tasks >> id & 1) ? id : 31 - __builtin_clz(tasks);
+    if (!ticket_.value.compare_exchange_weak(ticket, ticket & ~(uint64_t(1) << task),
+                                             std::memory_order_acquire)) {
+      continue;
+    }
+    if (id > 0) waiting_.value.fetch_sub(1, std::memory_order_relaxed);
+    const Job& job = *job_.load(std::memory_order_relaxed);
+    job.run(job.fn, {parts_ * task / job.tasks, parts_ * (task + 1) / job.tasks});
+    // In this order: when the job is done, who has done it waits for the next.
+    if (id > 0) waiting_.value.fetch_add(1, std::memory_order_relaxed);
+    done_.value.fetch_add(1, std::memory_order_release);
+    return true;
   }
-  const auto arrivals = std::make_unique<Arrivals[]>(2 * threads);
-#pragma omp parallel num_threads(threads)
+  return false;
+}
+
+void Team::follow(int id) {
+  waiting_.value.fetch_add(1, std::memory_order_release);
+  while (ticket_.value.load(std::memory_order_acquire) != kClosed) {
+    if (take(id)) continue;
+    wait_until(parts_, [&] {
+      const uint64_t ticket = ticket_.value.load(std::memory_order_acquire);
+      return uint32_t(ticket) != 0 || ticket == kClosed;
+    });
+  }
+}
+
+void Team::lead(void (*fn)(const void* context, Team& team), const void* context) {
+  open_ = true;
+  fn(context, *this);
+  if (open_) close();
+}
+
+void Team::close() {
+  open_ = false;
+  ticket_.value.store(kClosed, std::memory_order_release);
+}
+
+void run_team(int parts, void (*fn)(const void* context, Team& team), const void* context) {
+  if (parts <= 1) {
+    Arrivals arrivals;
+    Team team(1, &arrivals);
+    return fn(context, team);
+  }
+  const auto arrivals = std::make_unique<Arrivals[]>(parts);
+  Team team(parts, arrivals.get());
+  if (omp_in_parallel() || in_forked_child || !experience.favours_teams()) {
+    return fn(context, team);
+  }
+  int64_t finished = 0;
+#pragma omp parallel num_threads(parts)
   {
-    const int id = omp_get_thread_num(), count = omp_get_num_threads();
-    fn(context, Worker{id, count, {arrivals.get(), count, id}, arrivals.get() + threads});
-  }
-}
-
-namespace {
-
-// A rough machine, in cycles; only ratios matter. Vectors of weights that a core reads a cycle by
-// the size of its share: from the first, the second and the last cache.
-double vectors_per_cycle(double bytes, int vec_bytes) {
-  const double rate = bytes <= (32 << 10) ? 128 : bytes <= (768 << 10) ? 48 : 14;
-  return std::min(2.0, rate / vec_bytes);
-}
-
-constexpr double kBarrierCycles = 500;
-constexpr double kStepCycles = 60;  // activation latency and loop overhead
-
-// One step of one thread with `rows` lanes and `vecs` vectors of columns.
-double step_cycles(int64_t rows, int64_t K, int64_t vecs, int vec_bytes) {
-  const double products = double(K) * vecs;
-  const double compute = products * rows / 2;
-  const double read = products / vectors_per_cycle(products * vec_bytes, vec_bytes);
-  // They overlap, but not wholly.
-  return std::max(compute, read) + std::min(compute, read) / 4 + kStepCycles;
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-}  // namespace
-
-Split choose_split(int threads, int64_t rows, int64_t K, int64_t unit_vecs, int64_t gates,
-                   int vec_bytes) {
-  Split best{1, 1};
-  double least = step_cycles(rows, K, unit_vecs * gates, vec_bytes);
-  for (int unit_parts = 1; unit_parts <= std::min<int64_t>(threads, unit_vecs); ++unit_parts) {
-    const int batch_parts = int(std::min<int64_t>(threads / unit_parts, rows));
-    const int64_t vecs = ceil_div(unit_vecs, unit_parts) * gates;
-    const double cycles = step_cycles(ceil_div(rows, batch_parts), K, vecs, vec_bytes) +
-                          (unit_parts > 1 ? kBarrierCycles : 0);
-    if (cycles < least) {
-      least = cycles;
-      best = {batch_parts, unit_parts};
+    if (omp_get_thread_num() > 0) {
+      team.follow(omp_get_thread_num());
+    } else {
+      team.lead(fn, context);
+      finished = now();
     }
   }
-  return best;
-}
-
-int useful_threads(int available, double multiply_adds) {
-  // Waking the pool costs about as much as this many multiply-adds on one core.
-  constexpr double kPerThread = 1.5e6;
-  return int(std::clamp(multiply_adds / kPerThread, 1.0, double(std::max(available, 1))));
+  // OpenMP has waited for all threads, whether they came or not.
+  experience.add(team.saved_ - (now() - finished));
 }
 
 }  // namespace fastbptt

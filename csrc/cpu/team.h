@@ -1,4 +1,10 @@
-// The threads that run one kernel together.
+// The threads that run one kernel together, on a machine that may not give all of them.
+//
+// A kernel divides its work into as many parts as it may use threads, by counts alone: so its results
+// are the same bits, whoever computes a part. The calling thread leads. It begins at once and posts
+// one job after another; threads that have woken up take a job's parts beside it, and what nobody
+// takes it does itself. Where waiting for the others costs it more than they save, it goes on alone,
+// and so do the calls after it, for a while.
 #pragma once
 
 #include <atomic>
@@ -6,51 +12,100 @@
 
 namespace fastbptt {
 
-// How many barriers a thread has arrived at.
+// How many barriers a part of the work has arrived at.
 struct alignas(64) Arrivals {
   std::atomic<uint32_t> count{0};
 };
 
-// One thread's view of a barrier. Each thread announces its own arrival and watches for the others',
-// so that the last arrival costs the transfer of one cache line. It spins, and yields when it has
-// spun too long.
+// One part's view of a barrier. Each part announces its own arrival and watches for the others', so
+// that the last arrival costs the transfer of one cache line. A thread that has several parts must
+// bring each of them to a barrier before it awaits the others at it.
 struct Barrier {
   Arrivals* arrivals;  // [size]
   int size;
-  int id;  // of this thread among `size`
+  int id;  // of this part among `size`
 
   void arrive() const;  // what this thread wrote before is there for those that await
-  void await() const;   // until all have arrived as often as this thread
-  void wait() const { arrive(), await(); }
+  void await() const;   // until all have arrived as often as this part
 };
 
-// One thread's place in its team.
+// One part of the work.
 struct Worker {
   int id;
   int count;
-  Barrier everyone;
-  Arrivals* group_arrivals;  // [count], for barriers of parts of the team
+  Arrivals* group_arrivals;  // [count], for barriers of groups of parts
 };
 
-// Runs fn(context, worker) on up to `threads` threads. The team's real size is worker.count: OpenMP
-// may give fewer threads than asked for. Inside another parallel region, and in a forked child,
-// which has lost its parent's threads, the team is the calling thread alone.
-void run_team(int threads, void (*fn)(const void* context, const Worker& worker),
-              const void* context);
-
-// How the threads share a recurrence: over the batch (no synchronisation), over the hidden units
-// (a barrier a step), or both. batch_parts * unit_parts threads take part.
-struct Split {
-  int batch_parts;
-  int unit_parts;
+// Those of the parts that one thread has, [begin, end).
+struct Parts {
+  int begin, end;
 };
 
-// The split that takes the least time by count, for `rows` lanes whose step multiplies K values by
-// `unit_vecs` vectors of units with `gates` gates.
-Split choose_split(int threads, int64_t rows, int64_t K, int64_t unit_vecs, int64_t gates,
-                   int vec_bytes);
+class Team {
+ public:
+  // Runs fn(worker) for every part, in any order and by whoever is there. Returns when all are done.
+  template <typename Fn>
+  void run(const Fn& fn) {
+    const auto each = [&](Parts mine) {
+      for (int part = mine.begin; part < mine.end; ++part) fn(worker(part));
+    };
+    post(each, most_tasks());
+  }
 
-// How many threads are worth waking for this many multiply-adds.
-int useful_threads(int available, double multiply_adds);
+  // Runs fn(parts) with all parts, at the same time on as many threads as are there now: so those of
+  // different threads may wait for each other.
+  template <typename Fn>
+  void run_together(const Fn& fn) {
+    post(fn, members());
+  }
+
+  int parts() const { return parts_; }
+  Worker worker(int part) const { return {part, parts_, arrivals_}; }
+
+ private:
+  static constexpr int kMostTasks = 32;
+
+  friend void run_team(int, void (*)(const void*, Team&), const void*);
+
+  struct Job {
+    void (*run)(const void* fn, Parts parts);
+    const void* fn;
+    int tasks;
+  };
+  template <typename T>
+  struct alignas(64) Shared {
+    std::atomic<T> value{0};
+  };
+
+  Team(int parts, Arrivals* arrivals) : parts_(parts), arrivals_(arrivals) {}
+
+  template <typename Fn>
+  void post(const Fn& fn, int tasks) {
+    post({[](const void* f, Parts parts) { (*static_cast<const Fn*>(f))(parts); }, &fn, tasks});
+  }
+  void post(const Job& job);
+  int most_tasks() const { return parts_ < kMostTasks ? parts_ : kMostTasks; }
+  int members() const;  // who would come to a job now
+  bool take(int id);
+  void lead(void (*fn)(const void* context, Team& team), const void* context);
+  void follow(int id);
+  void close();  // the others leave
+
+  const int parts_;
+  Arrivals* const arrivals_;  // [parts]
+  bool open_ = false;         // whether there are others
+  uint32_t number_ = 0;       // of the last job
+  int64_t saved_ = 0;         // ns that the others have saved the leader, less its waits for them
+  // The job's number, and a bit for each of its tasks that nobody has taken. Only who has taken one
+  // may look at the job: else it may be over.
+  Shared<uint64_t> ticket_;
+  std::atomic<const Job*> job_{nullptr};
+  Shared<int> done_;     // tasks of the job
+  Shared<int> waiting_;  // threads beside the leader that have no task
+};
+
+// Runs fn(context, team) with `parts` parts on up to as many threads. Inside another parallel region,
+// and in a forked child, which has lost its parent's threads, the calling thread is alone.
+void run_team(int parts, void (*fn)(const void* context, Team& team), const void* context);
 
 }  // namespace fastbptt

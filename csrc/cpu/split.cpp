@@ -1,0 +1,65 @@
+#include "cpu/split.h"
+
+#include <algorithm>
+
+namespace fastbptt {
+namespace {
+
+// A rough machine, in cycles; only ratios matter. Vectors of weights that a core reads a cycle by
+// the size of its share: from the first, the second and the last cache.
+double vectors_per_cycle(double bytes, int vec_bytes) {
+  const double rate = bytes <= (32 << 10) ? 128 : bytes <= (768 << 10) ? 48 : 14;
+  return std::min(2.0, rate / vec_bytes);
+}
+
+// A barrier: the transfer of one cache line, and of one more for each further thread.
+constexpr double kBarrierCycles = 400, kFurtherArrivalCycles = 100;
+constexpr double kStepCycles = 60;  // activation latency and loop overhead
+
+// One step of one thread with `rows` lanes and `vecs` vectors of columns.
+double step_cycles(int64_t rows, int64_t K, int64_t vecs, int vec_bytes) {
+  const double products = double(K) * vecs;
+  const double compute = products * rows / 2;
+  const double read = products / vectors_per_cycle(products * vec_bytes, vec_bytes);
+  // They overlap, but not wholly.
+  return std::max(compute, read) + std::min(compute, read) / 4 + kStepCycles;
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+double split_cycles(Split split, const StepWork& work) {
+  const int64_t vecs = ceil_div(work.unit_vecs, split.unit_parts) * work.gates;
+  const double barrier =
+      split.unit_parts > 1 ? kBarrierCycles + kFurtherArrivalCycles * (split.unit_parts - 1) : 0;
+  return step_cycles(ceil_div(work.rows, split.batch_parts), work.K, vecs, work.vec_bytes) +
+         barrier;
+}
+
+}  // namespace
+
+Split choose_split(int parts, const StepWork& work) {
+  Split best{1, 1};
+  double least = split_cycles(best, work);
+  for (int unit_parts = 1; unit_parts <= std::min<int64_t>(parts, work.unit_vecs); ++unit_parts) {
+    const Split split{int(std::min<int64_t>(parts / unit_parts, work.rows)), unit_parts};
+    const double cycles = split_cycles(split, work);
+    if (cycles < least) {
+      least = cycles;
+      best = split;
+    }
+  }
+  return best;
+}
+
+int64_t steps_between_changes(Split split, const StepWork& work) {
+  constexpr double kCycles = 400e3;  // 0.1 ms and more
+  return 1 + int64_t(kCycles / split_cycles(split, work));
+}
+
+int useful_threads(int available, double multiply_adds) {
+  // Waking the pool costs about as much as this many multiply-adds on one core.
+  constexpr double kPerThread = 1.5e6;
+  return int(std::clamp(multiply_adds / kPerThread, 1.0, double(std::max(available, 1))));
+}
+
+}  // namespace fastbptt
