@@ -25,6 +25,7 @@ struct Backward {
   using operand_t = Operand<scalar_t>;
   static constexpr int W = kLanes<scalar_t>;
   static constexpr int G = Cell::kGates;
+  static constexpr int kInOrder[] = {0, 1, 2, 3};
   // Whether products read d from copies of it that are rounded.
   static constexpr bool kRoundsD = !std::is_same_v<operand_t, acc_t>;
 
@@ -49,10 +50,19 @@ struct Backward {
   int64_t bytes;
 
   Backward(const BwdParams<scalar_t>& params, Arena arena, Split split) : p(params) {
-    w_ih = arena.take_packed<scalar_t>(G * p.H, p.d_input ? p.I : 0, 1, kPanelVecs);
-    w_hh = arena.take_packed<scalar_t>(G * p.H, p.R, 1, panel_vecs_for<scalar_t>(p.R, 1, split));
-    w_hr = arena.take_packed<scalar_t>(p.R, p.w_hr ? p.H : 0, 1,
-                                       panel_vecs_for<scalar_t>(p.H, 1, split));
+    const auto take = [&](const scalar_t* w, int64_t K, int64_t units, int blocks, const int* order,
+                          int64_t panel_vecs, bool at_once) {
+      if (is_worth_packing(lane_rows(p), K, at_once)) {
+        return arena.take_packed<scalar_t>(K, units, 1, panel_vecs);
+      }
+      return Packed<scalar_t>{nullptr, K, units, 1, panel_vecs, w, order, blocks};
+    };
+    const bool one_step = p.lanes[0].steps == 1;
+    w_ih = take(p.w_ih, G * p.H, p.d_input ? p.I : 0, G, Cell::kInputGate, kPanelVecs, true);
+    w_hh =
+        take(p.w_hh, G * p.H, p.R, G, kInOrder, panel_vecs_for<scalar_t>(p.R, 1, split), one_step);
+    w_hr = take(p.w_hr, p.R, p.w_hr ? p.H : 0, 1, kInOrder, panel_vecs_for<scalar_t>(p.H, 1, split),
+                one_step);
     stride = padded_stride<scalar_t>(Cell::kColumns * p.H);
     projected_stride = padded_stride<scalar_t>(p.R);
     wide_stride = padded_stride<scalar_t>(p.H);
@@ -103,11 +113,14 @@ struct Backward {
     const auto part = [&](const Packed<scalar_t>& to) {
       return share(to.panels(), worker.id, worker.count);
     };
-    constexpr int kInOrder[] = {0, 1, 2, 3};
-    pack_direct(w_ih, p.w_ih, G, Cell::kInputGate, part(w_ih));
+    const auto pack_one = [&](const Packed<scalar_t>& to, const scalar_t* w, int blocks,
+                              const int* order) {
+      if (!to.unpacked) pack_direct(to, w, blocks, order, part(to));
+    };
+    pack_one(w_ih, p.w_ih, G, Cell::kInputGate);
     const bool goes_back = p.lanes[0].steps > 1 || p.d_hx;
-    if (goes_back) pack_direct(w_hh, p.w_hh, G, kInOrder, part(w_hh));
-    if (p.w_hr) pack_direct(w_hr, p.w_hr, 1, kInOrder, part(w_hr));
+    if (goes_back) pack_one(w_hh, p.w_hh, G, kInOrder);
+    if (p.w_hr) pack_one(w_hr, p.w_hr, 1, kInOrder);
     if (recomputes()) recomputation.pack(p, worker);
   }
 
@@ -357,10 +370,21 @@ struct Backward {
     }
   }
 
+  // Where dx is that of rounded d: a block's rows of it.
+  void round_d(const Block<acc_t>& block, bool wants_input_gradient, Team& team) const {
+    if constexpr (kRoundsD) {
+      if (!wants_input_gradient) return;
+      team.run([&](const Worker& worker) {
+        d_rows.gather(share(block.num_rows, worker.id, worker.count),
+                      [&](int64_t r) { return block.d + r * stride; });
+      });
+    }
+  }
+
   // dx of a block of rows, for a share of them: row r goes to row row_to(r) of d_input.
   template <typename RowTo>
   void input_gradient(const Block<acc_t>& block, RowTo&& row_to, const Worker& worker) const {
-    const Range rows = share(block.num_rows, worker.id, worker.count);
+    const auto [rows, panels] = share_product(block.num_rows, w_ih, worker);
     const auto finish = [&](int64_t r, int64_t column, auto count, V sum) {
       scalar_t* to = p.d_input + row_to(r) * p.I + column;
       if (p.mask) sum *= load_first(p.mask + block.rows[r] * p.I + column, count);
@@ -368,10 +392,9 @@ struct Backward {
       store_first(to, sum, count);
     };
     if constexpr (kRoundsD) {
-      d_rows.gather(rows, [&](int64_t r) { return block.d + r * stride; });
-      gemm_rows(d_rows.rows, d_rows.stride, w_ih, rows, finish);
+      gemm_rows(d_rows.rows, d_rows.stride, w_ih, rows, panels, finish);
     } else {
-      gemm_rows(block.d, stride, w_ih, rows, finish);
+      gemm_rows(block.d, stride, w_ih, rows, panels, finish);
     }
   }
 
@@ -383,7 +406,6 @@ struct Backward {
       input_gradient(block, [&](int64_t r) { return to[r]; }, worker);
     }
     if (!p.d_w_ih) return;
-    constexpr int kInOrder[] = {0, 1, 2, 3};
     const OuterProduct<operand_t> inputs{block.d,          stride, block.num_rows, G,
                                          Cell::kInputGate, p.H,    !first_block,   pairs};
     OuterProduct<operand_t> states = inputs;
@@ -443,6 +465,7 @@ void backward(const BwdParams<scalar_t>& p, Team& team) {
       team.run_together([&](Parts parts) { pass.run_steps(shares, parts, block, at, begin); });
       pass.advance(&at, block, begin);
     }
+    pass.round_d(block, p.d_input && (p.d_input_by_lane || !p.overlapping), team);
     team.run([&](const Worker& worker) {
       if (p.d_input && p.d_input_by_lane) {
         pass.input_gradient(block, [&](int64_t r) { return lane_row + r; }, worker);
@@ -467,9 +490,10 @@ void backward(const BwdParams<scalar_t>& p, Team& team) {
       if (p.d_cx) {
         add_initial_states(p, p.d_cx, p.H, pass.carry, pass.wide_stride, pass.cx_sums, worker);
       }
-      pass.sum.for_each_block([&](const auto& block, bool first_block) {
-        pass.add_products(block, first_block, worker);
-      });
+    });
+    pass.sum.for_each_block([&](const auto& block, bool first_block) {
+      pass.round_d(block, p.d_input && !p.d_input_by_lane, team);
+      team.run([&](const Worker& worker) { pass.add_products(block, first_block, worker); });
     });
   }
   if (kIsRounded<scalar_t> && p.d_w_ih) {

@@ -42,18 +42,19 @@ struct Forward {
   Forward(const FwdParams<scalar_t>& params, Arena arena, Split split) : p(params) {
     stride = padded_stride<scalar_t>(p.R);
     wide_stride = padded_stride<scalar_t>(p.H);
-    // To pack a matrix takes as long as to multiply about this many rows by one that is not packed.
-    constexpr int64_t kRowsWorthPacking = 5;
     const auto take = [&](const scalar_t* w, int64_t K, int64_t units, int64_t gates,
-                          int64_t panel_vecs) {
-      if (p.layout.N < kRowsWorthPacking) {
-        return Packed<scalar_t>{nullptr, K, units, gates, panel_vecs, w};
+                          int64_t panel_vecs, bool at_once) {
+      if (is_worth_packing(p.layout.N, K, at_once)) {
+        return arena.take_packed<scalar_t>(K, units, gates, panel_vecs);
       }
-      return arena.take_packed<scalar_t>(K, units, gates, panel_vecs);
+      return Packed<scalar_t>{nullptr, K, units, gates, panel_vecs, w};
     };
-    w_ih = take(p.w_ih, p.I, Cell::kGates * p.H, 1, kPanelVecs);
-    w_hh = take(p.w_hh, p.R, p.H, Cell::kGates, panel_vecs_for<scalar_t>(p.H, Cell::kGates, split));
-    w_hr = take(p.w_hr, p.H, p.w_hr ? p.R : 0, 1, panel_vecs_for<scalar_t>(p.R, 1, split));
+    const bool one_step = p.lanes[0].steps == 1;
+    w_ih = take(p.w_ih, p.I, Cell::kGates * p.H, 1, kPanelVecs, true);
+    w_hh = take(p.w_hh, p.R, p.H, Cell::kGates, panel_vecs_for<scalar_t>(p.H, Cell::kGates, split),
+                one_step);
+    w_hr =
+        take(p.w_hr, p.H, p.w_hr ? p.R : 0, 1, panel_vecs_for<scalar_t>(p.R, 1, split), one_step);
     bias = arena.take<acc_t>(padded_stride<scalar_t>(Cell::kGates * p.H));
     for (operand_t*& s : state) s = arena.take<operand_t>(p.num_lanes * stride);
     unprojected = arena.take<operand_t>(p.w_hr ? p.num_lanes * wide_stride : 0);
@@ -89,12 +90,6 @@ struct Forward {
     }
   }
 
-  void add_input_products(const operand_t* from, int64_t ld, Range rows) const {
-    gemm_rows(from, ld, w_ih, rows, [&](int64_t row, int64_t column, auto count, V sum) {
-      store_first(pre + row * ld_pre + column, sum + load(bias + column), count);
-    });
-  }
-
   // The last step of the block that begins with `begin`: without blocks, of all.
   int64_t block_end(int64_t begin) const {
     if (!in_blocks()) return p.lanes[0].steps;
@@ -104,17 +99,17 @@ struct Forward {
     return end;
   }
 
-  // `pre` of the steps [begin, end), a share of its rows.
-  void project_input(int64_t begin, int64_t end, const Worker& worker) const {
-    if constexpr (!kIsRounded<scalar_t>) {
-      if (!in_blocks()) {
-        return add_input_products(p.input, p.I, share(p.layout.N, worker.id, worker.count));
-      }
-    }
+  int64_t rows_of_steps(int64_t begin, int64_t end) const {
     const Share all = everyone(p);
     int64_t rows = 0;
     for (int64_t s = begin; s < end; ++s) rows += all.active_at(s);
-    const Range mine = share(rows, worker.id, worker.count);
+    return rows;
+  }
+
+  // Copies a share of the inputs of a block of steps side by side.
+  void gather_input(int64_t begin, int64_t end, const Worker& worker) const {
+    const Share all = everyone(p);
+    const Range mine = share(rows_of_steps(begin, end), worker.id, worker.count);
     int64_t first = 0;  // row of the step's first lane
     for (int64_t s = begin; s < end; ++s) {
       const int64_t active = all.active_at(s);
@@ -122,7 +117,28 @@ struct Forward {
                     [&](int64_t r) { return p.input + row_at(p, p.lanes[r - first], s) * p.I; });
       first += active;
     }
-    add_input_products(inputs.rows, inputs.stride, mine);
+  }
+
+  // A share of `pre` of a number of rows.
+  void project_rows(const operand_t* from, int64_t ld, int64_t num_rows,
+                    const Worker& worker) const {
+    const auto [rows, panels] = share_product(num_rows, w_ih, worker);
+    gemm_rows(from, ld, w_ih, rows, panels, [&](int64_t row, int64_t column, auto count, V sum) {
+      store_first(pre + row * ld_pre + column, sum + load(bias + column), count);
+    });
+  }
+
+  // `pre` of the steps [begin, end): of a block, or of all.
+  void project_input(int64_t begin, int64_t end, Team& team) const {
+    if constexpr (!kIsRounded<scalar_t>) {
+      if (!in_blocks()) {
+        return team.run(
+            [&](const Worker& worker) { project_rows(p.input, p.I, p.layout.N, worker); });
+      }
+    }
+    team.run([&](const Worker& worker) { gather_input(begin, end, worker); });
+    const int64_t rows = rows_of_steps(begin, end);
+    team.run([&](const Worker& worker) { project_rows(inputs.rows, inputs.stride, rows, worker); });
   }
 
   void load_hx(const Share& mine, operand_t* to, int64_t lane_stride) const {
@@ -200,7 +216,8 @@ struct Forward {
 
   void advance(Progress* at, int64_t end) const {
     const Share all = everyone(p);
-    for (; at->step < end; ++at->step) at->first_row += all.active_at(at->step);
+    for (; in_blocks() && at->step < end; ++at->step) at->first_row += all.active_at(at->step);
+    at->step = end;
   }
 
   // Takes steps up to `end` with some of the parts.
@@ -220,7 +237,7 @@ struct Forward {
     for (; at.step < end; ++at.step) {
       for_each_share([&](const Share& mine) { take_step(mine, at); });
       if (p.w_hr) for_each_share([&](const Share& mine) { project_step(mine, at.step); });
-      at.first_row += all.active_at(at.step);
+      if (in_blocks()) at.first_row += all.active_at(at.step);
     }
   }
 
@@ -286,7 +303,7 @@ void forward(const FwdParams<scalar_t>& p, Team& team) {
   team.run([&](const Worker& worker) { pass.pack(worker); });
   for (int64_t begin = 0, block_end; begin < p.lanes[0].steps; begin = block_end) {
     block_end = pass.block_end(begin);
-    team.run([&](const Worker& worker) { pass.project_input(begin, block_end, worker); });
+    pass.project_input(begin, block_end, team);
     typename Forward<Cell, scalar_t>::Progress at{begin};
     while (at.step < block_end) {
       const int64_t end = min(block_end, at.step + stretch);

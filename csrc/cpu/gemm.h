@@ -1,43 +1,10 @@
-// Matrix products on packed panels.
+// Matrix products, a panel at a time.
 #pragma once
 
-#include "cpu/pack.h"
+#include "cpu/unpacked.h"
 
 namespace fastbptt {
 namespace {
-
-// Computes a[r] B for some rows and one panel of what is not packed, into acc: [rows][vectors]. Each
-// sum runs along a row of the matrix in the lanes of a vector; W of them are added up together.
-template <typename scalar_t>
-void unpacked_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b,
-                      int64_t panel, int64_t rows, Accumulator<scalar_t>* acc) {
-  using V = Vec<scalar_t>;
-  constexpr int W = kLanes<scalar_t>;
-  const int64_t vecs = b.vecs_in(panel), K = b.K;
-  for (int64_t i = 0; i < rows; ++i) {
-    for_each_unit_vec(b, panel, [&](int64_t v, int64_t unit, int64_t count) {
-      for (int64_t g = 0; g < b.gates; ++g) {
-        const scalar_t* w = b.unpacked + (g * b.units + unit) * K;
-        V sums[W] = {};
-        for (int64_t k = 0; k < K; k += W) {
-          const V x = load_first(a + i * lda + k, K - k);
-          if (count == W && K - k >= W) {
-#pragma GCC unroll 16
-            for (int lane = 0; lane < W; ++lane) sums[lane] += x * load(w + lane * K + k);
-          } else {
-            for (int64_t lane = 0; lane < count; ++lane) {
-              sums[lane] += x * load_first(w + lane * K + k, K - k);
-            }
-          }
-        }
-        transpose_block<scalar_t>(sums);
-        V sum{};
-        for (const V& part : sums) sum += part;
-        store(acc + (i * vecs + v * b.gates + g) * W, sum);
-      }
-    });
-  }
-}
 
 // Values of K that a tile takes at once where K is long: that much of a panel stays in the
 // second-level cache while a group of rows passes over it.
@@ -55,10 +22,8 @@ inline void panel_product(const Operand<scalar_t>* a, int64_t lda, const Packed<
   alignas(64) char storage[kGroupRows * kMaxVecs * kVecBytes];
   auto* acc = reinterpret_cast<Accumulator<scalar_t>*>(storage);
   if (b.unpacked && K > 0) {
-    return for_each_tile(begin, end, kGroupRows, [&](int64_t first, int64_t rows) {
-      unpacked_product(a + first * lda, lda, b, panel, rows, acc);
-      for (int64_t i = 0; i < rows; ++i) fn(first + i, acc + i * vecs * W);
-    });
+    return b.block_order ? strided_product(a, lda, b, panel, begin, end, fn)
+                         : dot_product(a, lda, b, panel, begin, end, fn);
   }
   const int64_t group_rows = kGroupRows / height * height;
   for_each_tile(begin, end, K > kDepth ? group_rows : height, [&](int64_t group, int64_t count) {
@@ -76,17 +41,17 @@ inline void panel_product(const Operand<scalar_t>* a, int64_t lda, const Packed<
   });
 }
 
-// Computes a[r] B for some rows and hands each result to fn(r, unit, count, sum), a vector at a
+// Computes a[r] B for some rows and panels and hands each result to fn(r, unit, count, sum), a vector at a
 // time; B has one gate. Rows are taken in blocks that stay in the second-level cache while the
 // panels pass over them.
 template <typename scalar_t, typename Fn>
 void gemm_rows(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b, Range rows_in,
-               Fn&& fn) {
+               Range panels, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
   const int64_t block = max(kGroupRows, (256 << 10) / int64_t(sizeof(*a)) / min(b.K, kDepth));
   for (int64_t first = rows_in.begin; first < rows_in.end; first += block) {
     const int64_t last = min(rows_in.end, first + block);
-    for (int64_t p = 0; p < b.panels(); ++p) {
+    for (int64_t p = panels.begin; p < panels.end; ++p) {
       panel_product(a, lda, b, p, b.K, first, last,
                     [&](int64_t r, const Accumulator<scalar_t>* acc) {
                       for_each_unit_vec(b, p, [&](int64_t v, int64_t unit, auto count) {

@@ -38,9 +38,12 @@ struct Packed {
   int64_t units;
   int64_t gates;
   int64_t panel_vecs;  // unit vectors in every panel but a narrower last one
-  // Where packing would cost more than the products: the matrix itself, of which this is the
-  // transpose, [gates * units, K] row-major; else null.
-  const scalar_t* unpacked;
+  // Where packing would cost more than the products: the matrix itself, row-major, else null. It is
+  // [gates * units, K], of which this is the transpose; or [K, units] in num_blocks blocks of rows, of
+  // which block_order[j] is the j-th here.
+  const scalar_t* unpacked = nullptr;
+  const int* block_order = nullptr;
+  int num_blocks = 0;
 
   static constexpr int W = kLanes<scalar_t>;
   int64_t depth() const { return ceil_div(K, kPair<scalar_t>) * kPair<scalar_t>; }

@@ -38,13 +38,13 @@ struct Recomputation {
     // The last gate's recurrent part is kept apart where the cell needs it so.
     constexpr int64_t kApart = Cell::kRecurrentBias ? G - 1 : G;
     inputs.gather(rows, input_at);
-    gemm_rows(inputs.rows, inputs.stride, w_ih, rows,
+    gemm_rows(inputs.rows, inputs.stride, w_ih, rows, {0, w_ih.panels()},
               [&](int64_t r, int64_t n, int64_t count, V sum) {
                 if (p.b_ih) sum += load_first(p.b_ih + n, count);
                 store_first(gates + r * ld + n, sum, count);
               });
     states.gather(rows, state_at);
-    gemm_rows(states.rows, states.stride, w_hh, rows,
+    gemm_rows(states.rows, states.stride, w_hh, rows, {0, w_hh.panels()},
               [&](int64_t r, int64_t n, int64_t count, V sum) {
                 if (p.b_hh) sum += load_first(p.b_hh + n, count);
                 for (int i = 0; i < count; ++i) {

@@ -24,11 +24,17 @@ struct Arena {
   }
   template <typename T>
   Packed<T> take_packed(int64_t K, int64_t units, int64_t gates, int64_t panel_vecs) {
-    Packed<T> packed{nullptr, K, units, gates, panel_vecs, nullptr};
+    Packed<T> packed{nullptr, K, units, gates, panel_vecs};
     packed.data = take<T>(packed.size());
     return packed;
   }
 };
+
+// Whether a matrix with K rows is packed for a pass that multiplies `rows` rows by it, all of them at
+// once or a few in each of many steps. What packing takes is measured.
+inline bool is_worth_packing(int64_t rows, int64_t K, bool at_once) {
+  return rows > max(4, K / (at_once ? 8 : 16));
+}
 
 // A pass that goes in blocks of steps takes whole steps until there are so many rows: about those
 // over which one tile of a weight gradient sums, enough that adding a block's part to dW costs
@@ -64,6 +70,20 @@ struct RowGather {
     }
   }
 };
+
+// A part's share of a product: of its rows, or where these are few, of its panels.
+struct ProductShare {
+  Range rows, panels;
+};
+
+template <typename scalar_t>
+ProductShare share_product(int64_t rows, const Packed<scalar_t>& b, const Worker& worker) {
+  const Range all_rows{0, rows}, all_panels{0, b.panels()};
+  if (rows >= 2 * kMaxRows * worker.count) {
+    return {share(rows, worker.id, worker.count), all_panels};
+  }
+  return {all_rows, share(b.panels(), worker.id, worker.count)};
+}
 
 template <typename scalar_t>
 inline int64_t row_at(const LayerParams<scalar_t>& p, const Lane& lane, int64_t s) {

@@ -1,0 +1,210 @@
+// Products with weights as they lie in memory, for so few rows that packing would cost more.
+//
+// By the transpose of a row-major matrix a product is dot products along its rows: each sum runs in
+// the lanes of a vector, and W of them are added up together in the end. By the matrix itself it is
+// that of a tile whose panel has the matrix's own stride.
+#pragma once
+
+#include "cpu/pack.h"
+
+namespace fastbptt {
+namespace {
+
+// Rows and columns whose sums are in registers at once, and rows that share what is read of a matrix.
+constexpr int kDotRows = kVecBytes == 64 ? 6 : 3;
+template <typename scalar_t>
+constexpr int kDotColumns = kLanes<scalar_t> < 4 ? kLanes<scalar_t> : 4;
+constexpr int64_t kDotGroup = 24;
+
+// sums[i][c] = the products of row i of `a` and row c of `w`, in the lanes of a vector.
+template <typename scalar_t, int rows, int columns>
+[[gnu::always_inline]] inline void dot_tile(const Operand<scalar_t>* a, int64_t lda,
+                                            const scalar_t* w, int64_t K,
+                                            Vec<scalar_t> (*out)[kLanes<scalar_t>]) {
+  using V = Vec<scalar_t>;
+  constexpr int W = kLanes<scalar_t>;
+  V sums[rows][columns] = {};
+  const auto add = [&](int64_t k, auto count) __attribute__((always_inline)) {
+    V x[rows];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) x[i] = load_first(a + i * lda + k, count);
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; ++c) {
+      const V y = load_first(w + c * K + k, count);
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; ++i) sums[i][c] += x[i] * y;
+    }
+  };
+  int64_t k = 0;
+  for (; k + W <= K; k += W) add(k, Whole<W>());
+  if (k < K) add(k, Part<W>(K - k));
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; ++c) out[i][c] = sums[i][c];
+  }
+}
+
+// As above for any number of rows.
+template <typename scalar_t, int columns>
+void dot_rows(int64_t rows, const Operand<scalar_t>* a, int64_t lda, const scalar_t* w, int64_t K,
+              Vec<scalar_t> (*out)[kLanes<scalar_t>]) {
+  for_each_tile(0, rows, kDotRows, [&](int64_t first, int64_t count) {
+    const Operand<scalar_t>* from = a + first * lda;
+#define FASTBPTT_ROWS(n)                                            \
+  case n:                                                           \
+    if constexpr (n <= kDotRows) {                                  \
+      dot_tile<scalar_t, n, columns>(from, lda, w, K, out + first); \
+    }                                                               \
+    break;
+    switch (count) {
+      FASTBPTT_ROWS(1)
+      FASTBPTT_ROWS(2)
+      FASTBPTT_ROWS(3)
+      FASTBPTT_ROWS(4)
+      FASTBPTT_ROWS(5)
+      FASTBPTT_ROWS(6)
+    }
+#undef FASTBPTT_ROWS
+  });
+}
+
+// Computes a[r] B for the rows [begin, end) of one panel and hands the sums of each to fn(r, acc), where
+// B is the transpose of what is not packed.
+template <typename scalar_t, typename Fn>
+void dot_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b, int64_t panel,
+                 int64_t begin, int64_t end, Fn&& fn) {
+  using V = Vec<scalar_t>;
+  constexpr int W = kLanes<scalar_t>;
+  const int64_t vecs = b.vecs_in(panel);
+  for_each_tile(begin, end, kDotGroup, [&](int64_t first, int64_t rows) {
+    V acc[kDotGroup * kMaxVecs];
+    for_each_unit_vec(b, panel, [&](int64_t v, int64_t unit, int64_t count) {
+      for (int64_t g = 0; g < b.gates; ++g) {
+        const scalar_t* w = b.unpacked + (g * b.units + unit) * b.K;
+        V sums[kDotGroup][W];
+        int64_t c = 0;
+        const auto dot = [&](auto columns) {
+          constexpr int n = decltype(columns)::value;
+          for (; c + n <= count; c += n) {
+            dot_rows<scalar_t, n>(rows, a + first * lda, lda, w + c * b.K, b.K,
+                                  reinterpret_cast<V(*)[W]>(&sums[0][c]));
+          }
+        };
+        dot(std::integral_constant<int, kDotColumns<scalar_t>>());
+        dot(std::integral_constant<int, 1>());
+        for (int64_t i = 0; i < rows; ++i) {
+          for (int64_t lane = count; lane < W; ++lane) sums[i][lane] = V{};
+          transpose_block<scalar_t>(sums[i]);
+          V sum{};
+          for (const V& part : sums[i]) sum += part;
+          acc[i * vecs + v * b.gates + g] = sum;
+        }
+      }
+    });
+    for (int64_t i = 0; i < rows; ++i) {
+      fn(first + i, reinterpret_cast<const Accumulator<scalar_t>*>(acc + i * vecs));
+    }
+  });
+}
+
+// acc[i][v] (+)= sum over k of a[i][k] * w[k][v], rows of w being `ldw` apart. The last vector has `count`
+// elements.
+template <typename scalar_t, int rows, int vecs, typename Count>
+void strided_tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* w, int64_t ldw,
+                  int64_t K, bool accumulate, Vec<scalar_t>* acc, Count count) {
+  using V = Vec<scalar_t>;
+  constexpr int W = kLanes<scalar_t>;
+  constexpr int parts = rows * vecs >= kInFlight ? 1 : 2;
+  constexpr int64_t kAhead = 16;  // rows of w, each of which may be in another page
+  for (int64_t k = 0; k < K;) {
+    const int64_t end = min(K, k + kSumLength);
+    V sums[parts][rows][vecs] = {};
+    const auto add = [&](V(&sum)[rows][vecs], int64_t k) __attribute__((always_inline)) {
+      const scalar_t* from = w + k * ldw;
+      V b[vecs];
+#pragma GCC unroll 8
+      for (int v = 0; v < vecs; ++v) {
+        __builtin_prefetch(from + kAhead * ldw + v * W);
+        b[v] = v + 1 < vecs ? load(from + v * W) : load_first(from + v * W, count);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; ++i) {
+        const V x = Bits<V>::broadcast(load_one(a + i * lda + k));
+#pragma GCC unroll 8
+        for (int v = 0; v < vecs; ++v) sum[i][v] += x * b[v];
+      }
+    };
+    for (; k + parts <= end; k += parts) {
+#pragma GCC unroll 2
+      for (int part = 0; part < parts; ++part) add(sums[part], k + part);
+    }
+    if constexpr (parts > 1) {
+      if (k < end) add(sums[0], k++);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 8
+      for (int v = 0; v < vecs; ++v) {
+        V sum = sums[0][i][v];
+        if constexpr (parts > 1) sum += sums[1][i][v];
+        V* to = acc + i * vecs + v;
+        *to = accumulate ? *to + sum : sum;
+      }
+    }
+    accumulate = true;
+  }
+}
+
+// As dot_product, where B is the matrix itself, with its blocks of rows in the order that b says.
+template <typename scalar_t, typename Fn>
+void strided_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b,
+                     int64_t panel, int64_t begin, int64_t end, Fn&& fn) {
+  using V = Vec<scalar_t>;
+  constexpr int W = kLanes<scalar_t>;
+  const int64_t first_unit = b.first_unit(panel), block = b.K / b.num_blocks;
+  const auto run = [&](auto vecs, auto count) {
+    constexpr int kVecs = decltype(vecs)::value;
+    for_each_tile(begin, end, tile_rows<scalar_t>(kVecs), [&](int64_t first, int64_t rows) {
+      V acc[kAccumulators];
+      for (int j = 0; j < b.num_blocks; ++j) {
+        const scalar_t* w = b.unpacked + b.block_order[j] * block * b.units + first_unit;
+        const Operand<scalar_t>* from = a + first * lda + j * block;
+        const bool accumulate = j > 0;
+#define FASTBPTT_ROWS(n)                                                                      \
+  case n:                                                                                     \
+    if constexpr (n <= tile_rows<scalar_t>(kVecs)) {                                          \
+      strided_tile<scalar_t, n, kVecs>(from, lda, w, b.units, block, accumulate, acc, count); \
+    }                                                                                         \
+    break;
+        switch (rows) {
+          FASTBPTT_ROWS(1)
+          FASTBPTT_ROWS(2)
+          FASTBPTT_ROWS(3)
+          FASTBPTT_ROWS(4)
+          FASTBPTT_ROWS(5)
+          FASTBPTT_ROWS(6)
+          FASTBPTT_ROWS(7)
+          FASTBPTT_ROWS(8)
+        }
+#undef FASTBPTT_ROWS
+      }
+      for (int64_t i = 0; i < rows; ++i) {
+        fn(first + i, reinterpret_cast<const Accumulator<scalar_t>*>(acc + i * kVecs));
+      }
+    });
+  };
+  const auto run_vecs = [&](auto vecs) {
+    const int64_t count = b.units - first_unit - (decltype(vecs)::value - 1) * W;
+    count >= W ? run(vecs, Whole<W>()) : run(vecs, Part<W>(count));
+  };
+  switch (b.vecs_in(panel)) {
+    case 1: return run_vecs(std::integral_constant<int, 1>());
+    case 2: return run_vecs(std::integral_constant<int, 2>());
+    case 3: return run_vecs(std::integral_constant<int, 3>());
+    case 4: return run_vecs(std::integral_constant<int, 4>());
+  }
+}
+
+}  // namespace
+}  // namespace fastbptt
