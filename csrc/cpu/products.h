@@ -78,6 +78,7 @@ struct OuterProduct {
   // in `range`; a null row is zero. Rows may be stored as any type.
   template <typename RowAt>
   void add(acc_t* dw, int64_t columns, Range range, operand_t* scratch, RowAt&& row_at) const {
+    if (num_rows <= kFewRows) return add_few(dw, columns, range, row_at);
     const Packed<operand_t> shape{scratch, kBlockRows, columns, 1, kPanelVecs, nullptr};
     alignas(64) char storage[kMaxTile];
     acc_t* acc = reinterpret_cast<acc_t*>(storage);
@@ -150,6 +151,38 @@ struct OuterProduct {
   }
 
  private:
+  // So few that the time goes into writing the result: along its own rows, a few at once.
+  static constexpr int64_t kFewRows = 8;
+
+  template <typename RowAt>
+  void add_few(acc_t* dw, int64_t columns, Range range, RowAt&& row_at) const {
+    constexpr int64_t kAtOnce = 4;
+    decltype(row_at(0)) rows[kFewRows];
+    for (int64_t r = 0; r < num_rows; ++r) rows[r] = row_at(r);
+    for (int j = 0; j < gates; ++j) {
+      for (int64_t m = range.begin; m < range.end; m += kAtOnce) {
+        const int64_t height = min(kAtOnce, range.end - m);
+        const acc_t* factors = d + j * units + m;
+        acc_t* to = dw + (order[j] * units + m) * columns;
+        for (int64_t n = 0; n < columns; n += W) {
+          V sums[kAtOnce] = {};
+          for (int64_t r = 0; r < num_rows; ++r) {
+            if (!rows[r]) continue;
+            const V x = load_first(rows[r] + n, columns - n);
+            for (int64_t i = 0; i < height; ++i) {
+              sums[i] += x * round_to<operand_t>(Bits<V>::broadcast(factors[r * stride + i]));
+            }
+          }
+          for (int64_t i = 0; i < height; ++i) {
+            acc_t* element = to + i * columns + n;
+            if (accumulate) sums[i] += load_first(element, columns - n);
+            store_first(element, sums[i], columns - n);
+          }
+        }
+      }
+    }
+  }
+
   // Fills the range's columns of `pairs` from some rows of d; the last row's partner may be zero.
   void pair_rows(int64_t first, int64_t rows, Range range) const {
     for (int64_t k = 0; k < rows; k += P) {
