@@ -35,17 +35,17 @@ struct Backward {
   Block<acc_t> blocks[2] = {};  // the second where one has not room for all steps
   Recomputation<Cell, scalar_t> recomputation;
   OverlapSum<scalar_t> sum;
-  acc_t* carry;        // [num_lanes, wide_stride]
-  acc_t* initial;      // [num_lanes, projected_stride] where lanes overlap: d_hx of each
-  acc_t* hx_sums;      // [B, projected_stride] of these
-  acc_t* cx_sums;      // [B, wide_stride] likewise
-  operand_t* scratch;  // [threads][scratch_size] for OuterProduct
-  int64_t scratch_size;
+  acc_t* carry;    // [num_lanes, wide_stride]
+  acc_t* initial;  // [num_lanes, projected_stride] where lanes overlap: d_hx of each
+  acc_t* hx_sums;  // [B, projected_stride] of these
+  acc_t* cx_sums;  // [B, wide_stride] likewise
+  // For OuterProduct: d, that of the projected state, and a scratch for each thread.
+  operand_t *packed, *projected_packed, *scratch;
+  int64_t max_depth;
   // Where d is rounded: of two steps in turn as W_hh saw it, [num_lanes, stride], likewise of the
-  // projected state, [num_lanes, projected_stride], of a block's rows, and by pairs of rows.
+  // projected state, [num_lanes, projected_stride], and of a block's rows.
   operand_t *d_step[2] = {}, *projected_step = nullptr;
   RowGather<operand_t> d_rows;
-  operand_t *pairs = nullptr, *projected_pairs = nullptr;
   WeightGradients<scalar_t> d_weights;
   int64_t bytes;
 
@@ -92,16 +92,15 @@ struct Backward {
     cx_sums = arena.take<acc_t>(p.overlapping && p.d_cx ? p.layout.B * wide_stride : 0);
     // A sum over lanes has rows for steps that no lane takes, too.
     const int64_t most = p.overlapping ? max(rows, min(kBlockRows, sum.all.num_rows)) : rows;
-    scratch_size = outer_product_scratch<operand_t>(most);
-    scratch = arena.take<operand_t>(p.threads * scratch_size);
+    using Products = OuterProduct<operand_t>;
+    max_depth = p.d_w_ih ? Products::depth_of(most) : 0;
+    packed = arena.take<operand_t>(Cell::kColumns * p.H * max_depth);
+    projected_packed = arena.take<operand_t>(p.d_w_hr ? p.R * max_depth : 0);
+    scratch = arena.take<operand_t>(p.threads * Products::scratch_size(max_depth));
     if constexpr (kRoundsD) {
       for (operand_t*& d : d_step) d = arena.take<operand_t>(p.num_lanes * stride);
-      pairs = arena.take<operand_t>(kBlockRows * stride);
       if (p.d_input) d_rows = RowGather<operand_t>(&arena, most, G * p.H);
-      if (p.w_hr) {
-        projected_step = arena.take<operand_t>(p.num_lanes * projected_stride);
-        projected_pairs = arena.take<operand_t>(kBlockRows * projected_stride);
-      }
+      if (p.w_hr) projected_step = arena.take<operand_t>(p.num_lanes * projected_stride);
     }
     d_weights = WeightGradients<scalar_t>(p, G, &arena);
     bytes = arena.used;
@@ -406,27 +405,41 @@ struct Backward {
       input_gradient(block, [&](int64_t r) { return to[r]; }, worker);
     }
     if (!p.d_w_ih) return;
-    const OuterProduct<operand_t> inputs{block.d,          stride, block.num_rows, G,
-                                         Cell::kInputGate, p.H,    !first_block,   pairs};
-    OuterProduct<operand_t> states = inputs;
-    states.d += Cell::kFirstRecurrent * p.H;
-    states.order = kInOrder;
+    for_each_tile(0, block.num_rows, kBlockRows, [&](int64_t first, int64_t count) {
+      add_weight_gradients(block, {first, first + count}, first_block && first == 0, worker);
+    });
+  }
+
+  // The part that some rows of a block have in the weights' gradients, for a share of the units.
+  void add_weight_gradients(const Block<acc_t>& block, Range rows, bool is_first,
+                            const Worker& worker) const {
+    operand_t* const mine = scratch + worker.id * OuterProduct<operand_t>::scratch_size(max_depth);
     const Range units = share(p.H, worker.id, worker.count);
-    operand_t* mine = scratch + worker.id * scratch_size;
-    inputs.add(d_weights.w_ih, p.I, units, mine,
-               [&](int64_t r) { return p.input + block.rows[r] * p.I; });
-    states.add(d_weights.w_hh, p.R, units, mine,
-               [&](int64_t r) { return h_before(block.before[r]); });
+    const int64_t count = rows.end - rows.begin;
+    const OuterProduct<operand_t> product{
+        block.d + rows.begin * stride, stride, count, p.H, !is_first, max_depth, packed, mine};
+    product.pack(Cell::kColumns, units);
+    product.add(d_weights.w_ih, p.I, 0, G, Cell::kInputGate, units,
+                [&](int64_t r) { return p.input + block.rows[rows.begin + r] * p.I; });
+    product.add(d_weights.w_hh, p.R, Cell::kFirstRecurrent, G, kInOrder, units,
+                [&](int64_t r) { return h_before(block.before[rows.begin + r]); });
     if (p.d_b_ih) {
-      inputs.add_sums(d_weights.b_ih, units);
-      states.add_sums(d_weights.b_hh, units);
+      product.add_sums(d_weights.b_ih, 0, G, Cell::kInputGate, units);
+      product.add_sums(d_weights.b_hh, Cell::kFirstRecurrent, G, kInOrder, units);
     }
     if (p.d_w_hr) {
-      const OuterProduct<operand_t> projected{
-          block.d_projected, projected_stride, block.num_rows, 1, kInOrder, p.R,
-          !first_block,      projected_pairs};
-      projected.add(d_weights.w_hr, p.H, share(p.R, worker.id, worker.count), mine,
-                    [&](int64_t r) { return block.unprojected + r * wide_stride; });
+      const Range projected = share(p.R, worker.id, worker.count);
+      const OuterProduct<operand_t> projection{block.d_projected + rows.begin * projected_stride,
+                                               projected_stride,
+                                               count,
+                                               p.R,
+                                               !is_first,
+                                               max_depth,
+                                               projected_packed,
+                                               mine};
+      projection.pack(1, projected);
+      projection.add(d_weights.w_hr, p.H, 0, 1, kInOrder, projected,
+                     [&](int64_t r) { return block.unprojected + (rows.begin + r) * wide_stride; });
     }
   }
 };

@@ -6,11 +6,29 @@
 namespace fastbptt {
 namespace {
 
-// Values of K that a tile takes at once where K is long: that much of a panel stays in the
-// second-level cache while a group of rows passes over it.
-constexpr int64_t kDepth = 512;
+// Values of K that a tile takes at once where K is long: that much of a strip stays in the
+// first-level cache, or with AVX-512 in the second, while a group of rows passes over it.
+constexpr int64_t kDepth = 256;
 // Rows whose sums are kept meanwhile.
 constexpr int64_t kGroupRows = 96;
+
+// acc[i][vec] (+)= sum of a[i][n] b[k + n][vec] over n < depth, for some rows and the vectors of a
+// panel. k is a whole number of pairs.
+template <typename scalar_t>
+inline void multiply_panel(const Operand<scalar_t>* a, int64_t lda, int64_t rows,
+                           const Packed<scalar_t>& b, int64_t panel, int64_t k, int64_t depth,
+                           bool accumulate, Accumulator<scalar_t>* acc) {
+  constexpr int W = kLanes<scalar_t>;
+  const int64_t vecs = b.vecs_in(panel);
+  for (int64_t v = 0; v < vecs; v += kStripVecs) {
+    const int64_t width = b.strip_vecs(panel, v);
+    const scalar_t* strip = b.strip(panel, v) + k * width * W;
+    for_each_tile(0, rows, tile_rows<scalar_t>(width), [&](int64_t first, int64_t height) {
+      run_tile<scalar_t, Left::kByRow>(height, width, a + first * lda, lda, strip, depth,
+                                       accumulate, acc + (first * vecs + v) * W, vecs * W);
+    });
+  }
+}
 
 // Computes a[r] B for the rows [begin, end) of one panel and hands the sums of each row to
 // fn(r, acc). `a` is where row 0 stands.
@@ -18,26 +36,21 @@ template <typename scalar_t, typename Fn>
 inline void panel_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b,
                           int64_t panel, int64_t K, int64_t begin, int64_t end, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
-  const int64_t vecs = b.vecs_in(panel), height = tile_rows<scalar_t>(vecs);
-  alignas(64) char storage[kGroupRows * kMaxVecs * kVecBytes];
-  auto* acc = reinterpret_cast<Accumulator<scalar_t>*>(storage);
   if (b.unpacked && K > 0) {
     return b.block_order ? strided_product(a, lda, b, panel, begin, end, fn)
                          : dot_product(a, lda, b, panel, begin, end, fn);
   }
-  const int64_t group_rows = kGroupRows / height * height;
-  for_each_tile(begin, end, K > kDepth ? group_rows : height, [&](int64_t group, int64_t count) {
+  const int64_t vecs = b.vecs_in(panel);
+  alignas(64) char storage[kGroupRows * kPanelVecs * kVecBytes];
+  auto* acc = reinterpret_cast<Accumulator<scalar_t>*>(storage);
+  for_each_tile(begin, end, kGroupRows, [&](int64_t first, int64_t rows) {
+    const Operand<scalar_t>* group = a + first * lda;
     int64_t k = 0;
     do {
-      const int64_t depth = min(kDepth, K - k);
-      for_each_tile(group, group + count, height, [&](int64_t first, int64_t rows) {
-        run_tile<scalar_t, Left::kByRow>(rows, vecs, a + first * lda + k, lda,
-                                         b.panel(panel) + k * vecs * W, depth,
-                                         acc + (first - group) * vecs * W, k > 0);
-      });
+      multiply_panel(group + k, lda, rows, b, panel, k, min(kDepth, K - k), k > 0, acc);
       k += kDepth;
     } while (k < K);
-    for (int64_t i = 0; i < count; ++i) fn(group + i, acc + i * vecs * W);
+    for (int64_t i = 0; i < rows; ++i) fn(first + i, acc + i * vecs * W);
   });
 }
 

@@ -1,5 +1,6 @@
-// Right operands packed for the micro-kernel, in panels of a few vectors of columns:
-// [panel][k][vectors], or of bfloat16 [panel][k / 2][vectors][2].
+// Operands packed for the micro-kernel. Right ones are cut into panels of a few vectors of columns,
+// and these into strips as wide as a tile: [panel][strip][k][vectors], or of bfloat16
+// [panel][strip][k / 2][vectors][2].
 #pragma once
 
 #include "cpu/tile.h"
@@ -29,7 +30,7 @@ inline void for_each_tile(int64_t begin, int64_t end, int64_t limit, Fn&& fn) {
 }
 
 // A packed right operand with K rows. Its columns are the gates of `units`, those of a unit side by
-// side, so that one tile has all of them: [panel][k][unit vector][gate]. An ordinary matrix has one
+// side, so that one panel has all of them: its vectors are [unit vector][gate]. An ordinary matrix has one
 // gate. Of pairs, the last value's partner may be zero.
 template <typename scalar_t>
 struct Packed {
@@ -54,7 +55,11 @@ struct Packed {
     return min(panel_vecs, unit_vecs() - panel * panel_vecs);
   }
   int64_t vecs_in(int64_t panel) const { return unit_vecs_in(panel) * gates; }
-  scalar_t* panel(int64_t p) const { return data + p * panel_vecs * gates * W * depth(); }
+  // The strip that begins with vector v of a panel, and how many vectors it has.
+  scalar_t* strip(int64_t panel, int64_t v) const {
+    return data + (panel * panel_vecs * gates + v) * W * depth();
+  }
+  int64_t strip_vecs(int64_t panel, int64_t v) const { return min(kStripVecs, vecs_in(panel) - v); }
   int64_t size() const { return depth() * unit_vecs() * gates * W; }
 };
 
@@ -130,8 +135,8 @@ inline Vec<float> pairs_of(Vec<float> first, Vec<float> second) {
 
 // dst[k][lane] = src[lane * ld + k] for lane < count, zero beyond; rows of dst are `stride` apart.
 template <typename scalar_t>
-void pack_strip_transposed(scalar_t* dst, int64_t stride, const scalar_t* src, int64_t ld,
-                           int64_t count, int64_t K) {
+void pack_vec_transposed(scalar_t* dst, int64_t stride, const scalar_t* src, int64_t ld,
+                         int64_t count, int64_t K) {
   constexpr int W = kLanes<scalar_t>, P = kPair<scalar_t>;
   for (int64_t k = 0; k < K; k += W * P) {
     const int64_t depth = min(W * P, K - k);
@@ -150,7 +155,7 @@ void pack_strip_transposed(scalar_t* dst, int64_t stride, const scalar_t* src, i
 
 // dst[k][lane] = row_at(k)[lane] for lane < count, zero beyond; a null row is zero.
 template <typename scalar_t, typename RowAt>
-inline void pack_strip(scalar_t* dst, int64_t stride, int64_t count, int64_t K, RowAt&& row_at) {
+inline void pack_vec(scalar_t* dst, int64_t stride, int64_t count, int64_t K, RowAt&& row_at) {
   constexpr int P = kPair<scalar_t>;
   const auto row = [&](int64_t k) {
     const auto* from = row_at(k);
@@ -166,16 +171,23 @@ inline void pack_strip(scalar_t* dst, int64_t stride, int64_t count, int64_t K, 
   }
 }
 
+// Calls fn(to, stride) with where vector v of a panel is to be packed.
+template <typename scalar_t, typename Fn>
+inline void in_strip(const Packed<scalar_t>& b, int64_t panel, int64_t v, Fn&& fn) {
+  const int64_t first = v / kStripVecs * kStripVecs;
+  fn(b.strip(panel, first) + (v - first) * kPair<scalar_t> * kLanes<scalar_t>,
+     b.strip_vecs(panel, first) * kLanes<scalar_t>);
+}
+
 // Packs some panels of w, [gates * units, K] row-major, as its transpose: B(k, n) = w[n][k].
 template <typename scalar_t>
 void pack_transposed(const Packed<scalar_t>& to, const scalar_t* w, Range panels) {
-  constexpr int W = kLanes<scalar_t>;
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     for_each_unit_vec(to, p, [&](int64_t v, int64_t unit, int64_t count) {
       for (int64_t g = 0; g < to.gates; ++g) {
-        pack_strip_transposed(to.panel(p) + (v * to.gates + g) * kPair<scalar_t> * W,
-                              to.vecs_in(p) * W, w + (g * to.units + unit) * to.K, to.K, count,
-                              to.K);
+        in_strip(to, p, v * to.gates + g, [&](scalar_t* dst, int64_t stride) {
+          pack_vec_transposed(dst, stride, w + (g * to.units + unit) * to.K, to.K, count, to.K);
+        });
       }
     });
   }
@@ -186,18 +198,18 @@ void pack_transposed(const Packed<scalar_t>& to, const scalar_t* w, Range panels
 template <typename scalar_t>
 void pack_direct(const Packed<scalar_t>& to, const scalar_t* w, int gates, const int* order,
                  Range panels) {
-  constexpr int W = kLanes<scalar_t>;
   const int64_t rows = to.K / gates;
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     for_each_unit_vec(to, p, [&](int64_t v, int64_t unit, int64_t count) {
       // Pairs may reach from one block to the next.
       int64_t j = 0, r = 0;
-      pack_strip(to.panel(p) + v * kPair<scalar_t> * W, to.vecs_in(p) * W, count, to.K,
-                 [&](int64_t) {
-                   const scalar_t* row = w + (order[j] * rows + r) * to.units + unit;
-                   if (++r == rows) r = 0, ++j;
-                   return row;
-                 });
+      in_strip(to, p, v, [&](scalar_t* dst, int64_t stride) {
+        pack_vec(dst, stride, count, to.K, [&](int64_t) {
+          const scalar_t* row = w + (order[j] * rows + r) * to.units + unit;
+          if (++r == rows) r = 0, ++j;
+          return row;
+        });
+      });
     });
   }
 }

@@ -49,101 +49,90 @@ struct WeightGradients {
   }
 };
 
-// Elements of scratch that a thread needs for `OuterProduct::add` of so many rows.
-template <typename operand_t>
-constexpr int64_t outer_product_scratch(int64_t rows) {
-  constexpr int P = kPair<operand_t>;
-  return min(kBlockRows, ceil_div(rows, P) * P) * kPanelVecs * kLanes<operand_t>;
-}
-
-// One side of the products: d, [num_rows, gates * units] with row stride `stride`; its j-th group
-// of columns belongs to rows order[j] * units ... of the result. The products are those of numbers
-// stored as operand_t: where that is less than what d has, d is rounded.
+// Products of a block of rows of d, [num_rows, groups * units] with row stride `stride`, where
+// num_rows <= kBlockRows. d is packed once for all of them, as numbers stored as operand_t: where
+// that is less than what d has, d is rounded.
 template <typename operand_t>
 struct OuterProduct {
   using acc_t = Accumulator<operand_t>;
   using V = Vec<operand_t>;
   static constexpr int W = kLanes<operand_t>, P = kPair<operand_t>;
 
-  const acc_t* d;
+  const acc_t* d;  // its rows may be read for a vector beyond their columns
   int64_t stride;
   int64_t num_rows;
-  int gates;
-  const int* order;
   int64_t units;
-  bool accumulate;   // add to the result rather than fill it
-  operand_t* pairs;  // [kBlockRows / 2, stride, 2] for d as pairs of rows, or null: not needed
+  bool accumulate;    // add to the results rather than fill them
+  int64_t max_depth;  // depth_of the most rows
+  operand_t* packed;  // [groups * units, max_depth] d, by tiles; a thread reads its own units alone
+  operand_t* scratch;  // [scratch_size(max_depth)] the thread's own
 
-  // dw[order[j] * units + m][n] (+)= sum over r of d[r][j * units + m] row_at(r)[n] for the units m
-  // in `range`; a null row is zero. Rows may be stored as any type.
-  template <typename RowAt>
-  void add(acc_t* dw, int64_t columns, Range range, operand_t* scratch, RowAt&& row_at) const {
-    if (num_rows <= kFewRows) return add_few(dw, columns, range, row_at);
-    const Packed<operand_t> shape{scratch, kBlockRows, columns, 1, kPanelVecs, nullptr};
-    alignas(64) char storage[kMaxTile];
-    acc_t* acc = reinterpret_cast<acc_t*>(storage);
-    for_each_tile(0, num_rows, kBlockRows, [&](int64_t first, int64_t rows) {
-      const int64_t depth = ceil_div(rows, P) * P;
-      if constexpr (P > 1) pair_rows(first, rows, range);
-      for (int64_t q = 0; q < shape.panels(); ++q) {
-        const int64_t vecs = shape.vecs_in(q);
-        for (int64_t k = 0; k < depth; k += P) {
-          const auto* row = row_at(first + k);
-          const auto* next = P > 1 && k + 1 < rows ? row_at(first + k + 1) : nullptr;
-          for_each_unit_vec(shape, q, [&](int64_t v, int64_t column, auto count) {
-            V x = row ? load_first(row + column, count) : V{};
-            if constexpr (P > 1) {
-              const V second = next ? load_first(next + column, count) : V{};
-              x = pairs_of(round_to<operand_t>(x), round_to<operand_t>(second));
+  static constexpr int64_t depth_of(int64_t rows) { return min(kBlockRows, ceil_div(rows, P) * P); }
+  static constexpr int64_t scratch_size(int64_t max_depth) { return max_depth * kPanelVecs * W; }
+
+  // Packs the units in `range` of some groups.
+  void pack(int groups, Range range) const {
+    if (num_rows <= kFewRows) return;
+    const int64_t depth = depth_of(num_rows);
+    for (int j = 0; j < groups; ++j) {
+      for_each_group(range, [&](Range group) {
+        for_each_left_tile(group, [&](int64_t m, int64_t height) {
+          const acc_t* from = d + j * units + m;
+          acc_t* to = reinterpret_cast<acc_t*>(packed + (j * units + m) * max_depth);
+          // Where the tile has room a whole vector is stored, and the next row covers the excess.
+          int64_t room = depth / P * height;
+          for (int64_t k = 0; k < num_rows; k += P, to += height, room -= height) {
+            for (int64_t i = 0; i < height; i += W) {
+              V x = load(from + k * stride + i);
+              if constexpr (P > 1) {
+                const V next = k + 1 < num_rows ? load(from + (k + 1) * stride + i) : V{};
+                x = pairs_of(round_to<operand_t>(x), round_to<operand_t>(next));
+              }
+              store_first(to + i, x, room - i);
             }
-            store_lanes(scratch + (k * vecs + v * P) * W, x);
-          });
-        }
-        for (int j = 0; j < gates; ++j) {
-          acc_t* to = dw + order[j] * units * columns;
-          for_each_tile(
-              range.begin, range.end, tile_rows<operand_t>(vecs), [&](int64_t m, int64_t height) {
-                const int64_t column = j * units + m;
-                // The sums so far come from a farther cache while the tile runs.
-                for (int64_t i = 0; i < height; ++i) {
-                  const acc_t* row = to + (m + i) * columns + shape.first_unit(q);
-                  for (int64_t v = 0; v < vecs; ++v) __builtin_prefetch(row + v * W);
-                }
-                if constexpr (P > 1) {
-                  run_tile<operand_t, Left::kByColumn>(height, vecs, pairs + 2 * column, 2 * stride,
-                                                       scratch, depth, acc);
-                } else {
-                  run_tile<operand_t, Left::kByColumn>(height, vecs, d + first * stride + column,
-                                                       stride, scratch, depth, acc);
-                }
-                for (int64_t i = 0; i < height; ++i) {
-                  acc_t* row = to + (m + i) * columns;
-                  for_each_unit_vec(shape, q, [&](int64_t v, int64_t column, auto count) {
-                    V sum = load(acc + (i * vecs + v) * W);
-                    if (accumulate || first > 0) sum += load_first(row + column, count);
-                    store_first(row + column, sum, count);
-                  });
-                }
-              });
-        }
-      }
-    });
+          }
+        });
+      });
+    }
   }
 
-  // sums[order[j] * units + m] (+)= sum over r of d[r][j * units + m] for the units m in `range`.
-  void add_sums(acc_t* sums, Range range) const {
+  // dw[order[j] * units + m][n] (+)= sum over r of d[r][(first_group + j) * units + m] row_at(r)[n]
+  // for the units m in `range`; a null row is zero. Rows may be stored as any type.
+  template <typename RowAt>
+  void add(acc_t* dw, int64_t columns, int first_group, int gates, const int* order, Range range,
+           RowAt&& row_at) const {
+    if (num_rows <= kFewRows) {
+      return add_few(dw, columns, first_group, gates, order, range, row_at);
+    }
+    for (int64_t n = 0; n < columns; n += kPanelVecs * W) {
+      const Packed<operand_t> right{scratch, num_rows,   min(kPanelVecs * W, columns - n),
+                                    1,       kPanelVecs};
+      pack_rows(right, n, row_at);
+      for (int j = 0; j < gates; ++j) {
+        const operand_t* left = packed + (first_group + j) * units * max_depth;
+        acc_t* to = dw + order[j] * units * columns + n;
+        for_each_group(range, [&](Range group) {
+          for (int64_t v = 0; v < right.unit_vecs(); v += kStripVecs) {
+            for_each_left_tile(group, [&](int64_t m, int64_t height) {
+              add_tile(right, v, left + m * max_depth, height, to + m * columns + v * W, columns);
+            });
+          }
+        });
+      }
+    }
+  }
+
+  // sums[order[j] * units + m] (+)= sum over r of d[r][(first_group + j) * units + m] for the units m
+  // in `range`.
+  void add_sums(acc_t* sums, int first_group, int gates, const int* order, Range range) const {
+    static_assert(kBlockRows <= kSumLength);
     for (int j = 0; j < gates; ++j) {
+      const acc_t* from = d + (first_group + j) * units;
       for (int64_t m = range.begin; m < range.end; m += W) {
         const int64_t count = min(W, range.end - m);
         acc_t* to = sums + order[j] * units + m;
         V sum{};
-        for_each_tile(0, num_rows, kSumLength, [&](int64_t first, int64_t rows) {
-          V part{};
-          for (int64_t r = first; r < first + rows; ++r) {
-            part += load_first(d + r * stride + j * units + m, count);
-          }
-          sum += part;
-        });
+        for (int64_t r = 0; r < num_rows; ++r) sum += load(from + r * stride + m);
         if (accumulate) sum += load_first(to, count);
         store_first(to, sum, count);
       }
@@ -155,14 +144,15 @@ struct OuterProduct {
   static constexpr int64_t kFewRows = 8;
 
   template <typename RowAt>
-  void add_few(acc_t* dw, int64_t columns, Range range, RowAt&& row_at) const {
+  void add_few(acc_t* dw, int64_t columns, int first_group, int gates, const int* order,
+               Range range, RowAt&& row_at) const {
     constexpr int64_t kAtOnce = 4;
     decltype(row_at(0)) rows[kFewRows];
     for (int64_t r = 0; r < num_rows; ++r) rows[r] = row_at(r);
     for (int j = 0; j < gates; ++j) {
       for (int64_t m = range.begin; m < range.end; m += kAtOnce) {
         const int64_t height = min(kAtOnce, range.end - m);
-        const acc_t* factors = d + j * units + m;
+        const acc_t* factors = d + (first_group + j) * units + m;
         acc_t* to = dw + (order[j] * units + m) * columns;
         for (int64_t n = 0; n < columns; n += W) {
           V sums[kAtOnce] = {};
@@ -183,18 +173,63 @@ struct OuterProduct {
     }
   }
 
-  // Fills the range's columns of `pairs` from some rows of d; the last row's partner may be zero.
-  void pair_rows(int64_t first, int64_t rows, Range range) const {
-    for (int64_t k = 0; k < rows; k += P) {
-      for (int j = 0; j < gates; ++j) {
-        for (int64_t m = range.begin; m < range.end; m += W) {
-          const int64_t column = j * units + m, count = min(W, range.end - m);
-          const acc_t* row = d + (first + k) * stride + column;
-          const V one = round_to<operand_t>(load_first(row, count));
-          const V two = k + 1 < rows ? round_to<operand_t>(load_first(row + stride, count)) : V{};
-          store_first(reinterpret_cast<acc_t*>(pairs + k * stride + 2 * column), pairs_of(one, two),
-                      count);
+  // Units whose packed columns stay in the cache while the strips of a panel pass over them.
+  template <typename Fn>
+  static void for_each_group(Range range, Fn&& fn) {
+    for_each_tile(range.begin, range.end, kGroupRows,
+                  [&](int64_t first, int64_t count) { fn(Range{first, first + count}); });
+  }
+  template <typename Fn>
+  static void for_each_left_tile(Range group, Fn&& fn) {
+    for_each_tile(group.begin, group.end, tile_rows<operand_t>(kStripVecs), fn);
+  }
+
+  // Packs the rows' columns from `begin` on into one panel.
+  template <typename RowAt>
+  void pack_rows(const Packed<operand_t>& to, int64_t begin, RowAt&& row_at) const {
+    for (int64_t first = 0; first < to.unit_vecs(); first += kStripVecs) {
+      const int64_t width = to.strip_vecs(0, first);
+      operand_t* strip = to.strip(0, first);
+      for (int64_t k = 0; k < num_rows; k += P) {
+        const auto* row = row_at(k);
+        const auto* next = P > 1 && k + 1 < num_rows ? row_at(k + 1) : nullptr;
+        for (int64_t v = 0; v < width; ++v, strip += P * W) {
+          const int64_t column = (first + v) * W, count = to.units - column;
+          V x = row ? load_first(row + begin + column, count) : V{};
+          if constexpr (P > 1) {
+            const V second = next ? load_first(next + begin + column, count) : V{};
+            x = pairs_of(round_to<operand_t>(x), round_to<operand_t>(second));
+          }
+          store_lanes(strip, x);
         }
+      }
+    }
+  }
+
+  // c (+)= a tile's product with the strip of `right` that begins with vector v.
+  void add_tile(const Packed<operand_t>& right, int64_t v, const operand_t* left, int64_t height,
+                acc_t* c, int64_t ldc) const {
+    const int64_t width = right.strip_vecs(0, v), columns = right.units - v * W;
+    const operand_t* strip = right.strip(0, v);
+    // The sums so far come from a farther cache while the tile runs.
+    for (int64_t i = 0; i < height; ++i) {
+      for (int64_t u = 0; u < width; ++u) __builtin_prefetch(c + i * ldc + u * W);
+    }
+    if (columns >= width * W) {
+      run_tile<operand_t, Left::kPacked>(height, width, left, 0, strip, right.depth(), accumulate,
+                                         c, ldc);
+      return;
+    }
+    alignas(64) char storage[kAccumulators * kVecBytes];
+    acc_t* sums = reinterpret_cast<acc_t*>(storage);
+    run_tile<operand_t, Left::kPacked>(height, width, left, 0, strip, right.depth(), false, sums,
+                                       width * W);
+    for (int64_t i = 0; i < height; ++i) {
+      for (int64_t u = 0; u < width; ++u) {
+        acc_t* to = c + i * ldc + u * W;
+        V sum = load(sums + (i * width + u) * W);
+        if (accumulate) sum += load_first(to, columns - u * W);
+        store_first(to, sum, columns - u * W);
       }
     }
   }

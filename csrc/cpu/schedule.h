@@ -240,7 +240,7 @@ inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
   const bool apart = own.groups == 1 || own.size % kPair<scalar_t> == 0;
   const bool early = apart && K > 0 && !packed.unpacked && own.made.begin < own.made.end &&
                      begin < end && own.made.end - own.made.begin < own.size &&
-                     end - begin <= tile_rows<scalar_t>(packed.panel_vecs * packed.gates) &&
+                     end - begin <= tile_rows<scalar_t>(kStripVecs) &&
                      panels.end - panels.begin <= kEarlyPanels;
   if (!early) {
     await();
@@ -250,16 +250,14 @@ inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
     }
     return;
   }
-  alignas(64) char storage[kEarlyPanels][kMaxTile];
+  alignas(64) char storage[kEarlyPanels][kMaxRows * kPanelVecs * kVecBytes];
   const auto acc_of = [&](int64_t panel) {
     return reinterpret_cast<Accumulator<scalar_t>*>(storage[panel - panels.begin]);
   };
   const auto add = [&](int64_t panel, int64_t k_begin, int64_t k_end, bool accumulate) {
     if (k_begin == k_end) return;
-    const int64_t vecs = packed.vecs_in(panel);
-    run_tile<scalar_t, Left::kByRow>(end - begin, vecs, state + begin * stride + k_begin, stride,
-                                     packed.panel(panel) + k_begin * vecs * W, k_end - k_begin,
-                                     acc_of(panel), accumulate);
+    multiply_panel(state + begin * stride + k_begin, stride, end - begin, packed, panel, k_begin,
+                   k_end - k_begin, accumulate, acc_of(panel));
   };
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     for (int64_t g = 0; g < own.groups; ++g) {

@@ -1,6 +1,6 @@
 // The micro-kernel that the time loops and the products around them share. A tile is `rows` x `vecs`
 // accumulators in registers; what it reads of the right operand is packed into one contiguous
-// stream, [k][vecs] (see pack.h).
+// stream, a strip, [k][vecs] (see pack.h).
 //
 // 16-bit weights are packed as they are, so that few rows read half the bytes, and widened in the
 // registers. Of bfloat16 two values of k stand side by side in 32 bits, [k / 2][vecs][2]: a shift and
@@ -15,10 +15,9 @@ namespace {
 
 // 32 registers with AVX-512, else 16: what accumulators leave must hold the operands.
 constexpr int kAccumulators = kVecBytes == 64 ? 24 : 12;
-constexpr int kMaxVecs = 4;                          // vectors in a tile's row
-constexpr int kPanelVecs = kVecBytes == 64 ? 4 : 2;  // best where the choice is free
+constexpr int kStripVecs = kVecBytes == 64 ? 4 : 2;  // vectors in a tile's row
+constexpr int kPanelVecs = kVecBytes == 64 ? 4 : 8;  // in the strips that share a row's epilogue
 constexpr int kMaxRows = 8;
-constexpr int kMaxTile = kAccumulators * kVecBytes;  // bytes of a tile's results
 // Multiply-adds that must be under way at once to hide their latency (4 cycles, 2 a cycle).
 constexpr int kInFlight = 8;
 
@@ -56,29 +55,29 @@ constexpr int tile_rows(int vecs) {
   return rows < kMaxRows ? rows : kMaxRows;
 }
 
-// How a tile reads its left operand: a(i, k) = a[i * lda + k], or a[k * lda + i]. By column, pairs
-// stand side by side there too: a(i, k) and a(i, k + 1) at a[k / 2 * lda + 2 * i].
-enum class Left { kByRow, kByColumn };
+// How a tile reads its left operand: a(i, k) = a[i * lda + k], or packed, a[k * rows + i], where
+// pairs stand side by side too: a(i, k) and a(i, k + 1) at a[k * rows + 2 * i].
+enum class Left { kByRow, kPacked };
 
 // A running sum over more values than this loses accuracy, so a long sum is one of shorter ones.
 constexpr int64_t kSumLength = 256;
 
-// sum[i][v] += a(i, k) * panel[k][v], and of pairs also that of k + 1, or with `alone` of k alone.
+// sum[i][v] += a(i, k) * strip[k][v], and of pairs also that of k + 1, or with `alone` of k alone.
 template <typename scalar_t, Left left, bool alone, int rows, int vecs>
 [[gnu::always_inline]] inline void multiply_add(Vec<scalar_t> (&sum)[rows][vecs],
                                                 const Operand<scalar_t>* a, int64_t lda,
-                                                const scalar_t* panel, int64_t k) {
+                                                const scalar_t* strip, int64_t k) {
   using V = Vec<scalar_t>;
   constexpr int W = kLanes<scalar_t>, P = kPair<scalar_t>;
   const auto at = [&](int v)
-                      __attribute__((always_inline)) { return panel + (k * vecs + v * P) * W; };
+                      __attribute__((always_inline)) { return strip + (k * vecs + v * P) * W; };
   if constexpr (P == 1) {
     V b[vecs];
 #pragma GCC unroll 8
     for (int v = 0; v < vecs; ++v) b[v] = load(at(v));
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
-      const V x = Bits<V>::broadcast(left == Left::kByRow ? a[i * lda + k] : a[k * lda + i]);
+      const V x = Bits<V>::broadcast(left == Left::kByRow ? a[i * lda + k] : a[k * rows + i]);
 #pragma GCC unroll 8
       for (int v = 0; v < vecs; ++v) sum[i][v] += x * b[v];
     }
@@ -107,7 +106,7 @@ template <typename scalar_t, Left left, bool alone, int rows, int vecs>
     for (int v = 0; v < vecs; ++v) __builtin_memcpy(&b[v], at(v), sizeof b[v]);
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
-      const bfloat16_t* from = left == Left::kByRow ? a + i * lda + k : a + k / 2 * lda + 2 * i;
+      const bfloat16_t* from = left == Left::kByRow ? a + i * lda + k : a + k * rows + 2 * i;
       uint32_t pair = from->bits;
       if constexpr (!alone) __builtin_memcpy(&pair, from, sizeof pair);
       const __m512bh x = (__m512bh)(pair - FloatBits{});
@@ -118,11 +117,11 @@ template <typename scalar_t, Left left, bool alone, int rows, int vecs>
   }
 }
 
-// acc[i][v] (+)= sum over k of a(i, k) * panel[k][v]. A small tile sums interleaved parts of the k
-// range in accumulators of their own.
+// c[i][v] (+)= sum over k of a(i, k) * strip[k][v], where rows of c are ldc apart. A small tile sums
+// interleaved parts of the k range in accumulators of their own.
 template <typename scalar_t, Left left, int rows, int vecs>
-void tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* panel, int64_t K,
-          bool accumulate, Accumulator<scalar_t>* acc_out) {
+void tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* strip, int64_t K,
+          bool accumulate, Accumulator<scalar_t>* c, int64_t ldc) {
   using V = Vec<scalar_t>;
   constexpr int W = kLanes<scalar_t>, P = kPair<scalar_t>;
   constexpr int parts =
@@ -134,14 +133,14 @@ void tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* panel, int64_
     for (; k + parts * P <= end; k += parts * P) {
 #pragma GCC unroll 8
       for (int part = 0; part < parts; ++part) {
-        multiply_add<scalar_t, left, false>(acc[part], a, lda, panel, k + part * P);
+        multiply_add<scalar_t, left, false>(acc[part], a, lda, strip, k + part * P);
       }
     }
     if constexpr (parts > 1) {
-      for (; k + P <= end; k += P) multiply_add<scalar_t, left, false>(acc[0], a, lda, panel, k);
+      for (; k + P <= end; k += P) multiply_add<scalar_t, left, false>(acc[0], a, lda, strip, k);
     }
     if constexpr (P > 1 && left == Left::kByRow) {
-      if (k < end) multiply_add<scalar_t, left, true>(acc[0], a, lda, panel, k++);
+      if (k < end) multiply_add<scalar_t, left, true>(acc[0], a, lda, strip, k++);
     }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
@@ -150,7 +149,7 @@ void tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* panel, int64_
         V sum = acc[0][i][v];
 #pragma GCC unroll 8
         for (int part = 1; part < parts; ++part) sum += acc[part][i][v];
-        Accumulator<scalar_t>* to = acc_out + (i * vecs + v) * W;
+        Accumulator<scalar_t>* to = c + i * ldc + v * W;
         store(to, accumulate ? load(to) + sum : sum);
       }
     }
@@ -159,12 +158,12 @@ void tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* panel, int64_
 }
 
 template <typename scalar_t, Left left, int vecs>
-void tile_of(int64_t rows, const Operand<scalar_t>* a, int64_t lda, const scalar_t* panel,
-             int64_t K, bool accumulate, Accumulator<scalar_t>* acc) {
-#define FASTBPTT_ROWS(n)                                                \
-  case n:                                                               \
-    if constexpr (n <= tile_rows<scalar_t>(vecs))                       \
-      tile<scalar_t, left, n, vecs>(a, lda, panel, K, accumulate, acc); \
+void tile_of(int64_t rows, const Operand<scalar_t>* a, int64_t lda, const scalar_t* strip,
+             int64_t K, bool accumulate, Accumulator<scalar_t>* c, int64_t ldc) {
+#define FASTBPTT_ROWS(n)                                                   \
+  case n:                                                                  \
+    if constexpr (n <= tile_rows<scalar_t>(vecs))                          \
+      tile<scalar_t, left, n, vecs>(a, lda, strip, K, accumulate, c, ldc); \
     break;
   switch (rows) {
     FASTBPTT_ROWS(1)
@@ -179,18 +178,24 @@ void tile_of(int64_t rows, const Operand<scalar_t>* a, int64_t lda, const scalar
 #undef FASTBPTT_ROWS
 }
 
-// rows <= tile_rows(vecs), vecs <= kMaxVecs; acc: [rows][vecs] vectors, aligned. By column, K is a
-// whole number of pairs.
+// rows <= tile_rows(vecs), vecs <= kStripVecs. Of a packed left operand, K is a whole number of
+// pairs.
 template <typename scalar_t, Left left>
 inline void run_tile(int64_t rows, int64_t vecs, const Operand<scalar_t>* a, int64_t lda,
-                     const scalar_t* panel, int64_t K, Accumulator<scalar_t>* acc,
-                     bool accumulate = false) {
+                     const scalar_t* strip, int64_t K, bool accumulate, Accumulator<scalar_t>* c,
+                     int64_t ldc) {
+#define FASTBPTT_VECS(n)                                                      \
+  case n:                                                                     \
+    if constexpr (n <= kStripVecs)                                            \
+      tile_of<scalar_t, left, n>(rows, a, lda, strip, K, accumulate, c, ldc); \
+    break;
   switch (vecs) {
-    case 1: return tile_of<scalar_t, left, 1>(rows, a, lda, panel, K, accumulate, acc);
-    case 2: return tile_of<scalar_t, left, 2>(rows, a, lda, panel, K, accumulate, acc);
-    case 3: return tile_of<scalar_t, left, 3>(rows, a, lda, panel, K, accumulate, acc);
-    case 4: return tile_of<scalar_t, left, 4>(rows, a, lda, panel, K, accumulate, acc);
+    FASTBPTT_VECS(1)
+    FASTBPTT_VECS(2)
+    FASTBPTT_VECS(3)
+    FASTBPTT_VECS(4)
   }
+#undef FASTBPTT_VECS
 }
 
 }  // namespace

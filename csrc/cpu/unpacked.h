@@ -78,7 +78,7 @@ void dot_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>
   constexpr int W = kLanes<scalar_t>;
   const int64_t vecs = b.vecs_in(panel);
   for_each_tile(begin, end, kDotGroup, [&](int64_t first, int64_t rows) {
-    V acc[kDotGroup * kMaxVecs];
+    V acc[kDotGroup * kPanelVecs];
     for_each_unit_vec(b, panel, [&](int64_t v, int64_t unit, int64_t count) {
       for (int64_t g = 0; g < b.gates; ++g) {
         const scalar_t* w = b.unpacked + (g * b.units + unit) * b.K;
@@ -108,11 +108,10 @@ void dot_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>
   });
 }
 
-// acc[i][v] (+)= sum over k of a[i][k] * w[k][v], rows of w being `ldw` apart. The last vector has `count`
-// elements.
+// acc[i][v] (+)= sum over k of a[i][k] * w[k][v]. The last vector of a row of w has `count` elements.
 template <typename scalar_t, int rows, int vecs, typename Count>
 void strided_tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* w, int64_t ldw,
-                  int64_t K, bool accumulate, Vec<scalar_t>* acc, Count count) {
+                  int64_t K, bool accumulate, Vec<scalar_t>* acc, int64_t ldacc, Count count) {
   using V = Vec<scalar_t>;
   constexpr int W = kLanes<scalar_t>;
   constexpr int parts = rows * vecs >= kInFlight ? 1 : 2;
@@ -148,12 +147,35 @@ void strided_tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* w, in
       for (int v = 0; v < vecs; ++v) {
         V sum = sums[0][i][v];
         if constexpr (parts > 1) sum += sums[1][i][v];
-        V* to = acc + i * vecs + v;
+        V* to = acc + i * ldacc + v;
         *to = accumulate ? *to + sum : sum;
       }
     }
     accumulate = true;
   }
+}
+
+template <typename scalar_t, int vecs, typename Count>
+void strided_rows(int64_t rows, const Operand<scalar_t>* a, int64_t lda, const scalar_t* w,
+                  int64_t ldw, int64_t K, bool accumulate, Vec<scalar_t>* acc, int64_t ldacc,
+                  Count count) {
+#define FASTBPTT_ROWS(n)                                                                          \
+  case n:                                                                                         \
+    if constexpr (n <= tile_rows<scalar_t>(vecs)) {                                               \
+      strided_tile<scalar_t, n, vecs>(a, lda, w, ldw, K, accumulate, acc, ldacc, count);          \
+    }                                                                                             \
+    break;
+  switch (rows) {
+    FASTBPTT_ROWS(1)
+    FASTBPTT_ROWS(2)
+    FASTBPTT_ROWS(3)
+    FASTBPTT_ROWS(4)
+    FASTBPTT_ROWS(5)
+    FASTBPTT_ROWS(6)
+    FASTBPTT_ROWS(7)
+    FASTBPTT_ROWS(8)
+  }
+#undef FASTBPTT_ROWS
 }
 
 // As dot_product, where B is the matrix itself, with its blocks of rows in the order that b says.
@@ -162,48 +184,38 @@ void strided_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scala
                      int64_t panel, int64_t begin, int64_t end, Fn&& fn) {
   using V = Vec<scalar_t>;
   constexpr int W = kLanes<scalar_t>;
-  const int64_t first_unit = b.first_unit(panel), block = b.K / b.num_blocks;
-  const auto run = [&](auto vecs, auto count) {
-    constexpr int kVecs = decltype(vecs)::value;
-    for_each_tile(begin, end, tile_rows<scalar_t>(kVecs), [&](int64_t first, int64_t rows) {
-      V acc[kAccumulators];
-      for (int j = 0; j < b.num_blocks; ++j) {
-        const scalar_t* w = b.unpacked + b.block_order[j] * block * b.units + first_unit;
-        const Operand<scalar_t>* from = a + first * lda + j * block;
-        const bool accumulate = j > 0;
-#define FASTBPTT_ROWS(n)                                                                      \
-  case n:                                                                                     \
-    if constexpr (n <= tile_rows<scalar_t>(kVecs)) {                                          \
-      strided_tile<scalar_t, n, kVecs>(from, lda, w, b.units, block, accumulate, acc, count); \
-    }                                                                                         \
-    break;
-        switch (rows) {
-          FASTBPTT_ROWS(1)
-          FASTBPTT_ROWS(2)
-          FASTBPTT_ROWS(3)
-          FASTBPTT_ROWS(4)
-          FASTBPTT_ROWS(5)
-          FASTBPTT_ROWS(6)
-          FASTBPTT_ROWS(7)
-          FASTBPTT_ROWS(8)
-        }
-#undef FASTBPTT_ROWS
+  constexpr int64_t kMostVecs = 4;  // of a tile
+  const int64_t block = b.K / b.num_blocks, vecs = b.vecs_in(panel);
+  for_each_tile(begin, end, kDotGroup, [&](int64_t first_row, int64_t num_rows) {
+    V acc[kDotGroup * kPanelVecs];
+    for (int64_t v = 0; v < vecs; v += kMostVecs) {
+      const int64_t unit = b.first_unit(panel) + v * W;
+      const auto run = [&](auto width, auto count) {
+        constexpr int kWidth = decltype(width)::value;
+        for_each_tile(0, num_rows, tile_rows<scalar_t>(kWidth), [&](int64_t i, int64_t rows) {
+          for (int j = 0; j < b.num_blocks; ++j) {
+            const Operand<scalar_t>* from = a + (first_row + i) * lda + j * block;
+            const scalar_t* w = b.unpacked + b.block_order[j] * block * b.units + unit;
+            strided_rows<scalar_t, kWidth>(rows, from, lda, w, b.units, block, j > 0,
+                                           acc + i * vecs + v, vecs, count);
+          }
+        });
+      };
+      const auto run_width = [&](auto width) {
+        const int64_t count = b.units - unit - (decltype(width)::value - 1) * W;
+        count >= W ? run(width, Whole<W>()) : run(width, Part<W>(count));
+      };
+      switch (min(kMostVecs, vecs - v)) {
+        case 1: run_width(std::integral_constant<int, 1>()); break;
+        case 2: run_width(std::integral_constant<int, 2>()); break;
+        case 3: run_width(std::integral_constant<int, 3>()); break;
+        case 4: run_width(std::integral_constant<int, 4>()); break;
       }
-      for (int64_t i = 0; i < rows; ++i) {
-        fn(first + i, reinterpret_cast<const Accumulator<scalar_t>*>(acc + i * kVecs));
-      }
-    });
-  };
-  const auto run_vecs = [&](auto vecs) {
-    const int64_t count = b.units - first_unit - (decltype(vecs)::value - 1) * W;
-    count >= W ? run(vecs, Whole<W>()) : run(vecs, Part<W>(count));
-  };
-  switch (b.vecs_in(panel)) {
-    case 1: return run_vecs(std::integral_constant<int, 1>());
-    case 2: return run_vecs(std::integral_constant<int, 2>());
-    case 3: return run_vecs(std::integral_constant<int, 3>());
-    case 4: return run_vecs(std::integral_constant<int, 4>());
-  }
+    }
+    for (int64_t i = 0; i < num_rows; ++i) {
+      fn(first_row + i, reinterpret_cast<const Accumulator<scalar_t>*>(acc + i * vecs));
+    }
+  });
 }
 
 }  // namespace
