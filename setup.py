@@ -18,6 +18,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 SOURCES = [
     "csrc/ops.cpp",
+    "csrc/ops_cpu.cpp",
     "csrc/network.cpp",
     "csrc/network_bwd.cpp",
     "csrc/cpu/dispatch.cpp",

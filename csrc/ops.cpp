@@ -1,10 +1,7 @@
-// The operators: their CPU implementations, and the _C module that loads them.
+// The operators' schemas, and the _C module that loads them.
 #include <ATen/ATen.h>
-#include <ATen/Context.h>
-#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <c10/core/CPUAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,261 +9,13 @@
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
-#include <cstring>
-
+#include "checks.h"
 #include "cpu/kernels.h"
-#include "cpu/split.h"
 #include "network.h"
-#include "tensors.h"
 #include "workspace.h"
 
 namespace fastbptt {
 namespace {
-
-// Calls fn with a number of the type that the kernels know a dtype by.
-template <typename Fn>
-void for_dtype(at::ScalarType dtype, Fn&& fn) {
-  switch (dtype) {
-    case at::kDouble: return fn(double{});
-    case at::kFloat: return fn(float{});
-    case at::kHalf: return fn(half_t{});
-    case at::kBFloat16: return fn(bfloat16_t{});
-    default: TORCH_INTERNAL_ASSERT(false, "no kernel for ", dtype);
-  }
-}
-
-// The dtype that the kernels compute in for tensors of another: the same, or float32 where the
-// instruction set has none for 16 bits.
-at::ScalarType kernel_dtype(at::ScalarType dtype) {
-  bool is_there = false;
-  for_dtype(dtype, [&](auto number) { is_there = kernels_for<decltype(number)>(); });
-  return is_there ? dtype : at::kFloat;
-}
-
-template <typename scalar_t>
-void fill_common(LayerParams<scalar_t>* p, const LayerShape& shape, const Layout& layout,
-                 const bool* resets, const std::vector<Lane>& lanes, const LayerTensors& tensors,
-                 int64_t d, int threads) {
-  const auto data = [](const Tensor& tensor) { return const_data<scalar_t>(tensor); };
-  p->layout = layout;
-  p->I = shape.I;
-  p->H = shape.H;
-  p->R = shape.R;
-  p->direction = d == 0 ? 1 : -1;
-  p->lanes = lanes.data();
-  p->num_lanes = int64_t(lanes.size());
-  p->input = data(tensors.input);
-  p->resets = resets;
-  p->hx = direction_of<scalar_t>(tensors.hx, d);
-  p->cx = direction_of<scalar_t>(tensors.cx, d);
-  p->w_ih = data(shape.w_ih(tensors.weights, d));
-  p->w_hh = data(shape.w_hh(tensors.weights, d));
-  p->b_ih = shape.has_biases ? data(shape.b_ih(tensors.weights, d)) : nullptr;
-  p->b_hh = shape.has_biases ? data(shape.b_hh(tensors.weights, d)) : nullptr;
-  p->w_hr = shape.has_projection ? data(shape.w_hr(tensors.weights, d)) : nullptr;
-  p->ld_out = shape.D * shape.R;
-  p->threads = threads;
-}
-
-int threads_for(const LayerShape& shape, double passes, double rows) {
-  const double row = double(shape.I + shape.R) * shape.G * shape.H +
-                     (shape.has_projection ? double(shape.R) * shape.H : 0);
-  return useful_threads(at::get_num_threads(), passes * rows * row);
-}
-
-// A kernel's workspace. It stays with the calling thread for its next call: the system clears memory
-// that is given back to it, which can take as long as a third of a call's own work.
-class Workspace {
- public:
-  // 64-aligned, like all that torch allocates, and seen by its profilers when it grows.
-  void* reserve(int64_t bytes) {
-    if (bytes > size_) {
-      release();
-      memory_ = c10::GetCPUAllocator()->allocate(size_t(bytes));
-      size_ = bytes;
-    }
-    const auto& context = at::globalContext();
-    if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
-      std::memset(memory_.get(), 0xff, size_t(bytes));  // NaN in every dtype
-    }
-    return memory_.get();
-  }
-  // Gives back what is too much to keep.
-  void trim() {
-    constexpr int64_t kMostKept = 32 << 20;  // bytes: enough for 768 units of an LSTM
-    if (size_ > kMostKept) release();
-  }
-  void release() {
-    memory_.clear();
-    size_ = 0;
-  }
-
- private:
-  c10::DataPtr memory_;
-  int64_t size_ = 0;
-};
-
-thread_local Workspace workspace;
-
-template <typename Params>
-void run_kernel(const Kernel<Params>& kernel, Params* p) {
-  p->workspace = workspace.reserve(kernel.workspace(*p));
-  struct Call {
-    const Kernel<Params>& kernel;
-    const Params& p;
-  } const call{kernel, *p};
-  run_team(
-      p->threads,
-      [](const void* context, Team& team) {
-        const Call& call = *static_cast<const Call*>(context);
-        call.kernel.run(call.p, team);
-      },
-      &call);
-  workspace.trim();
-}
-
-ForwardResults forward_cpu(const ForwardArguments& args) {
-  const LayerShape shape = check_forward(args, HalfTypes::kBoth);
-  const at::ScalarType dtype = kernel_dtype(args.input.scalar_type());
-  LayerTensors tensors(args);
-  tensors.convert(dtype);
-  const auto options = tensors.input.options();
-  ForwardResults results = make_forward_results(
-      args, shape, [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, options); });
-  if (shape.N == 0) return converted(results, args.input.scalar_type());
-
-  const OwnedLayout layout(shape, args);
-  Cuts cuts;
-  cuts.resets = rows_of<bool>(tensors.resets);
-  const bool has_c = shape.has_cell_state();
-  for_dtype(dtype, [&](auto number) {
-    using scalar_t = decltype(number);
-    for (int64_t d = 0; d < shape.D; ++d) {
-      FwdParams<scalar_t> p{};
-      const std::vector<Lane> lanes = make_lanes(layout.layout, d == 0 ? 1 : -1, cuts);
-      fill_common(&p, shape, layout.layout, cuts.resets, lanes, tensors, d,
-                  threads_for(shape, 1, double(shape.N)));
-      p.output = data<scalar_t>(results.output) + d * shape.R;
-      p.h_n = direction_of<scalar_t>(results.h_n, d, true);
-      p.gates = direction_of<scalar_t>(results.gates, d, shape.has_gates(results.gates));
-      p.c = direction_of<scalar_t>(results.c, d, has_c);
-      p.c_n = direction_of<scalar_t>(results.c_n, d, has_c);
-      run_kernel(kernels_for<scalar_t>()->forward[int(shape.cell)], &p);
-    }
-  });
-  return converted(results, args.input.scalar_type());
-}
-
-// Where the gradients that a layer's direction is given are not zero. Layers that hand gradients to
-// each other by lane must come to the same lanes: so all of them go by the gradient of the stack's
-// output, and count each final state if there are gradients of some.
-Losses losses_of(const BackwardArguments& args, const BackwardTensors& tensors,
-                 const LayerShape& shape, int64_t d) {
-  const auto rows = [](const OptionalTensor& tensor, int64_t first, int64_t ld, int64_t columns) {
-    if (!tensor.has_value() || tensor->numel() == 0) return GradientRows();
-    const int64_t element = tensor->element_size();
-    const char* data = static_cast<const char*>(tensor->const_data_ptr()) + first * element;
-    return GradientRows(data, element, ld, columns);
-  };
-  Losses losses;
-  losses.output = rows(args.grad_by_lane ? tensors.d_network : tensors.d_output, d * shape.R,
-                       shape.D * shape.R, shape.R);
-  losses.h_n = rows(tensors.d_h_n, d * shape.B * shape.R, shape.R, shape.R);
-  losses.c_n = rows(tensors.d_c_n, d * shape.B * shape.H, shape.H, shape.H);
-  losses.all_ends = (args.grad_by_lane || args.input_by_lane) &&
-                    (args.grad_h_n.has_value() || args.grad_c_n.has_value());
-  return losses;
-}
-
-BackwardResults backward_cpu(const BackwardArguments& args) {
-  const LayerShape shape = check_backward(args, HalfTypes::kBoth);
-  const at::ScalarType dtype = kernel_dtype(args.input.scalar_type());
-  BackwardTensors tensors(args);
-  tensors.convert(dtype);
-  const Tensor closed = tensors.kappa.has_value() ? tensors.kappa->eq(0) : Tensor();
-  const OwnedLayout layout(shape, args);
-  Cuts cuts{args.k1,
-            args.k2,
-            args.last_only,
-            args.first_window,
-            args.num_windows,
-            rows_of<bool>(tensors.resets),
-            closed.defined() ? closed.const_data_ptr<bool>() : nullptr};
-  cuts.limit_to(shape.T);
-  const Span span = span_of(shape.T, cuts);
-  std::vector<std::vector<Lane>> lanes;  // of each direction
-  bool in_each_row = true;
-  int64_t lane_rows = 0;
-  for (int64_t d = 0; d < shape.D; ++d) {
-    const Losses losses = losses_of(args, tensors, shape, d);
-    lanes.push_back(make_lanes(layout.layout, d == 0 ? 1 : -1, cuts, &losses));
-    lane_rows += count_rows(lanes[d]);
-    in_each_row = in_each_row && count_rows(lanes[d]) == shape.N;
-  }
-  check_grad_by_lane(args, shape, lane_rows);
-
-  // Only where lanes share steps is there a sum over them, which the kernel begins with zeros in
-  // each row of the span. Else it fills the rows that lanes come to: the others, and the initial
-  // states that no lane begins with, have no gradient.
-  const bool has_rows_of_all =
-      span.end - span.begin == shape.T || args.input_by_lane || !args.needs[0];
-  const bool sums =
-      cuts.overlapping() && !(has_rows_of_all && are_apart(layout.layout, 1, lanes[0]));
-  const bool states_are_sums = args.resets.has_value() || sums || !in_each_row;
-  const bool steps_are_left_out = !sums && !args.input_by_lane && !in_each_row;
-  const auto options = tensors.input.options();
-  const auto empty = [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, options); };
-  const auto state = [&](const std::vector<int64_t>& sizes) {
-    return states_are_sums ? at::zeros(sizes, options) : at::empty(sizes, options);
-  };
-  BackwardResults results = make_backward_results(
-      args, d_input_sizes(args, shape, layout, span, lane_rows), empty, state);
-  if (lane_rows == 0) return converted(zero(results), args.input.scalar_type());
-  if (steps_are_left_out) results.d_input.zero_();
-
-  const bool has_c = shape.has_cell_state(), needs_input = args.needs[0];
-  for_dtype(dtype, [&](auto number) {
-    using scalar_t = decltype(number);
-    for (int64_t d = 0; d < shape.D; ++d) {
-      if (lanes[d].empty()) {
-        for (int64_t i = 0; i < shape.weights_per_direction(); ++i) {
-          results.d_weights[d * shape.weights_per_direction() + i].zero_();
-        }
-        continue;
-      }
-      BwdParams<scalar_t> p{};
-      fill_common(&p, shape, layout.layout, cuts.resets, lanes[d], tensors, d,
-                  threads_for(shape, 2, double(count_rows(lanes[d]))));
-      p.output = const_data<scalar_t>(tensors.output) + d * shape.R;
-      p.gates = shape.has_gates(tensors.gates) ? direction_of<scalar_t>(tensors.gates, d) : nullptr;
-      p.c = has_c ? direction_of<scalar_t>(tensors.c, d) : nullptr;
-      const scalar_t* d_out = rows_of<scalar_t>(tensors.d_output);
-      (args.grad_by_lane ? p.d_lanes : p.d_output) = d_out ? d_out + d * shape.R : nullptr;
-      p.d_h_n = direction_of<scalar_t>(tensors.d_h_n, d);
-      p.d_c_n = has_c ? direction_of<scalar_t>(tensors.d_c_n, d) : nullptr;
-      p.d_input = needs_input ? data<scalar_t>(results.d_input) : nullptr;
-      p.d_input_by_lane = args.input_by_lane;
-      p.accumulate_d_input = d > 0;
-      p.kappa = rows_of<scalar_t>(tensors.kappa);
-      p.mask = rows_of<scalar_t>(tensors.mask);
-      p.overlapping = sums;
-      p.begin = span.begin;
-      p.end = span.end;
-      p.d_hx = direction_of<scalar_t>(results.d_hx, d, args.needs[1]);
-      p.d_cx = direction_of<scalar_t>(results.d_cx, d, args.needs[2]);
-      if (args.needs[3]) {
-        const std::vector<Tensor>& d_weights = results.d_weights;
-        p.d_w_ih = data<scalar_t>(shape.w_ih(d_weights, d));
-        p.d_w_hh = data<scalar_t>(shape.w_hh(d_weights, d));
-        p.d_b_ih = shape.has_biases ? data<scalar_t>(shape.b_ih(d_weights, d)) : nullptr;
-        p.d_b_hh = shape.has_biases ? data<scalar_t>(shape.b_hh(d_weights, d)) : nullptr;
-        p.d_w_hr = shape.has_projection ? data<scalar_t>(shape.w_hr(d_weights, d)) : nullptr;
-      }
-      run_kernel(kernels_for<scalar_t>()->backward[int(shape.cell)], &p);
-    }
-  });
-  return converted(results, args.input.scalar_type());
-}
 
 // Weights in autocast's dtype, from autocast's own cache: cast once a region, not once a call. A copy
 // made while gradients are off would serve the region's later calls too, so all are made with them on.
@@ -293,11 +42,6 @@ std::vector<Tensor> autocast_weights(const std::vector<Tensor>& weights, const T
 TORCH_LIBRARY(fastbptt, m) {
   m.def(kForwardSchema);
   m.def(kBackwardSchema);
-}
-
-TORCH_LIBRARY_IMPL(fastbptt, CPU, m) {
-  m.impl("rnn_fwd", rnn_fwd<forward_cpu>);
-  m.impl("rnn_bwd", rnn_bwd<backward_cpu>);
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -390,9 +134,8 @@ PYBIND11_MODULE(_C, m) {
         END_HANDLE_TH_ERRORS_PYBIND
       },
       "What rnn_bwd checks, for tensors without data.");
-  m.def(
-      "release_workspace", [] { workspace.release(); },
-      "Frees the memory that the calling thread keeps for its next call.");
+  m.def("release_workspace", release_workspace,
+        "Frees the memory that the calling thread keeps for its next call.");
   m.def("workspace_limit", workspace_limit, "Bytes that stacked windows may take.");
   m.def("set_workspace_limit", set_workspace_limit, pybind11::arg("bytes"),
         "Sets the bytes that stacked windows may take.");

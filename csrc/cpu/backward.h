@@ -69,7 +69,7 @@ struct Backward {
     gates_stride = padded_stride<scalar_t>(Cell::kSaved * p.H);
     const int64_t rows = max_block_rows(p);
     // A block that is not full before step 0 takes that one too, and there is no other.
-    const int num_blocks = lane_rows(p) - p.num_lanes < kBlockRows ? 1 : 2;
+    const int num_blocks = lane_rows(p) - p.num_lanes < p.block_rows ? 1 : 2;
     for (int i = 0; i < num_blocks; ++i) {
       Block<acc_t>& block = blocks[i];
       block.d = arena.take<acc_t>(rows * stride);
@@ -127,7 +127,7 @@ struct Backward {
   int64_t block_begin(int64_t end) const {
     const Share all = everyone(p);
     int64_t begin = end, rows = 0;
-    while (begin > 0 && rows < kBlockRows) rows += all.active_at(--begin);
+    while (begin > 0 && rows < p.block_rows) rows += all.active_at(--begin);
     return begin;
   }
 
@@ -444,75 +444,110 @@ struct Backward {
   }
 };
 
+// The pass, a block of steps at a time.
 template <typename Cell, typename scalar_t>
-int64_t backward_workspace(const BwdParams<scalar_t>& p) {
-  return Backward<Cell, scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
-}
+class BackwardRun {
+ public:
+  using Params = BwdParams<scalar_t>;
 
-template <typename Cell, typename scalar_t>
-void backward(const BwdParams<scalar_t>& p, Team& team) {
-  using Pass = Backward<Cell, scalar_t>;
-  const StepWork work = work_of_step(p, Cell::kGates * p.H, p.R, 1);
-  const Split split = choose_split(team.parts(), work);
-  Pass pass(p, Arena{static_cast<char*>(p.workspace)}, split);
-  const std::vector<Share> shares = all_shares(p, pass.w_hh, pass.w_hr, split, team);
-  const int64_t stretch = steps_between_changes(split, work);
-  team.run([&](const Worker& worker) {
-    pass.pack(worker);
-    if (p.overlapping) pass.sum.clear(p, worker);
-  });
+  BackwardRun(const Params& p, int parts)
+      : p_(p),
+        work_(work_of(p)),
+        split_(choose_split(parts, work_)),
+        pass_(p, Arena{static_cast<char*>(p.workspace)}, split_),
+        at_{p.lanes[0].steps, 0, nullptr} {}
 
-  typename Pass::Progress at{p.lanes[0].steps, 0, nullptr};
-  int64_t lane_row = 0;
-  for (int turn = 0; at.end > 0; turn ^= 1) {
-    Block<typename Pass::acc_t>& block = pass.blocks[turn];
-    const bool first_block = lane_row == 0;
-    pass.start_block(&block, pass.block_begin(at.end), at.end, lane_row);
-    team.run([&](const Worker& worker) { pass.find_rows(block, worker); });
-    if (pass.recomputes()) {
-      team.run([&](const Worker& worker) { pass.recompute(block, worker); });
-    }
-    at.first_row = 0;
-    while (at.end > block.begin) {
-      const int64_t begin = max(block.begin, at.end - stretch);
-      team.run_together([&](Parts parts) { pass.run_steps(shares, parts, block, at, begin); });
-      pass.advance(&at, block, begin);
-    }
-    pass.round_d(block, p.d_input && (p.d_input_by_lane || !p.overlapping), team);
+  static StepWork work_of(const Params& p) { return work_of_step(p, Cell::kGates * p.H, p.R, 1); }
+  static int64_t workspace(const Params& p) {
+    return Backward<Cell, scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
+  }
+
+  int64_t num_blocks() const {
+    int64_t count = 0;
+    for (int64_t end = p_.lanes[0].steps; end > 0; ++count) end = pass_.block_begin(end);
+    return count;
+  }
+
+  // What the steps need: to be called first.
+  [[gnu::noinline]] void start(Team& team) {
+    shares_ = all_shares(p_, pass_.w_hh, pass_.w_hr, split_, team);
     team.run([&](const Worker& worker) {
-      if (p.d_input && p.d_input_by_lane) {
-        pass.input_gradient(block, [&](int64_t r) { return lane_row + r; }, worker);
+      pass_.pack(worker);
+      if (p_.overlapping) pass_.sum.clear(p_, worker);
+    });
+  }
+  bool is_done() const { return at_.end == 0; }
+
+  [[gnu::noinline]] void run_block(Team& team) {
+    const int64_t stretch = steps_between_changes(split_, work_);
+    Block<acc_t>& block = pass_.blocks[turn_];
+    turn_ ^= 1;
+    pass_.start_block(&block, pass_.block_begin(at_.end), at_.end, lane_row_);
+    team.run([&](const Worker& worker) { pass_.find_rows(block, worker); });
+    if (pass_.recomputes()) {
+      team.run([&](const Worker& worker) { pass_.recompute(block, worker); });
+    }
+    at_.first_row = 0;
+    while (at_.end > block.begin) {
+      const int64_t begin = max(block.begin, at_.end - stretch);
+      team.run_together([&](Parts parts) { pass_.run_steps(shares_, parts, block, at_, begin); });
+      pass_.advance(&at_, block, begin);
+    }
+    pass_.round_d(block, p_.d_input && (p_.d_input_by_lane || !p_.overlapping), team);
+    team.run([&](const Worker& worker) {
+      if (p_.d_input && p_.d_input_by_lane) {
+        pass_.input_gradient(block, [&](int64_t r) { return lane_row_ + r; }, worker);
       }
-      if (p.overlapping) {
-        pass.sum.add(block, worker);
+      if (p_.overlapping) {
+        pass_.sum.add(block, worker);
       } else {
-        pass.add_products(block, first_block, worker);
+        pass_.add_products(block, lane_row_ == 0, worker);
       }
     });
-    lane_row += block.num_rows;
+    lane_row_ += block.num_rows;
   }
-  team.run([&](const Worker& worker) {
-    if (!shares[worker.id].idle) pass.finish_initial_states(shares[worker.id], at.d);
-  });
-  if (p.overlapping) {
+
+  // What is left when all steps are taken.
+  [[gnu::noinline]] void finish(Team& team) {
     team.run([&](const Worker& worker) {
-      if (p.d_hx) {
-        add_initial_states(p, p.d_hx, p.R, pass.initial, pass.projected_stride, pass.hx_sums,
+      const Share& mine = shares_[worker.id];
+      if (!mine.idle) pass_.finish_initial_states(mine, at_.d);
+    });
+    if (p_.overlapping) finish_overlapping(team);
+    if (kIsRounded<scalar_t> && p_.d_w_ih) {
+      team.run([&](const Worker& worker) { pass_.d_weights.finish(p_, Cell::kGates, worker); });
+    }
+  }
+
+ private:
+  using acc_t = Accumulator<scalar_t>;
+
+  void finish_overlapping(Team& team) {
+    team.run([&](const Worker& worker) {
+      if (p_.d_hx) {
+        add_initial_states(p_, p_.d_hx, p_.R, pass_.initial, pass_.projected_stride, pass_.hx_sums,
                            worker);
       }
-      if (p.d_cx) {
-        add_initial_states(p, p.d_cx, p.H, pass.carry, pass.wide_stride, pass.cx_sums, worker);
+      if (p_.d_cx) {
+        add_initial_states(p_, p_.d_cx, p_.H, pass_.carry, pass_.wide_stride, pass_.cx_sums,
+                           worker);
       }
     });
-    pass.sum.for_each_block([&](const auto& block, bool first_block) {
-      pass.round_d(block, p.d_input && !p.d_input_by_lane, team);
-      team.run([&](const Worker& worker) { pass.add_products(block, first_block, worker); });
+    pass_.sum.for_each_block([&](const auto& block, bool first_block) {
+      pass_.round_d(block, p_.d_input && !p_.d_input_by_lane, team);
+      team.run([&](const Worker& worker) { pass_.add_products(block, first_block, worker); });
     });
   }
-  if (kIsRounded<scalar_t> && p.d_w_ih) {
-    team.run([&](const Worker& worker) { pass.d_weights.finish(p, Cell::kGates, worker); });
-  }
-}
+
+  const Params& p_;
+  const StepWork work_;
+  const Split split_;
+  Backward<Cell, scalar_t> pass_;
+  std::vector<Share> shares_;
+  typename Backward<Cell, scalar_t>::Progress at_;
+  int turn_ = 0;          // of the two blocks
+  int64_t lane_row_ = 0;  // rows of the blocks before
+};
 
 }  // namespace
 }  // namespace fastbptt

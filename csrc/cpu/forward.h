@@ -90,12 +90,19 @@ struct Forward {
     }
   }
 
-  // The last step of the block that begins with `begin`: without blocks, of all.
+  // Whether the rows of neighbouring steps lie side by side.
+  bool has_rows_in_order() const {
+    const bool by_time = p.layout.B == 1 || p.layout.batch_stride == 1;
+    return by_time && !p.resets && (!p.layout.offsets || p.direction > 0);
+  }
+
+  // The last step of the block that begins with `begin`. Where `pre` is not kept apart, blocks have it
+  // read while it is still in the cache.
   int64_t block_end(int64_t begin) const {
-    if (!in_blocks()) return p.lanes[0].steps;
+    if (!in_blocks() && !has_rows_in_order()) return p.lanes[0].steps;
     const Share all = everyone(p);
     int64_t end = begin, rows = 0;
-    while (end < p.lanes[0].steps && rows < kBlockRows) rows += all.active_at(end++);
+    while (end < p.lanes[0].steps && rows < p.block_rows) rows += all.active_at(end++);
     return end;
   }
 
@@ -120,25 +127,31 @@ struct Forward {
   }
 
   // A share of `pre` of a number of rows.
-  void project_rows(const operand_t* from, int64_t ld, int64_t num_rows,
+  void project_rows(const operand_t* from, int64_t ld, acc_t* to, int64_t num_rows,
                     const Worker& worker) const {
     const auto [rows, panels] = share_product(num_rows, w_ih, worker);
     gemm_rows(from, ld, w_ih, rows, panels, [&](int64_t row, int64_t column, auto count, V sum) {
-      store_first(pre + row * ld_pre + column, sum + load(bias + column), count);
+      store_first(to + row * ld_pre + column, sum + load(bias + column), count);
     });
   }
 
   // `pre` of the steps [begin, end): of a block, or of all.
   void project_input(int64_t begin, int64_t end, Team& team) const {
+    const bool is_all = begin == 0 && end == p.lanes[0].steps;
+    const int64_t num_rows = is_all ? lane_rows(p) : rows_of_steps(begin, end);
     if constexpr (!kIsRounded<scalar_t>) {
       if (!in_blocks()) {
-        return team.run(
-            [&](const Worker& worker) { project_rows(p.input, p.I, p.layout.N, worker); });
+        const int64_t first_step = p.direction > 0 ? begin : end - 1;
+        const int64_t first = is_all ? 0 : row_at(p, p.lanes[0], first_step);
+        return team.run([&](const Worker& worker) {
+          project_rows(p.input + first * p.I, p.I, pre + first * ld_pre, num_rows, worker);
+        });
       }
     }
     team.run([&](const Worker& worker) { gather_input(begin, end, worker); });
-    const int64_t rows = rows_of_steps(begin, end);
-    team.run([&](const Worker& worker) { project_rows(inputs.rows, inputs.stride, rows, worker); });
+    team.run([&](const Worker& worker) {
+      project_rows(inputs.rows, inputs.stride, pre, num_rows, worker);
+    });
   }
 
   void load_hx(const Share& mine, operand_t* to, int64_t lane_stride) const {
@@ -288,30 +301,57 @@ struct Forward {
   }
 };
 
+// The pass, a block of steps at a time.
 template <typename Cell, typename scalar_t>
-int64_t forward_workspace(const FwdParams<scalar_t>& p) {
-  return Forward<Cell, scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
-}
+class ForwardRun {
+ public:
+  using Params = FwdParams<scalar_t>;
 
-template <typename Cell, typename scalar_t>
-void forward(const FwdParams<scalar_t>& p, Team& team) {
-  const StepWork work = work_of_step(p, p.R, p.H, Cell::kGates);
-  const Split split = choose_split(team.parts(), work);
-  const Forward<Cell, scalar_t> pass(p, Arena{static_cast<char*>(p.workspace)}, split);
-  const std::vector<Share> shares = all_shares(p, pass.w_hh, pass.w_hr, split, team);
-  const int64_t stretch = steps_between_changes(split, work);
-  team.run([&](const Worker& worker) { pass.pack(worker); });
-  for (int64_t begin = 0, block_end; begin < p.lanes[0].steps; begin = block_end) {
-    block_end = pass.block_end(begin);
-    pass.project_input(begin, block_end, team);
-    typename Forward<Cell, scalar_t>::Progress at{begin};
-    while (at.step < block_end) {
-      const int64_t end = min(block_end, at.step + stretch);
-      team.run_together([&](Parts parts) { pass.run_steps(shares, parts, at, end); });
-      pass.advance(&at, end);
+  ForwardRun(const Params& p, int parts)
+      : p_(p),
+        work_(work_of(p)),
+        split_(choose_split(parts, work_)),
+        pass_(p, Arena{static_cast<char*>(p.workspace)}, split_) {}
+
+  static StepWork work_of(const Params& p) { return work_of_step(p, p.R, p.H, Cell::kGates); }
+  static int64_t workspace(const Params& p) {
+    return Forward<Cell, scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
+  }
+
+  int64_t num_blocks() const {
+    int64_t count = 0;
+    for (int64_t begin = 0; begin < p_.lanes[0].steps; ++count) begin = pass_.block_end(begin);
+    return count;
+  }
+
+  // What the steps need: to be called first.
+  [[gnu::noinline]] void start(Team& team) {
+    shares_ = all_shares(p_, pass_.w_hh, pass_.w_hr, split_, team);
+    team.run([&](const Worker& worker) { pass_.pack(worker); });
+  }
+  bool is_done() const { return at_.step == p_.lanes[0].steps; }
+
+  [[gnu::noinline]] void run_block(Team& team) {
+    const int64_t stretch = steps_between_changes(split_, work_);
+    const int64_t block_end = pass_.block_end(at_.step);
+    pass_.project_input(at_.step, block_end, team);
+    at_.first_row = 0;
+    while (at_.step < block_end) {
+      const int64_t end = min(block_end, at_.step + stretch);
+      team.run_together([&](Parts parts) { pass_.run_steps(shares_, parts, at_, end); });
+      pass_.advance(&at_, end);
     }
   }
-}
+  void finish(Team&) {}
+
+ private:
+  const Params& p_;
+  const StepWork work_;
+  const Split split_;
+  const Forward<Cell, scalar_t> pass_;
+  std::vector<Share> shares_;
+  typename Forward<Cell, scalar_t>::Progress at_;
+};
 
 }  // namespace
 }  // namespace fastbptt

@@ -36,22 +36,26 @@ template <typename scalar_t, typename Fn>
 inline void panel_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b,
                           int64_t panel, int64_t K, int64_t begin, int64_t end, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
-  if (b.unpacked && K > 0) {
-    return b.block_order ? strided_product(a, lda, b, panel, begin, end, fn)
-                         : dot_product(a, lda, b, panel, begin, end, fn);
-  }
   const int64_t vecs = b.vecs_in(panel);
   alignas(64) char storage[kGroupRows * kPanelVecs * kVecBytes];
   auto* acc = reinterpret_cast<Accumulator<scalar_t>*>(storage);
-  for_each_tile(begin, end, kGroupRows, [&](int64_t first, int64_t rows) {
-    const Operand<scalar_t>* group = a + first * lda;
-    int64_t k = 0;
-    do {
-      multiply_panel(group + k, lda, rows, b, panel, k, min(kDepth, K - k), k > 0, acc);
-      k += kDepth;
-    } while (k < K);
-    for (int64_t i = 0; i < rows; ++i) fn(first + i, acc + i * vecs * W);
-  });
+  const bool is_packed = !b.unpacked || K == 0;
+  for_each_tile(
+      begin, end, is_packed ? kGroupRows : kUnpackedRows, [&](int64_t first, int64_t rows) {
+        const Operand<scalar_t>* group = a + first * lda;
+        if (!is_packed && b.block_order) {
+          strided_product(group, lda, b, panel, rows, acc);
+        } else if (!is_packed) {
+          dot_product(group, lda, b, panel, rows, acc);
+        } else {
+          int64_t k = 0;
+          do {
+            multiply_panel(group + k, lda, rows, b, panel, k, min(kDepth, K - k), k > 0, acc);
+            k += kDepth;
+          } while (k < K);
+        }
+        for (int64_t i = 0; i < rows; ++i) fn(first + i, acc + i * vecs * W);
+      });
 }
 
 // Computes a[r] B for some rows and panels and hands each result to fn(r, unit, count, sum), a vector at a

@@ -6,16 +6,22 @@
 #include <vector>
 
 #include "cpu/numbers.h"
+#include "cpu/split.h"
 #include "cpu/team.h"
 #include "params.h"
 
 namespace fastbptt {
 
-// Each pass of each cell: the bytes of workspace it wants, and what the thread that leads a team runs.
+// Each pass of each cell.
 template <typename Params>
 struct Kernel {
-  int64_t (*workspace)(const Params& p);
+  int64_t (*workspace)(const Params& p);  // bytes
+  StepWork (*work_of_step)(const Params& p);
+  // What the thread that leads a team runs.
   void (*run)(const Params& p, Team& team);
+  // The same for several passes, each of which has one thread at a time. In a chain each reads what
+  // the one before it has written.
+  void (*run_side_by_side)(const std::vector<Params>& passes, bool is_chain, Team& team);
 };
 
 template <typename scalar_t>

@@ -101,25 +101,10 @@ struct OuterProduct {
   template <typename RowAt>
   void add(acc_t* dw, int64_t columns, int first_group, int gates, const int* order, Range range,
            RowAt&& row_at) const {
-    if (num_rows <= kFewRows) {
-      return add_few(dw, columns, first_group, gates, order, range, row_at);
-    }
-    for (int64_t n = 0; n < columns; n += kPanelVecs * W) {
-      const Packed<operand_t> right{scratch, num_rows,   min(kPanelVecs * W, columns - n),
-                                    1,       kPanelVecs};
-      pack_rows(right, n, row_at);
-      for (int j = 0; j < gates; ++j) {
-        const operand_t* left = packed + (first_group + j) * units * max_depth;
-        acc_t* to = dw + order[j] * units * columns + n;
-        for_each_group(range, [&](Range group) {
-          for (int64_t v = 0; v < right.unit_vecs(); v += kStripVecs) {
-            for_each_left_tile(group, [&](int64_t m, int64_t height) {
-              add_tile(right, v, left + m * max_depth, height, to + m * columns + v * W, columns);
-            });
-          }
-        });
-      }
-    }
+    decltype(row_at(0)) rows[kBlockRows];
+    for (int64_t r = 0; r < num_rows; ++r) rows[r] = row_at(r);
+    num_rows <= kFewRows ? add_few(dw, columns, first_group, gates, order, range, rows)
+                         : add_rows(dw, columns, first_group, gates, order, range, rows);
   }
 
   // sums[order[j] * units + m] (+)= sum over r of d[r][(first_group + j) * units + m] for the units m
@@ -143,12 +128,10 @@ struct OuterProduct {
   // So few that the time goes into writing the result: along its own rows, a few at once.
   static constexpr int64_t kFewRows = 8;
 
-  template <typename RowAt>
-  void add_few(acc_t* dw, int64_t columns, int first_group, int gates, const int* order,
-               Range range, RowAt&& row_at) const {
+  template <typename number_t>
+  [[gnu::noinline]] void add_few(acc_t* dw, int64_t columns, int first_group, int gates,
+                                 const int* order, Range range, const number_t* const* rows) const {
     constexpr int64_t kAtOnce = 4;
-    decltype(row_at(0)) rows[kFewRows];
-    for (int64_t r = 0; r < num_rows; ++r) rows[r] = row_at(r);
     for (int j = 0; j < gates; ++j) {
       for (int64_t m = range.begin; m < range.end; m += kAtOnce) {
         const int64_t height = min(kAtOnce, range.end - m);
@@ -173,6 +156,28 @@ struct OuterProduct {
     }
   }
 
+  template <typename number_t>
+  [[gnu::noinline]] void add_rows(acc_t* dw, int64_t columns, int first_group, int gates,
+                                  const int* order, Range range,
+                                  const number_t* const* rows) const {
+    for (int64_t n = 0; n < columns; n += kPanelVecs * W) {
+      const Packed<operand_t> right{scratch, num_rows, min(kPanelVecs * W, columns - n), 1,
+                                    kPanelVecs};
+      pack_rows(right, n, rows);
+      for (int j = 0; j < gates; ++j) {
+        const operand_t* left = packed + (first_group + j) * units * max_depth;
+        acc_t* to = dw + order[j] * units * columns + n;
+        for_each_group(range, [&](Range group) {
+          for (int64_t v = 0; v < right.unit_vecs(); v += kStripVecs) {
+            for_each_left_tile(group, [&](int64_t m, int64_t height) {
+              add_tile(right, v, left + m * max_depth, height, to + m * columns + v * W, columns);
+            });
+          }
+        });
+      }
+    }
+  }
+
   // Units whose packed columns stay in the cache while the strips of a panel pass over them.
   template <typename Fn>
   static void for_each_group(Range range, Fn&& fn) {
@@ -185,14 +190,14 @@ struct OuterProduct {
   }
 
   // Packs the rows' columns from `begin` on into one panel.
-  template <typename RowAt>
-  void pack_rows(const Packed<operand_t>& to, int64_t begin, RowAt&& row_at) const {
+  template <typename number_t>
+  void pack_rows(const Packed<operand_t>& to, int64_t begin, const number_t* const* rows) const {
     for (int64_t first = 0; first < to.unit_vecs(); first += kStripVecs) {
       const int64_t width = to.strip_vecs(0, first);
       operand_t* strip = to.strip(0, first);
       for (int64_t k = 0; k < num_rows; k += P) {
-        const auto* row = row_at(k);
-        const auto* next = P > 1 && k + 1 < num_rows ? row_at(k + 1) : nullptr;
+        const number_t* row = rows[k];
+        const number_t* next = P > 1 && k + 1 < num_rows ? rows[k + 1] : nullptr;
         for (int64_t v = 0; v < width; ++v, strip += P * W) {
           const int64_t column = (first + v) * W, count = to.units - column;
           V x = row ? load_first(row + begin + column, count) : V{};

@@ -36,11 +36,6 @@ inline bool is_worth_packing(int64_t rows, int64_t K, bool at_once) {
   return rows > max(4, K / (at_once ? 8 : 16));
 }
 
-// A pass that goes in blocks of steps takes whole steps until there are so many rows: about those
-// over which one tile of a weight gradient sums, enough that adding a block's part to dW costs
-// little.
-constexpr int64_t kBlockRows = 256;
-
 // A power-of-two stride would put the rows of a tile into the same few sets of the cache.
 template <typename scalar_t>
 constexpr int64_t padded_stride(int64_t columns) {
@@ -127,7 +122,7 @@ inline int64_t lane_rows(const LayerParams<scalar_t>& p) {
 // The most rows of a block of steps.
 template <typename scalar_t>
 inline int64_t max_block_rows(const LayerParams<scalar_t>& p) {
-  return min(lane_rows(p), kBlockRows - 1 + p.num_lanes);
+  return min(lane_rows(p), p.block_rows - 1 + p.num_lanes);
 }
 
 // What one part of the work has of a recurrence: lane i of its group is lane first_lane + i * lane_step of all.
@@ -201,6 +196,7 @@ Share share_of(const LayerParams<scalar_t>& p, const Packed<scalar_t>& units,
   return mine;
 }
 
+// Those of all parts of a team.
 template <typename scalar_t>
 std::vector<Share> all_shares(const LayerParams<scalar_t>& p, const Packed<scalar_t>& units,
                               const Packed<scalar_t>& projected, Split split, const Team& team) {

@@ -51,6 +51,13 @@ Split choose_split(int parts, const StepWork& work) {
   return best;
 }
 
+bool pays_side_by_side(int passes, int parts, const StepWork& work) {
+  if (passes == 1 || parts == 1) return false;
+  constexpr double kLeastGain = 1.1;
+  const double one = split_cycles({1, 1}, work) / std::min(passes, parts);
+  return kLeastGain * one < split_cycles(choose_split(parts, work), work);
+}
+
 int64_t steps_between_changes(Split split, const StepWork& work) {
   constexpr double kCycles = 400e3;  // 0.1 ms and more
   return 1 + int64_t(kCycles / split_cycles(split, work));

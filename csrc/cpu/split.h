@@ -21,6 +21,10 @@ struct StepWork {
 // The split that takes the least time by count.
 Split choose_split(int parts, const StepWork& work);
 
+// Whether so many passes with such steps take less time side by side, each on one thread, than one
+// after another.
+bool pays_side_by_side(int passes, int parts, const StepWork& work);
+
 // How many steps take about as long as it costs little to let the threads of a team change.
 int64_t steps_between_changes(Split split, const StepWork& work);
 

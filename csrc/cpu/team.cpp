@@ -88,6 +88,11 @@ constexpr uint64_t kClosed = ~uint64_t(0) << 32;  // a ticket without tasks
 
 }  // namespace
 
+void Arrivals::await(uint32_t least) const {
+  const auto is_there = [&] { return count.load(std::memory_order_acquire) >= least; };
+  if (!is_there()) wait_until(2, is_there);
+}
+
 void Barrier::arrive() const {
   if (size == 1) return;
   const uint32_t now = arrivals[id].count.load(std::memory_order_relaxed) + 1;
@@ -171,8 +176,7 @@ void Team::close() {
 
 void run_team(int parts, void (*fn)(const void* context, Team& team), const void* context) {
   if (parts <= 1) {
-    Arrivals arrivals;
-    Team team(1, &arrivals);
+    Team team;
     return fn(context, team);
   }
   const auto arrivals = std::make_unique<Arrivals[]>(parts);

@@ -12,9 +12,11 @@
 
 namespace fastbptt {
 
-// How many barriers a part of the work has arrived at.
+// How far some work has come: how many barriers a part of it has arrived at, for example.
 struct alignas(64) Arrivals {
   std::atomic<uint32_t> count{0};
+
+  void await(uint32_t least) const;  // until the count is that
 };
 
 // One part's view of a barrier. Each part announces its own arrival and watches for the others', so
@@ -43,6 +45,8 @@ struct Parts {
 
 class Team {
  public:
+  Team() : Team(1, &own_arrivals_) {}  // of the calling thread, with one part
+
   // Runs fn(worker) for every part, in any order and by whoever is there. Returns when all are done.
   template <typename Fn>
   void run(const Fn& fn) {
@@ -93,9 +97,10 @@ class Team {
 
   const int parts_;
   Arrivals* const arrivals_;  // [parts]
-  bool open_ = false;         // whether there are others
-  uint32_t number_ = 0;       // of the last job
-  int64_t saved_ = 0;         // ns that the others have saved the leader, less its waits for them
+  Arrivals own_arrivals_;
+  bool open_ = false;    // whether there are others
+  uint32_t number_ = 0;  // of the last job
+  int64_t saved_ = 0;    // ns that the others have saved the leader, less its waits for them
   // The job's number, and a bit for each of its tasks that nobody has taken. Only who has taken one
   // may look at the job: else it may be over.
   Shared<uint64_t> ticket_;

@@ -14,7 +14,7 @@ namespace {
 constexpr int kDotRows = kVecBytes == 64 ? 6 : 3;
 template <typename scalar_t>
 constexpr int kDotColumns = kLanes<scalar_t> < 4 ? kLanes<scalar_t> : 4;
-constexpr int64_t kDotGroup = 24;
+constexpr int64_t kUnpackedRows = 24;
 
 // sums[i][c] = the products of row i of `a` and row c of `w`, in the lanes of a vector.
 template <typename scalar_t, int rows, int columns>
@@ -69,41 +69,36 @@ void dot_rows(int64_t rows, const Operand<scalar_t>* a, int64_t lda, const scala
   });
 }
 
-// Computes a[r] B for the rows [begin, end) of one panel and hands the sums of each to fn(r, acc), where
-// B is the transpose of what is not packed.
-template <typename scalar_t, typename Fn>
-void dot_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b, int64_t panel,
-                 int64_t begin, int64_t end, Fn&& fn) {
+// acc[i][vec] = a[i] B for at most kUnpackedRows rows and one panel of B, the transpose of what is not
+// packed.
+template <typename scalar_t>
+[[gnu::noinline]] void dot_product(const Operand<scalar_t>* a, int64_t lda,
+                                   const Packed<scalar_t>& b, int64_t panel, int64_t rows,
+                                   Accumulator<scalar_t>* acc) {
   using V = Vec<scalar_t>;
   constexpr int W = kLanes<scalar_t>;
   const int64_t vecs = b.vecs_in(panel);
-  for_each_tile(begin, end, kDotGroup, [&](int64_t first, int64_t rows) {
-    V acc[kDotGroup * kPanelVecs];
-    for_each_unit_vec(b, panel, [&](int64_t v, int64_t unit, int64_t count) {
-      for (int64_t g = 0; g < b.gates; ++g) {
-        const scalar_t* w = b.unpacked + (g * b.units + unit) * b.K;
-        V sums[kDotGroup][W];
-        int64_t c = 0;
-        const auto dot = [&](auto columns) {
-          constexpr int n = decltype(columns)::value;
-          for (; c + n <= count; c += n) {
-            dot_rows<scalar_t, n>(rows, a + first * lda, lda, w + c * b.K, b.K,
-                                  reinterpret_cast<V(*)[W]>(&sums[0][c]));
-          }
-        };
-        dot(std::integral_constant<int, kDotColumns<scalar_t>>());
-        dot(std::integral_constant<int, 1>());
-        for (int64_t i = 0; i < rows; ++i) {
-          for (int64_t lane = count; lane < W; ++lane) sums[i][lane] = V{};
-          transpose_block<scalar_t>(sums[i]);
-          V sum{};
-          for (const V& part : sums[i]) sum += part;
-          acc[i * vecs + v * b.gates + g] = sum;
+  for_each_unit_vec(b, panel, [&](int64_t v, int64_t unit, int64_t count) {
+    for (int64_t g = 0; g < b.gates; ++g) {
+      const scalar_t* w = b.unpacked + (g * b.units + unit) * b.K;
+      V sums[kUnpackedRows][W];
+      int64_t c = 0;
+      const auto dot = [&](auto columns) {
+        constexpr int n = decltype(columns)::value;
+        for (; c + n <= count; c += n) {
+          dot_rows<scalar_t, n>(rows, a, lda, w + c * b.K, b.K,
+                                reinterpret_cast<V(*)[W]>(&sums[0][c]));
         }
+      };
+      dot(std::integral_constant<int, kDotColumns<scalar_t>>());
+      dot(std::integral_constant<int, 1>());
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t lane = count; lane < W; ++lane) sums[i][lane] = V{};
+        transpose_block<scalar_t>(sums[i]);
+        V sum{};
+        for (const V& part : sums[i]) sum += part;
+        store(acc + (i * vecs + v * b.gates + g) * W, sum);
       }
-    });
-    for (int64_t i = 0; i < rows; ++i) {
-      fn(first + i, reinterpret_cast<const Accumulator<scalar_t>*>(acc + i * vecs));
     }
   });
 }
@@ -111,7 +106,8 @@ void dot_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>
 // acc[i][v] (+)= sum over k of a[i][k] * w[k][v]. The last vector of a row of w has `count` elements.
 template <typename scalar_t, int rows, int vecs, typename Count>
 void strided_tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* w, int64_t ldw,
-                  int64_t K, bool accumulate, Vec<scalar_t>* acc, int64_t ldacc, Count count) {
+                  int64_t K, bool accumulate, Accumulator<scalar_t>* acc, int64_t ldacc,
+                  Count count) {
   using V = Vec<scalar_t>;
   constexpr int W = kLanes<scalar_t>;
   constexpr int parts = rows * vecs >= kInFlight ? 1 : 2;
@@ -147,23 +143,28 @@ void strided_tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* w, in
       for (int v = 0; v < vecs; ++v) {
         V sum = sums[0][i][v];
         if constexpr (parts > 1) sum += sums[1][i][v];
-        V* to = acc + i * ldacc + v;
-        *to = accumulate ? *to + sum : sum;
+        Accumulator<scalar_t>* to = acc + i * ldacc + v * W;
+        store(to, accumulate ? load(to) + sum : sum);
       }
     }
     accumulate = true;
   }
 }
 
+template <typename scalar_t>
+constexpr int64_t strided_rows_at_once(int vecs) {
+  return min(6, tile_rows<scalar_t>(vecs));
+}
+
 template <typename scalar_t, int vecs, typename Count>
 void strided_rows(int64_t rows, const Operand<scalar_t>* a, int64_t lda, const scalar_t* w,
-                  int64_t ldw, int64_t K, bool accumulate, Vec<scalar_t>* acc, int64_t ldacc,
-                  Count count) {
-#define FASTBPTT_ROWS(n)                                                                          \
-  case n:                                                                                         \
-    if constexpr (n <= tile_rows<scalar_t>(vecs)) {                                               \
-      strided_tile<scalar_t, n, vecs>(a, lda, w, ldw, K, accumulate, acc, ldacc, count);          \
-    }                                                                                             \
+                  int64_t ldw, int64_t K, bool accumulate, Accumulator<scalar_t>* acc,
+                  int64_t ldacc, Count count) {
+#define FASTBPTT_ROWS(n)                                                                 \
+  case n:                                                                                \
+    if constexpr (n <= tile_rows<scalar_t>(vecs)) {                                      \
+      strided_tile<scalar_t, n, vecs>(a, lda, w, ldw, K, accumulate, acc, ldacc, count); \
+    }                                                                                    \
     break;
   switch (rows) {
     FASTBPTT_ROWS(1)
@@ -172,50 +173,36 @@ void strided_rows(int64_t rows, const Operand<scalar_t>* a, int64_t lda, const s
     FASTBPTT_ROWS(4)
     FASTBPTT_ROWS(5)
     FASTBPTT_ROWS(6)
-    FASTBPTT_ROWS(7)
-    FASTBPTT_ROWS(8)
   }
 #undef FASTBPTT_ROWS
 }
 
 // As dot_product, where B is the matrix itself, with its blocks of rows in the order that b says.
-template <typename scalar_t, typename Fn>
-void strided_product(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b,
-                     int64_t panel, int64_t begin, int64_t end, Fn&& fn) {
-  using V = Vec<scalar_t>;
+template <typename scalar_t>
+[[gnu::noinline]] void strided_product(const Operand<scalar_t>* a, int64_t lda,
+                                       const Packed<scalar_t>& b, int64_t panel, int64_t num_rows,
+                                       Accumulator<scalar_t>* acc) {
   constexpr int W = kLanes<scalar_t>;
-  constexpr int64_t kMostVecs = 4;  // of a tile
   const int64_t block = b.K / b.num_blocks, vecs = b.vecs_in(panel);
-  for_each_tile(begin, end, kDotGroup, [&](int64_t first_row, int64_t num_rows) {
-    V acc[kDotGroup * kPanelVecs];
-    for (int64_t v = 0; v < vecs; v += kMostVecs) {
-      const int64_t unit = b.first_unit(panel) + v * W;
-      const auto run = [&](auto width, auto count) {
-        constexpr int kWidth = decltype(width)::value;
-        for_each_tile(0, num_rows, tile_rows<scalar_t>(kWidth), [&](int64_t i, int64_t rows) {
+  int64_t v = 0;
+  const auto run = [&](auto width, auto count) {
+    constexpr int kWidth = decltype(width)::value;
+    for_each_tile(
+        0, num_rows, strided_rows_at_once<scalar_t>(kWidth), [&](int64_t i, int64_t rows) {
           for (int j = 0; j < b.num_blocks; ++j) {
-            const Operand<scalar_t>* from = a + (first_row + i) * lda + j * block;
-            const scalar_t* w = b.unpacked + b.block_order[j] * block * b.units + unit;
-            strided_rows<scalar_t, kWidth>(rows, from, lda, w, b.units, block, j > 0,
-                                           acc + i * vecs + v, vecs, count);
+            const scalar_t* w =
+                b.unpacked + b.block_order[j] * block * b.units + b.first_unit(panel) + v * W;
+            strided_rows<scalar_t, kWidth>(rows, a + i * lda + j * block, lda, w, b.units, block,
+                                           j > 0, acc + (i * vecs + v) * W, vecs * W, count);
           }
         });
-      };
-      const auto run_width = [&](auto width) {
-        const int64_t count = b.units - unit - (decltype(width)::value - 1) * W;
-        count >= W ? run(width, Whole<W>()) : run(width, Part<W>(count));
-      };
-      switch (min(kMostVecs, vecs - v)) {
-        case 1: run_width(std::integral_constant<int, 1>()); break;
-        case 2: run_width(std::integral_constant<int, 2>()); break;
-        case 3: run_width(std::integral_constant<int, 3>()); break;
-        case 4: run_width(std::integral_constant<int, 4>()); break;
-      }
-    }
-    for (int64_t i = 0; i < num_rows; ++i) {
-      fn(first_row + i, reinterpret_cast<const Accumulator<scalar_t>*>(acc + i * vecs));
-    }
-  });
+    v += kWidth;
+  };
+  const int64_t units = b.units - b.first_unit(panel), whole = min(vecs, units / W);
+  while (v + 4 <= whole) run(std::integral_constant<int, 4>(), Whole<W>());
+  while (v + 2 <= whole) run(std::integral_constant<int, 2>(), Whole<W>());
+  while (v + 1 <= whole) run(std::integral_constant<int, 1>(), Whole<W>());
+  if (v < vecs) run(std::integral_constant<int, 1>(), Part<W>(units - v * W));
 }
 
 }  // namespace

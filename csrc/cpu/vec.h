@@ -41,9 +41,9 @@ using Vec = typename VecTypes<Accumulator<scalar_t>>::vec;
 template <typename scalar_t>
 constexpr int kLanes = kVecBytes / int(sizeof(Accumulator<scalar_t>));
 
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // --- 16-bit numbers ------------------------------------------------------------------------------
 
