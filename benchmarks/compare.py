@@ -20,12 +20,14 @@ from pathlib import Path
 
 import torch
 
-from . import arguments, compiled_loop, jax_scan, machine, tables
-from .contenders import CELLS, COMPILE, JAX, PEER_KINDS, PEERS
-from .plot import write_plot
+from .common import arguments, machine
+from .common.rows import GRID, MODES, QUICK_GRID, Row, select
+from .common.workload import CELLS
+from .cpu import compiled_loop, jax_scan, tables
+from .cpu.peers import COMPILE, JAX, PEER_KINDS, PEERS
+from .cpu.plot import write_plot
+from .cpu.results import Record, failures, measure, save, summarise, summarise_shares, write_text
 from .readme import split, update_readme
-from .results import Record, failures, measure, save, summarise, summarise_shares, write_text
-from .rows import GRID, MODES, QUICK_GRID, Row, select
 
 DEFAULT_OUT = machine.ROOT / "benchmarks" / "results"
 

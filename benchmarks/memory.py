@@ -33,20 +33,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastbptt import _C
 
-from . import arguments, machine, memory_grid
-from .contenders import (
-    CELLS,
-    OURS,
-    Mismatch,
-    ModuleStep,
-    Results,
-    Workload,
-    check,
-    contenders,
-    tolerance,
-)
-from .rows import BACKWARD, GRID, Row, Size, format_size, select
-from .timing import interleave, paired_ratios
+from .common import arguments, machine
+from .common.contenders import contenders
+from .common.rows import BACKWARD, GRID, Row, Size, format_size, select
+from .common.timing import interleave, paired_ratios
+from .common.workload import CELLS, OURS, Mismatch, ModuleStep, Results, Workload, check, tolerance
+from .cpu import memory_grid
 
 DEFAULT_SIZE = Size(1024, 16, 128)
 RECOMPUTE = f"{OURS}, recompute"

@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import arguments, machine, tables
-from .contenders import CELLS, OURS, Mismatch, Results, State, Workload, check, tolerance
-from .files import Record, save
-from .rows import BACKWARD, FORWARD, Row
-from .timing import Quartiles, interleave, paired_ratios
+from .common import arguments, machine
+from .common.files import Record, save
+from .common.rows import BACKWARD, FORWARD, Row
+from .common.timing import Quartiles, interleave, paired_ratios
+from .common.workload import CELLS, OURS, Mismatch, Results, State, Workload, check, tolerance
+from .cpu import tables
 
 MODES: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager]]] = {
     "forward, no_grad": (FORWARD, torch.no_grad),

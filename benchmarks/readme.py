@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import machine
-from .results import Record, failures, load, write_text
-from .tables import markdown_block
+from .common import machine
+from .cpu.results import Record, failures, load, write_text
+from .cpu.tables import markdown_block
 
 START, END = "<!-- benchmark:start -->", "<!-- benchmark:end -->"
 

@@ -20,23 +20,14 @@ from pathlib import Path
 
 import torch
 
-from . import arguments, machine
-from .contenders import (
-    CELLS,
-    OURS,
-    TORCH,
-    Mismatch,
-    ModuleStep,
-    Results,
-    Workload,
-    check,
-    contenders,
-    tolerance,
-)
-from .files import Record, save
-from .rows import BACKWARD, Row
-from .scaling_plot import write_plot
-from .sweeps import (
+from .common import arguments, machine
+from .common.contenders import contenders
+from .common.files import Record, save
+from .common.rows import BACKWARD, Row
+from .common.timing import Quartiles, interleave, paired_ratios
+from .common.workload import CELLS, OURS, Mismatch, ModuleStep, Results, Workload, check, tolerance
+from .cpu.scaling_plot import write_plot
+from .cpu.sweeps import (
     AXES,
     CLIFF,
     LOSS,
@@ -48,7 +39,6 @@ from .sweeps import (
     excess,
     worst_excess,
 )
-from .timing import Quartiles, interleave, paired_ratios
 
 THREADS = (1, 2)
 Key = tuple[int, int]  # the axis' value, threads
@@ -81,7 +71,7 @@ def steps_of(cell: str, point: Point, threads: Sequence[int]) -> dict[int, WithT
         Mismatch: one computes something else.
     """
     row = Row(cell, point.T, point.B, point.H)
-    found = contenders(Workload(row, BACKWARD, layers=point.layers), (TORCH,))
+    found = contenders(Workload(row, BACKWARD, layers=point.layers))
     ours = found.pop(OURS)
     ((name, peer),) = found.items()
     expected = peer.results()

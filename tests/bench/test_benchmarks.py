@@ -15,17 +15,10 @@ import pytest
 import torch
 
 import fastbptt
-from benchmarks import (
-    compare,
-    contenders,
-    machine,
-    readme,
-    results,
-    rows,
-    tables,
-    timing,
-)
-from benchmarks.rows import BACKWARD, FORWARD, GRID, Row
+from benchmarks import compare, readme
+from benchmarks.common import contenders, machine, rows, timing, workload
+from benchmarks.common.rows import BACKWARD, FORWARD, GRID, Row
+from benchmarks.cpu import peers, results, tables
 from fastbptt.truncation import TBPTT, Chunked, Sliding
 
 RNN = ["--cells", "rnn"]
@@ -73,16 +66,16 @@ def fake_steps(**seconds: float) -> tuple[dict[str, FakeStep], FakeClock, list[s
 @pytest.fixture
 def broken(monkeypatch):
     """Ours has one element of one gradient wrong, by a thousandth of the largest."""
-    right = contenders.ModuleStep.results
+    right = workload.ModuleStep.results
 
     def wrong(self):
         found = right(self)
-        if isinstance(self.module, contenders.CELLS["rnn"].ours) and "dweight_hh_l0" in found:
+        if isinstance(self.module, workload.CELLS["rnn"].ours) and "dweight_hh_l0" in found:
             gradient = found["dweight_hh_l0"]
             gradient[3, 5] += 1e-3 * gradient.abs().max()
         return found
 
-    monkeypatch.setattr(contenders.ModuleStep, "results", wrong)
+    monkeypatch.setattr(workload.ModuleStep, "results", wrong)
 
 
 def test_quartiles_interpolate():
@@ -184,7 +177,7 @@ def test_filters_pick_rows_by_name():
 def test_contenders_agree(cell, cut, mode):
     row = Row(cell, 12, 2, 8, cut)
     with torch.set_grad_enabled(mode == BACKWARD):
-        steps = contenders.build(contenders.Workload(row, mode))
+        steps = contenders.build(workload.Workload(row, mode))
         results = steps["fastbptt"].results()
     peer = f"torch.nn.{cell.upper()}" if cut is None else "detach() loop"
     assert list(steps) == ["fastbptt", peer]
@@ -197,15 +190,16 @@ def test_contenders_agree(cell, cut, mode):
 
 JAX_AGREES = """
 import torch
-from benchmarks import contenders, jax_scan
-from benchmarks.rows import BACKWARD, FORWARD, Chunked, Row
+from benchmarks.common import contenders, workload
+from benchmarks.cpu import jax_scan, peers
+from benchmarks.common.rows import BACKWARD, FORWARD, Chunked, Row
 torch.set_num_threads(1)
 sizes = [(12, 2, 8), (12, 2, 8, Chunked(5))]
-cases = [(Row(cell, *size), BACKWARD) for cell in contenders.CELLS for size in sizes]
+cases = [(Row(cell, *size), BACKWARD) for cell in workload.CELLS for size in sizes]
 for row, mode in [*cases, (Row("lstm", 12, 2, 8), FORWARD)]:
     with torch.set_grad_enabled(mode == BACKWARD):
-        work = contenders.Workload(row, mode)
-        steps = contenders.build(work, [contenders.JAX])  # raises where one is off
+        work = workload.Workload(row, mode)
+        steps = contenders.build(work, peers.of_kinds([peers.JAX]))  # raises where one is off
     print(*steps, sep=", ")
 print(jax_scan.facts())
 """
@@ -225,16 +219,15 @@ def test_jax_agrees_in_every_cell():
         assert ", 1 threads" in facts
 
 
-def test_a_peer_that_computes_something_else_is_refused(monkeypatch):
+def test_a_peer_that_computes_something_else_is_refused():
     def wrong(work):
         with torch.no_grad():
             work.weights["weight_ih_l0"][0, 0] += 0.1
-        return contenders.ModuleStep(work, work.load(work.cell.torch))
+        return workload.ModuleStep(work, work.load(work.cell.torch))
 
-    other = contenders.Peer(contenders.JAX, lambda row: True, lambda row: "other", wrong)
-    monkeypatch.setattr(contenders, "PEERS", (other,))
-    with pytest.raises(contenders.Mismatch, match="output is off by .* from other"):
-        contenders.build(contenders.Workload(Row("lstm", 12, 2, 8), BACKWARD), [contenders.JAX])
+    other = contenders.Peer(peers.JAX, lambda row: True, lambda row: "other", wrong)
+    with pytest.raises(workload.Mismatch, match="output is off by .* from other"):
+        contenders.build(workload.Workload(Row("lstm", 12, 2, 8), BACKWARD), [other])
 
 
 def test_a_missing_jax_is_said_and_skipped(tmp_path, capsys, monkeypatch):
@@ -254,16 +247,16 @@ def test_a_missing_jax_is_said_and_skipped(tmp_path, capsys, monkeypatch):
 
 def test_full_gradients_differ_from_truncated_ones_by_more_than_the_tolerance():
     full, cut = (
-        contenders.contenders(contenders.Workload(row, BACKWARD))["fastbptt"].results()
+        contenders.contenders(workload.Workload(row, BACKWARD))["fastbptt"].results()
         for row in (TINY, TINY_CHUNKED)
     )
-    with pytest.raises(contenders.Mismatch, match="^dinput is off by"):
-        contenders.check(full, cut, contenders.tolerance(TINY), "peer")
+    with pytest.raises(workload.Mismatch, match="^dinput is off by"):
+        workload.check(full, cut, workload.tolerance(TINY), "peer")
 
 
 def test_check_names_what_is_wrong():
     right = {"output": torch.tensor([1.0, -2.0]), "dx": torch.tensor([3.0])}
-    contenders.check(right, right, 0.0, "peer")
+    workload.check(right, right, 0.0, "peer")
     for key, value, message in (
         ("dx", torch.tensor([3.01]), "dx is off by 0.0033 from peer, allowed is 0.001"),
         ("dx", torch.tensor([math.nan]), "dx is off by nan"),
@@ -271,20 +264,20 @@ def test_check_names_what_is_wrong():
         ("dx", None, "dx is None"),
         ("dw", torch.tensor([3.0]), "results are"),
     ):
-        with pytest.raises(contenders.Mismatch, match=message):
-            contenders.check({**right, key: value}, right, 1e-3, "peer")
+        with pytest.raises(workload.Mismatch, match=message):
+            workload.check({**right, key: value}, right, 1e-3, "peer")
 
 
 def test_a_warning_of_ours_is_no_result(monkeypatch):
-    forward = contenders.CELLS["rnn"].ours.forward
+    forward = workload.CELLS["rnn"].ours.forward
 
     def warns(self, *args, **kwargs):
         warnings.warn("falls back to torch", stacklevel=2)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(contenders.CELLS["rnn"].ours, "forward", warns)
-    with pytest.raises(contenders.Mismatch, match="fastbptt warned: falls back to torch"):
-        contenders.build(contenders.Workload(TINY, BACKWARD))
+    monkeypatch.setattr(workload.CELLS["rnn"].ours, "forward", warns)
+    with pytest.raises(workload.Mismatch, match="fastbptt warned: falls back to torch"):
+        contenders.build(workload.Workload(TINY, BACKWARD))
 
 
 def test_compare_writes_everything(tmp_path, capsys):

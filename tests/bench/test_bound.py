@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bound, compare, compiled_loop, contenders, results, tables
-from benchmarks.bound import CACHE, LARGE, SGEMM
-from benchmarks.rows import BACKWARD, FORWARD, Row
+from benchmarks import compare
+from benchmarks.common import contenders, workload
+from benchmarks.common.rows import BACKWARD, FORWARD, Row
+from benchmarks.cpu import bound, compiled_loop, jax_scan, peers, results, tables
+from benchmarks.cpu.bound import CACHE, LARGE, SGEMM
 from fastbptt.truncation import TBPTT, Chunked, Sliding
 
 CUTS = [(None, 6), (Chunked(5), 6), (TBPTT(4, 8), 5 + 20 / 12), (Sliding(3), 5 + 33 / 12)]
@@ -18,7 +20,7 @@ CUTS = [(None, 6), (Chunked(5), 6), (TBPTT(4, 8), 5 + 20 / 12), (Sliding(3), 5 +
 @pytest.mark.parametrize(("cut", "backward"), CUTS, ids=lambda value: str(value))
 def test_sgemm_does_the_same_flops(cell, cut, backward):
     row = Row(cell, 12, 2, 8, cut)
-    gates = contenders.CELLS[cell].gates
+    gates = workload.CELLS[cell].gates
     for mode, count in ((FORWARD, 2), (BACKWARD, backward)):
         limit = bound.Bound(row, mode, gates)
         with FlopCounterMode(display=False) as counter:
@@ -122,13 +124,13 @@ def backend(monkeypatch):
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_the_compiled_loop_agrees(cell, mode, backend):
     with torch.set_grad_enabled(mode == BACKWARD):
-        work = contenders.Workload(Row(cell, 4, 2, 8), mode)
-        steps = contenders.build(work, [contenders.COMPILE])  # raises where it is off
+        work = workload.Workload(Row(cell, 4, 2, 8), mode)
+        steps = contenders.build(work, peers.of_kinds([peers.COMPILE]))  # raises where it is off
     assert list(steps) == ["fastbptt", "torch.compile"]
 
 
 def test_only_rows_of_few_steps_are_compiled():
-    (peer,) = (p for p in contenders.PEERS if p.kind == contenders.COMPILE)
+    (peer,) = (p for p in peers.PEERS if p.kind == peers.COMPILE)
     assert peer.applies(Row("rnn", 35, 2, 8)) and not peer.applies(Row("rnn", 36, 2, 8))
     assert not peer.applies(Row("rnn", 4, 2, 8, Chunked(2)))
     assert not peer.applies(Row("rnn", 4, 2, 8, resets=True))
@@ -138,7 +140,7 @@ def test_a_compiler_that_fails_is_said_and_skipped(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(compiled_loop, "BACKEND", "no_such_backend")
     arguments = ["--cells", "rnn", "--rows", "4,2,8", "--modes", FORWARD, "--rounds", "1"]
     arguments += ["--budget", "0", "--out", str(tmp_path)]
-    monkeypatch.setattr(contenders.jax_scan, "unavailable", lambda: "not this time")
+    monkeypatch.setattr(jax_scan, "unavailable", lambda: "not this time")
     assert compare.main(arguments) == 0
     assert "no torch.compile among the peers: torch.compile does not" in capsys.readouterr().err
     assert results.load(tmp_path / "compare.json")["settings"]["peers"] == ["torch"]

@@ -7,12 +7,13 @@ import itertools
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from benchmarks import plot
-from benchmarks.bound import CACHE, SGEMM
-from benchmarks.contenders import CELLS, PEERS
-from benchmarks.figures import BAD
-from benchmarks.files import Record
-from benchmarks.rows import BACKWARD, FORWARD, GRID, MODES, Row, select
+from benchmarks.common.files import Record
+from benchmarks.common.rows import BACKWARD, FORWARD, GRID, MODES, Row, select
+from benchmarks.common.workload import CELLS
+from benchmarks.cpu import plot
+from benchmarks.cpu.bound import CACHE, SGEMM
+from benchmarks.cpu.figures import BAD
+from benchmarks.cpu.peers import PEERS
 
 MACHINE = {"cpu": "AMD EPYC (cpu family 25, model 17)", "cores": 2, "threads": 2, "isa": "avx512"}
 MACHINE |= {"torch": "2.13.0+cpu", "torch_isa": "AVX512", "date": "2026-01-02T03:04"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..common.rows import BACKWARD, FORWARD
+from ..common.workload import CELLS, OURS
 from .bound import LARGE, SGEMM, LargeMatmulStep
-from .contenders import CELLS, OURS
 from .results import Record, failures
-from .rows import BACKWARD, FORWARD
 
 TERMINAL_HEAD = (
     f"{'cell':<5} {'T,B,H':<24} {'mode':<16} {'ours ms':>9} {'peer':<14} {'peer ms':>9} "

@@ -7,10 +7,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from . import machine
-from .contenders import CELLS, OURS, PEERS, TORCH
-from .files import Record, save, write_text
-from .rows import Row
+from ..common import machine
+from ..common.contenders import TORCH_PEERS
+from ..common.files import Record, save, write_text
+from ..common.rows import Row
+from ..common.workload import CELLS, OURS
 
 Bytes = Mapping[str, int | None]  # as memory.measure returns them
 KINDS = ("allocated_peak", "allocated", "resident_peak", "resident")
@@ -19,7 +20,7 @@ _PAGES = 2**20  # below this, which pages a process happens to have decides
 
 def measure_row(row: Row, measure: Callable[[Row, str], Bytes]) -> Record:
     """Ours and the row's peer in torch; returns their bytes and the ratios, ours over theirs."""
-    peer = next(p for p in PEERS if p.kind == TORCH and p.applies(row)).label(row)
+    peer = next(p for p in TORCH_PEERS if p.applies(row)).label(row)
     found = {label: dict(measure(row, label)) for label in (OURS, peer)}
     ratios: dict[str, float | None] = {}
     for kind in KINDS:

@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import Record
-from .gpu_session import (
+from ..common.files import Record
+from .session import (
     CUT_OFF,
     FAILED,
     PASSED,
@@ -99,7 +99,7 @@ def sanitizer(session: Session, limit_s: float) -> Outcome:
     if program is None and not session.dry_run:
         return SKIPPED, "no compute-sanitizer"
     if session.dry_run:  # the cases without the tool
-        with started(python("-m", "benchmarks.gpu_cases", "--dry-run"), stdout=log.open("a")) as p:
+        with started(python("-m", "benchmarks.gpu.cases", "--dry-run"), stdout=log.open("a")) as p:
             if p.wait(limit_s):
                 return FAILED, "the cases failed, see sanitizer.log"
     outcomes, details = [], []
@@ -109,7 +109,7 @@ def sanitizer(session: Session, limit_s: float) -> Outcome:
         start = log.stat().st_size if log.exists() else 0
         words = [program or "compute-sanitizer", "--tool", name, "--error-exitcode", "9"]
         words += ["--kernel-regex", "kns=fastbptt"]  # our own kernels alone
-        words += [sys.executable, "-m", "benchmarks.gpu_cases"]
+        words += [sys.executable, "-m", "benchmarks.gpu.cases"]
         words += ["--seconds", f"{max(left - CASES_END_S, 1):.0f}"]
         # Every tensor an allocation of its own, so that its end is known to the tool.
         status = session.call(Command(words, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}), log, left)
@@ -134,7 +134,7 @@ def probe(session: Session, limit_s: float) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder) / "gpu_probe")
         words = [compiler or "nvcc", "-O3", "-std=c++17", "-o", program]
-        words += ["-gencode", f"arch=compute_{target},code=sm_{target}", "benchmarks/gpu_probe.cu"]
+        words += ["-gencode", f"arch=compute_{target},code=sm_{target}", "benchmarks/gpu/probe.cu"]
         status = session.call(Command(words), log, limit_s)
         if status == 0:
             status = session.call(Command([program]), log, end - time.monotonic())

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .files import Record
+from ..common.files import Record
 
 OURS = "fastbptt"
 FORWARD, BACKWARD, BACKWARD_ALONE = "forward", "forward+backward", "backward"

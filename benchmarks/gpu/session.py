@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import gpu_report
-from .files import Record, save, write_text
+from ..common.files import ROOT, Record, save, write_text
+from . import report
 
-ROOT = Path(__file__).resolve().parent.parent
 RESERVE_S = 6.0  # of the budget: for the row under way at its end, and for writing
 PASSED, FAILED, CUT_OFF, SKIPPED, PRINTED = "passed", "failed", "cut off", "skipped", "printed"
 Outcome = tuple[str, str]  # one of these, and in a few words what there is to say
@@ -73,10 +72,10 @@ class Session:
 
     def write(self) -> None:
         results = self.results
-        results["summary"] = gpu_report.summarise(results["records"])
-        results["goals"] = gpu_report.judge(results["records"])
+        results["summary"] = report.summarise(results["records"])
+        results["goals"] = report.judge(results["records"])
         save(results, self.out / "gpu.json")
-        write_text(self.out / "gpu.md", gpu_report.markdown(results))
+        write_text(self.out / "gpu.md", report.markdown(results))
 
     def step(self, name: str, share: float, run: Callable[[Session, float], Outcome]) -> None:
         """Runs a step within its share of the budget, and goes on whatever becomes of it."""
@@ -109,7 +108,7 @@ class Session:
 
     def failed(self) -> bool:
         wrong = any(step["outcome"] == FAILED for step in self.results["steps"])
-        return wrong or bool(gpu_report.failures(self.results))
+        return wrong or bool(report.failures(self.results))
 
     def call(self, command: Command, log: Path, limit_s: float) -> int | None:
         """Runs a program, its output behind that of others in a log: exit status, None if cut off.

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 Record = dict[str, Any]  # as in a JSON file of results: see measure() of each benchmark
 
 

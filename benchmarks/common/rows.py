@@ -28,7 +28,7 @@ class Size(NamedTuple):
 class Row:
     """One line of the table: a cell at one size, I = H, with one truncation."""
 
-    cell: str  # a key of contenders.CELLS
+    cell: str  # a key of workload.CELLS
     T: int
     B: int
     H: int

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fastbptt.truncation import Truncation
 
-from .files import Record
-from .rows import FORWARD, Row
-from .timing import Quartiles, paired_ratios
+from ..common.files import Record
+from ..common.rows import FORWARD, Row
+from ..common.timing import Quartiles, paired_ratios
 
 SGEMM, CACHE, LARGE = "sgemm", "cache", "large sgemm"
 BOUNDS = (SGEMM, CACHE, LARGE)

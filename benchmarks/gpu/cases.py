@@ -1,6 +1,6 @@
 """Small calls of every kernel, forward and backward, for a tool that watches the GPU's memory.
 
-compute-sanitizer --kernel-regex kns=fastbptt python -m benchmarks.gpu_cases
+compute-sanitizer --kernel-regex kns=fastbptt python -m benchmarks.gpu.cases
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 
 from fastbptt.truncation import TBPTT, Chunked, Truncation
 
-from . import arguments
-from .contenders import CELLS
-from .gpu_rows import AUTO, KERNELS, forced, kernels, no_such_kernel
+from ..common import arguments
+from ..common.workload import CELLS
+from .rows import AUTO, KERNELS, forced, kernels, no_such_kernel
 
 T, B = 6, 3
 HIDDEN = (64, 33)  # one that fast kernels are made for, one that leaves tails
@@ -44,7 +44,7 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs all cases, those that differ most from each other first; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_cases", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.cases", description=__doc__)
     parser.add_argument("--seconds", type=arguments.seconds, default=600.0, help="begin none after")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, in float32")
     args = parser.parse_args(argv)

@@ -1,23 +1,18 @@
-"""Who is measured: ours and its peers, each as a step that can be run and checked."""
+"""A row's tensors, the step that computes with them, and when two steps have computed the same."""
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 import fastbptt
-from fastbptt.truncation import TBPTT, Chunked, Sliding
 
-from . import compiled_loop, jax_scan
 from .rows import BACKWARD, RESET_RATE, Row
 from .timing import Step
 
@@ -126,136 +121,6 @@ class ModuleStep:
         return found
 
 
-def _ours(work: Workload) -> ModuleStep:
-    module = work.load(work.cell.ours, truncation=work.row.truncation)
-    return ModuleStep(work, module, partial(module, resets=work.resets))
-
-
-def _torch_module(work: Workload) -> ModuleStep:
-    return ModuleStep(work, work.load(work.cell.torch))
-
-
-def _detach_loop(work: Workload) -> ModuleStep:
-    """Truncated BPTT as it is written by hand: a call a chunk, ``detach()`` in between."""
-    module, chunk = work.load(work.cell.torch), work.row.truncation.k
-
-    def forward(input: Tensor) -> tuple[Tensor, State]:
-        state, outputs = None, []
-        for part in input.split(chunk):
-            output, state = module(part, state)
-            state = tuple(s.detach() for s in state) if type(state) is tuple else state.detach()
-            outputs.append(output)
-        return torch.cat(outputs), state
-
-    return ModuleStep(work, module, forward)
-
-
-def _window_loop(work: Workload) -> ModuleStep:
-    """TBPTT(k1, k2) by hand: a call a window, from the detached state of a pass over all steps."""
-    module, (k1, k2) = work.load(work.cell.torch), (work.row.truncation.k1, work.row.truncation.k2)
-    firsts = range(0, work.row.T, k1)  # steps of the windows' first losses
-    begins = [max(0, first - (k2 - k1)) for first in firsts]
-
-    def forward(input: Tensor) -> tuple[Tensor, State]:
-        states: dict[int, State | None] = {0: None}
-        with torch.no_grad():
-            for begin, end in pairwise(sorted(set(begins))):
-                _, states[end] = module(input[begin:end], states[begin])
-        outputs = []
-        for begin, first in zip(begins, firsts, strict=True):
-            output, state = module(input[begin : first + k1], states[begin])
-            outputs.append(output[first - begin :])
-        return torch.cat(outputs), state
-
-    return ModuleStep(work, module, forward)
-
-
-def _step_loop(work: Workload) -> ModuleStep:
-    """Resets by hand: a call a step, the state multiplied by 0 where an episode begins."""
-    module, kept = work.load(work.cell.torch), 1 - work.resets.to(work.input.dtype).unsqueeze(-1)
-
-    def forward(input: Tensor) -> tuple[Tensor, State]:
-        output, state = module(input[:1])
-        outputs = [output]
-        for t in range(1, work.row.T):
-            if isinstance(state, tuple):
-                state = tuple(s * kept[t] for s in state)
-            else:
-                state = state * kept[t]
-            output, state = module(input[t : t + 1], state)
-            outputs.append(output)
-        return torch.cat(outputs), state
-
-    return ModuleStep(work, module, forward)
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Something else that computes the same results, for the rows where it applies."""
-
-    kind: str  # one of PEER_KINDS
-    applies: Callable[[Row], bool]
-    label: Callable[[Row], str]
-    build: Callable[[Workload], Contender]
-
-
-def _compiled_loop(work: Workload) -> ModuleStep:
-    module = work.load(work.cell.torch)
-    return ModuleStep(work, module, compiled_loop.forward(work.row.cell, module))
-
-
-TORCH, JAX, COMPILE = PEER_KINDS = ("torch", "jax", "compile")
-
-PEERS = (
-    Peer(
-        kind=TORCH,
-        applies=lambda row: row.truncation is None and not row.resets,
-        label=lambda row: f"torch.nn.{row.cell.upper()}",
-        build=_torch_module,
-    ),
-    Peer(
-        kind=TORCH,
-        applies=lambda row: isinstance(row.truncation, Chunked),
-        label=lambda row: "detach() loop",
-        build=_detach_loop,
-    ),
-    Peer(
-        kind=TORCH,
-        applies=lambda row: isinstance(row.truncation, TBPTT | Sliding),
-        label=lambda row: "window loop",
-        build=_window_loop,
-    ),
-    Peer(
-        kind=TORCH,
-        applies=lambda row: row.resets,
-        label=lambda row: "step loop",
-        build=_step_loop,
-    ),
-    Peer(
-        kind=JAX,
-        applies=lambda row: (
-            not row.resets and (row.truncation is None or isinstance(row.truncation, Chunked))
-        ),
-        label=lambda row: jax_scan.LABEL,
-        build=jax_scan.ScanStep,
-    ),
-    Peer(
-        kind=COMPILE,
-        applies=lambda row: (
-            row.truncation is None and not row.resets and row.T <= compiled_loop.MAX_STEPS
-        ),
-        label=lambda row: compiled_loop.LABEL,
-        build=_compiled_loop,
-    ),
-)
-
-
-def contenders(work: Workload, kinds: Container[str] = (TORCH,)) -> dict[str, Contender]:
-    """Ours and, after it, the row's peers of these kinds, by their labels."""
-    peers = [peer for peer in PEERS if peer.kind in kinds and peer.applies(work.row)]
-    return {OURS: _ours(work), **{peer.label(work.row): peer.build(work) for peer in peers}}
-
-
 class Mismatch(Exception):
     """Ours and a peer do not compute the same: there is nothing to time."""
 
@@ -290,21 +155,3 @@ def check(ours: Results, peer: Results, limit: float, name: str) -> None:
         error = error / scale if scale else error  # zeros: of W_hh's gradient where T = 1
         if not error <= limit:  # a NaN is a mismatch too
             raise Mismatch(f"{key} is off by {error:.2g} from {name}, allowed is {limit:.2g}")
-
-
-def build(work: Workload, kinds: Container[str] = (TORCH,)) -> dict[str, Contender]:
-    """Every contender of a row by its label, ours first, checked to agree.
-
-    Raises:
-        Mismatch: ours does not agree with a peer, or warns that it is not what runs.
-    """
-    steps = contenders(work, kinds)
-    ours, *peers = steps
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        results = steps[ours].results()
-    if caught:  # such as a fallback to torch: its time would not be ours
-        raise Mismatch(f"{ours} warned: {caught[0].message}")
-    for peer in peers:
-        check(results, steps[peer].results(), tolerance(work.row), peer)
-    return steps

@@ -10,8 +10,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.contenders import CELLS, OURS, Results, Workload, check, contenders, tolerance
-from benchmarks.rows import BACKWARD, FORWARD, Row
+from benchmarks.common.contenders import contenders
+from benchmarks.common.rows import BACKWARD, FORWARD, Row
+from benchmarks.common.workload import CELLS, OURS, Results, Workload, check, tolerance
 from fastbptt.truncation import Chunked
 
 pytest.importorskip("pytest_benchmark")

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .rows import BACKWARD
+from ..common.rows import BACKWARD
+from ..common.workload import Results, Workload
 
 if TYPE_CHECKING:
     import jax
-
-    from .contenders import Results, Workload
 
 LABEL = "JAX lax.scan"
 INSTALL = "pip install 'fastbptt[bench-jax]'"
@@ -165,7 +164,7 @@ class ScanStep:
         return self.wait(self.call(*self.arguments))
 
     def results(self) -> Results:
-        """As contenders.ModuleStep.results."""
+        """As workload.ModuleStep.results."""
         output, state, *gradients = self.run()
         found = {"output": output, **dict(zip(("h_n", "c_n"), state, strict=False))}
         if self.backward:

@@ -1,6 +1,6 @@
 """Checks and times the rows of the GPU benchmark; a line of JSON for each thing it finds.
 
-    python -m benchmarks.gpu_measure --seconds 60 --filter "lstm fp16"
+    python -m benchmarks.gpu.measure --seconds 60 --filter "lstm fp16"
 
 benchmarks.gpu runs this in a process of its own, because one wrong access ends every later CUDA
 call of a process: it goes on behind the row that was its end, with ``--skip``.
@@ -22,10 +22,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import arguments, gpu_card, machine
-from .contenders import OURS, PEERS, TORCH, Mismatch, ModuleStep, Results, Workload, contenders
-from .files import Record
-from .gpu_rows import (
+from ..common import arguments, machine
+from ..common.contenders import TORCH_PEERS, contenders
+from ..common.files import Record
+from ..common.rows import BACKWARD, FORWARD
+from ..common.timing import Quartiles, Step, no_collection, orders, paired_ratios
+from ..common.timing import sample as sample_by_wall_clock
+from ..common.workload import OURS, Mismatch, ModuleStep, Results, Workload
+from . import card
+from .rows import (
     AUTO,
     BACKWARD_ALONE,
     KERNELS,
@@ -41,9 +46,6 @@ from .gpu_rows import (
     tasks,
     tiny_grid,
 )
-from .rows import BACKWARD, FORWARD
-from .timing import Quartiles, Step, no_collection, orders, paired_ratios
-from .timing import sample as sample_by_wall_clock
 
 MARK = "@ "  # what a line of results begins with: libraries print too
 MIN_ROUNDS, BUDGET_S, MIN_SAMPLE_S = 5, 0.2, 5e-3
@@ -264,7 +266,7 @@ def without_cudnn(call: Callable[[], Results]) -> Results:
 def identity(task: Task) -> Record:
     """What a record is of, and what any program has to do for it."""
     row = task.row
-    (peer,) = (p for p in PEERS if p.kind == TORCH and p.applies(row))
+    (peer,) = (p for p in TORCH_PEERS if p.applies(row))
     return row.described(task.mode) | {
         "precision": row.precision,
         "peer": peer.label(row),
@@ -303,7 +305,7 @@ def ceilings(sample: Sample, device: torch.device, n: int) -> dict[str, float]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_measure",
+        prog="python -m benchmarks.gpu.measure",
         description="Checks and times the rows of the GPU benchmark, as lines of JSON.",
     )
     add = parser.add_argument
@@ -337,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         emit("begin", index=index, record=identity(task))
         record = bench.measure(task)
         if index % CLOCK_EVERY == 0:
-            record["clocks"] = gpu_card.clocks()
+            record["clocks"] = card.clocks()
         emit("record", record=record)
         if device.type == "cuda":
             torch.cuda.synchronize()  # raises if the context is lost: then no later row can run

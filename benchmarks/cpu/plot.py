@@ -12,12 +12,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from ..common.contenders import TORCH
+from ..common.rows import BACKWARD, FORWARD
+from ..common.workload import CELLS
 from . import compiled_loop, jax_scan
 from .bound import CACHE, SGEMM
-from .contenders import CELLS, COMPILE, JAX, TORCH
 from .figures import BAD, BAND, COLOURS, FAINT, INK, LINES, tidy, title, write
+from .peers import COMPILE, JAX
 from .results import Record
-from .rows import BACKWARD, FORWARD
 from .tables import machine_line
 
 LOOP = "loop"

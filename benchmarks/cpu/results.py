@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ..common.contenders import build
+from ..common.files import Record, save, write_text
+from ..common.rows import BACKWARD, MODES, Row
+from ..common.timing import Quartiles, Step, interleave, paired_ratios
+from ..common.workload import OURS, Mismatch, Workload
 from .bound import SGEMM, Bound
-from .contenders import OURS, Mismatch, Workload, build
-from .files import Record, save, write_text
-from .rows import BACKWARD, MODES, Row
-from .timing import Quartiles, Step, interleave, paired_ratios
+from .peers import of_kinds
 
 __all__ = ["Record", "failures", "load", "measure", "save", "summarise", "write_text"]
 
@@ -35,7 +37,7 @@ def measure(
     with torch.set_grad_enabled(mode == BACKWARD):
         work = Workload(row, mode)
         try:
-            steps: dict[str, Step] = dict(build(work, peers))
+            steps: dict[str, Step] = dict(build(work, of_kinds(peers)))
         except Mismatch as mismatch:
             return record | {"error": str(mismatch)}
         bound = Bound(row, mode, work.cell.gates, work.resets)

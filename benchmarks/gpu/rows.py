@@ -11,8 +11,8 @@ import torch
 
 from fastbptt.truncation import Chunked
 
-from .contenders import CELLS
-from .rows import BACKWARD, FORWARD, MODES, Row
+from ..common.rows import BACKWARD, FORWARD, MODES, Row
+from ..common.workload import CELLS
 
 BACKWARD_ALONE = "backward"  # the gradients, after a forward pass that is off the clock
 T, CHUNK = 1024, 64

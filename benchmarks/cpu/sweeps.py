@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .timing import Quartiles, paired_ratios
+from ..common.timing import Quartiles, paired_ratios
 
 AXES = ("T", "B", "H", "layers")
 CLIFF = 1.5  # times what the neighbours say

@@ -25,10 +25,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from . import gpu_report
-from .files import Record
-from .gpu_report import best, number
-from .gpu_session import (
+from ..common.files import Record
+from . import report
+from .report import best, number
+from .session import (
     CUT_OFF,
     FAILED,
     PASSED,
@@ -41,15 +41,15 @@ from .gpu_session import (
     python,
     started,
 )
-from .gpu_steps import build, probe, sanitizer, tests
+from .steps import build, probe, sanitizer, tests
 
-MARK = "@ "  # what gpu_measure begins its lines of results with
+MARK = "@ "  # what gpu.measure begins its lines of results with
 STALL_S = 60.0  # no row takes as long: it hangs
 MAX_RESTARTS = 8
 
 
 def messages(stream: TextIO, log: TextIO, session: Session) -> Iterator[Record | None]:
-    """What gpu_measure says, as it says it; None when it has been silent for too long.
+    """What gpu.measure says, as it says it; None when it has been silent for too long.
 
     Its other lines go to the log.
     """
@@ -88,7 +88,7 @@ def line_of(record: Record) -> str:
 
 
 def measured(session: Session, command: Command, skip: int) -> tuple[str, int]:
-    """Runs gpu_measure: how it ended ("" as it should), and how many measurements lie behind it."""
+    """Runs gpu.measure: how it ended ("" as it should), and how many measurements lie behind it."""
     results, current, ended = session.results, None, ""
     with (
         (session.out / "benchmark.log").open("a", encoding="utf-8") as log,
@@ -127,7 +127,7 @@ def benchmark(session: Session, limit_s: float) -> Outcome:
     """The rows, in a process of their own: one that is lost costs the row that it was at."""
     results, skip, restarts = session.results, session.args.skip, 0
     while True:
-        words = ["-m", "benchmarks.gpu_measure", "--skip", str(skip)]
+        words = ["-m", "benchmarks.gpu.measure", "--skip", str(skip)]
         words += ["--seconds", f"{max(session.left() - RESERVE_S, 0.0):.1f}"]
         words += ["--dry-run"] * session.dry_run
         words += ["--filter", *session.args.filter] if session.args.filter else []
@@ -138,7 +138,7 @@ def benchmark(session: Session, limit_s: float) -> Outcome:
         restarts += 1
         if skip == before or restarts > MAX_RESTARTS:
             return FAILED, f"the process {ended}, see benchmark.log"
-    failed = len(gpu_report.failures(results))
+    failed = len(report.failures(results))
     detail = f"{len(results['records'])} of {results['measurements']} measured, {failed} failed"
     if restarts:
         detail += f", {restarts} lost with their process"
@@ -162,12 +162,12 @@ def not_built(session: Session, limit_s: float) -> Outcome:
 
 
 def card_facts() -> Record:
-    """What gpu_card says, in a process that goes: a context would stay on the card.
+    """What gpu.card says, in a process that goes: a context would stay on the card.
 
     Raises:
         RuntimeError: it fails, for lack of torch for one.
     """
-    command = python("-m", "benchmarks.gpu_card").words
+    command = python("-m", "benchmarks.gpu.card").words
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     if done.returncode:
         raise RuntimeError(f"torch cannot be asked for the card: {done.stderr[-2000:]}")
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
-    print(*gpu_report.closing(session.results), f"written to {args.out}", sep="\n")
+    print(*report.closing(session.results), f"written to {args.out}", sep="\n")
     return 1 if session.failed() else 0
 
 

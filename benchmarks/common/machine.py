@@ -12,7 +12,7 @@ import torch
 
 import fastbptt
 
-ROOT = Path(__file__).resolve().parent.parent
+from .files import ROOT
 
 
 def _output(*command: str) -> str:

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator
 
-from .contenders import CELLS
+from ..common.files import Record
+from ..common.workload import CELLS
 from .figures import BAD, COLOURS, INK, LINES, tidy, title, write
-from .files import Record
 from .sweeps import AXES
 
 _STYLES = ("-", (0, (2, 1.5)), (0, (1, 1)))

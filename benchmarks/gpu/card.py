@@ -1,6 +1,6 @@
 """What the GPU is, what torch knows of it, and its clocks; JSON on the terminal.
 
-python -m benchmarks.gpu_card
+python -m benchmarks.gpu.card
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import subprocess
 
 import torch
 
-from .files import Record
+from ..common.files import Record
 
 _CLOCKS = {
     "sm_mhz": "clocks.sm",
