@@ -23,7 +23,7 @@ import torch
 from .common import arguments, machine
 from .common.rows import GRID, MODES, QUICK_GRID, Row, select
 from .common.workload import CELLS
-from .cpu import compiled_loop, jax_scan, tables
+from .cpu import compiled_loop, jax_scan, peak, tables
 from .cpu.peers import COMPILE, JAX, PEER_KINDS, PEERS
 from .cpu.plot import write_plot
 from .cpu.results import Record, failures, measure, save, summarise, summarise_shares, write_text
@@ -170,6 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     load = results["machine"]["load"]
     if load is not None and load > machine.cores() / 2:
         print(f"warning: the machine is busy (load {load}): times mislead", file=sys.stderr)
+    if reason := peak.unavailable():
+        print(
+            f"warning: the peak is not measured, a large sgemm is in its place: {reason}",
+            file=sys.stderr,
+        )
     try:
         run(rows, args.modes, results, args.out)
     except KeyboardInterrupt:

@@ -1,10 +1,11 @@
 """How fast a row could be on this machine: the arithmetic, or reading the recurrent weights.
 
-The *bound* of a row is the longer of two times. One is that of its multiplications as plain matrix
-products in torch. The other is that of reading W_hh from the cache in every step, which limits
-rows with few sequences: each value read is used once a sequence. Both are measured in the same
-rounds as ours. The first takes torch.mm at the row's own shapes, which on some CPUs is slower than
-the kernels here; so the rate of a large product is measured too, and our share of it.
+The *bound* of a row is the longer of two times. One is that of its multiplications at the
+processor's peak, measured as fused multiply-adds in registers. The other is that of reading W_hh
+from the cache in every step, which limits rows with few sequences: each value read is used once a
+sequence. Both are measured in the same rounds as ours, and beside them what a library's matrix
+product makes of the same multiplications: torch.mm at the row's own shapes, and a large product.
+Where the peak cannot be measured, for lack of a compiler, the large product is in its place.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from fastbptt.truncation import Truncation
 from ..common.files import Record
 from ..common.rows import FORWARD, Row
 from ..common.timing import Quartiles, paired_ratios
+from .peak import NoPeak, PeakStep
 
-SGEMM, CACHE, LARGE = "sgemm", "cache", "large sgemm"
-BOUNDS = (SGEMM, CACHE, LARGE)
+PEAK, CACHE = "fma", "cache"
+SGEMM, LARGE = "sgemm", "large sgemm"
 
 
 def product_rows(row: Row, mode: str) -> int:
@@ -59,7 +61,7 @@ class MatmulStep:
     """The same multiplications as plain sgemm.
 
     Each gate multiplies. Into buffers that are there already, so that it is arithmetic and nothing
-    else. No bound where torch.mm's library is slower than the kernels here, as on some CPUs.
+    else. No bound: on some CPUs torch.mm's library is slower than the kernels here.
     """
 
     def __init__(self, row: Row, mode: str, gates: int) -> None:
@@ -121,40 +123,51 @@ class CacheStep:
         return self.buffer.sum()
 
 
+def _rate(count: float, seconds: Sequence[float]) -> Record:
+    """Quartiles of 1e9 a second."""
+    return Quartiles.of([count / t for t in seconds]).rounded(1e-9)
+
+
 class Bound:
     """A row's bound: what to time beside ours, and what to make of the times."""
 
     def __init__(self, row: Row, mode: str, gates: int, resets: Tensor | None = None) -> None:
         self.flops = 2 * product_rows(row, mode) * gates * row.H * row.H
         self.read = 4 * gates * row.H * row.H * weight_reads(row, mode, resets)
-        self.cache = CacheStep(row.H, gates, torch.get_num_threads())
-        self.steps = {
-            SGEMM: MatmulStep(row, mode, gates),
-            CACHE: self.cache,
-            LARGE: LargeMatmulStep(),
-        }
+        threads = torch.get_num_threads()
+        self.cache, large = CacheStep(row.H, gates, threads), LargeMatmulStep()
+        self.steps = {SGEMM: MatmulStep(row, mode, gates), CACHE: self.cache, LARGE: large}
+        try:
+            self.peak_by, self.peak = PEAK, PeakStep(threads)
+            self.steps[PEAK] = self.peak
+        except NoPeak:
+            self.peak_by, self.peak = LARGE, large
 
     def record(self, ours: Sequence[float], seconds: Mapping[str, Sequence[float]]) -> Record:
         """The bound and our share of it, from times paired in the same rounds.
 
-        ``by`` says which of the two it is. ``share``: quartiles of the bound's time over ours.
-        ``sgemm_ms`` and ``cache_ms``: the two times, ``cache_share`` our share of the second;
-        ``gb_per_s`` and ``large_gflops``: the measured rates; ``large_share``: our rate over that
-        of a large product.
+        ``by`` says which of the two it is, ``peak_by`` whether the peak is that of multiply-adds
+        (:data:`PEAK`) or, in its place, a large product's (:data:`LARGE`). ``share``: quartiles of
+        the bound's time over ours; ``peak_share`` and ``cache_share``: of either's. ``peak_ms``,
+        ``cache_ms`` and ``sgemm_ms``: how long the row's multiplications take at the peak, its
+        reads, and its multiplications by torch.mm. ``peak_gflops``, ``large_gflops`` and
+        ``gb_per_s``: the measured rates. ``large_share``: our rate over a large product's.
         """
-        sgemm = seconds[SGEMM]
+        peak = [t * self.flops / self.peak.flops for t in seconds[self.peak_by]]
         cache = [t * self.read / self.cache.bytes for t in seconds[CACHE]]
         large = [t * self.flops / LargeMatmulStep.flops for t in seconds[LARGE]]
-        by_cache = Quartiles.of(cache).median > Quartiles.of(sgemm).median
+        by_cache = Quartiles.of(cache).median > Quartiles.of(peak).median
         return {
-            "by": CACHE if by_cache else SGEMM,
-            "share": paired_ratios(cache if by_cache else sgemm, ours).rounded(),
-            "sgemm_ms": Quartiles.of(sgemm).rounded(1e3),
-            "cache_ms": Quartiles.of(cache).rounded(1e3),
+            "by": CACHE if by_cache else self.peak_by,
+            "share": paired_ratios(cache if by_cache else peak, ours).rounded(),
+            "peak_by": self.peak_by,
+            "peak_share": paired_ratios(peak, ours).rounded(),
             "cache_share": paired_ratios(cache, ours).rounded(),
-            "gb_per_s": Quartiles.of([self.cache.bytes / t for t in seconds[CACHE]]).rounded(1e-9),
-            "large_gflops": Quartiles.of(
-                [LargeMatmulStep.flops / t for t in seconds[LARGE]]
-            ).rounded(1e-9),
             "large_share": paired_ratios(large, ours).rounded(),
+            "peak_ms": Quartiles.of(peak).rounded(1e3),
+            "cache_ms": Quartiles.of(cache).rounded(1e3),
+            "sgemm_ms": Quartiles.of(seconds[SGEMM]).rounded(1e3),
+            "peak_gflops": _rate(self.peak.flops, seconds[self.peak_by]),
+            "large_gflops": _rate(LargeMatmulStep.flops, seconds[LARGE]),
+            "gb_per_s": _rate(self.cache.bytes, seconds[CACHE]),
         }

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 
+import fastbptt
+
 from ..common.contenders import build
 from ..common.files import Record, save, write_text
 from ..common.rows import BACKWARD, MODES, Row
 from ..common.timing import Quartiles, Step, interleave, paired_ratios
 from ..common.workload import OURS, Mismatch, Workload
-from .bound import SGEMM, Bound
+from .bound import LARGE, PEAK, SGEMM, Bound
 from .peers import of_kinds
 
 __all__ = ["Record", "failures", "load", "measure", "save", "summarise", "write_text"]
@@ -27,11 +29,12 @@ def measure(
 ) -> Record:
     """Checks and then times a row in one mode.
 
-    Returns its record. ``ms``: quartiles of every contender's milliseconds a call. ``speedup``:
-    of each peer's time over ours, paired in the same round. ``reach``: of each peer's time over
-    sgemm's, the speedup that ours would have at its speed. ``over_sgemm``: of our time over
-    sgemm's. ``bound``: see :meth:`benchmarks.bound.Bound.record`. A row that computes the wrong
-    thing has ``error`` and no times.
+    Returns its record. ``isa`` and ``threads``: those of our kernels. ``ms``: quartiles of every
+    contender's milliseconds a call. ``speedup``: of each peer's time over ours, paired in the same
+    round. ``reach``: of each peer's time over sgemm's, the speedup that ours would have at its
+    speed. ``over_sgemm``: of our time over sgemm's. ``bound``: see
+    :meth:`benchmarks.cpu.bound.Bound.record`. A row that computes the wrong thing has ``error``
+    and no times.
     """
     record: Record = row.described(mode)
     with torch.set_grad_enabled(mode == BACKWARD):
@@ -49,6 +52,8 @@ def measure(
     return record | {
         "error": None,
         "rounds": len(ours),
+        "isa": fastbptt._C.cpu_isa(),
+        "threads": torch.get_num_threads(),
         "ms": {name: _rounded(Quartiles.of(times), 1e3) for name, times in timed.items()},
         "speedup": {name: _rounded(paired_ratios(times, ours)) for name, times in theirs.items()},
         "reach": {name: _rounded(paired_ratios(times, sgemm)) for name, times in theirs.items()},
@@ -86,26 +91,32 @@ def summarise(records: Iterable[Record]) -> list[Record]:
     ]
 
 
-SHARE_GROUPS: dict[str, Callable[[Mapping[str, int]], bool]] = {
-    "B >= 16, H >= 256": lambda size: size["B"] >= 16 and size["H"] >= 256,
-    "B = 1": lambda size: size["B"] == 1,
+# Rows by their size, and which share counts in them: many sequences are arithmetic.
+SHARE_GROUPS: dict[str, tuple[Callable[[Mapping[str, int]], bool], str]] = {
+    "B >= 16, H >= 256": (lambda size: size["B"] >= 16 and size["H"] >= 256, "peak_share"),
+    "B = 1": (lambda size: size["B"] == 1, "share"),
 }
+_SHARES_OF = {PEAK: "the FMA peak", LARGE: LARGE}
 
 
 def summarise_shares(records: Iterable[Record]) -> list[Record]:
-    """For each cell, mode and group of rows: the mean share of the bound, and the least.
+    """For each cell, mode and group of rows: the mean share of ``of``, and the least.
 
     Rows with truncation or resets are left out.
     """
     groups: dict[tuple[str, str, str], dict[str, float]] = {}
+    of: dict[str, str] = {}
     for record in records:
         if record["error"] is None and record["truncation"] is None and not record["resets"]:
-            for name, belongs in SHARE_GROUPS.items():
+            bound = record["bound"]
+            for name, (belongs, share) in SHARE_GROUPS.items():
                 if belongs(record["size"]):
+                    of[name] = "the bound" if share == "share" else _SHARES_OF[bound["peak_by"]]
                     group = groups.setdefault((record["cell"], record["mode"], name), {})
-                    group[record["row"]] = record["bound"]["share"]["median"]
+                    group[record["row"]] = bound[share]["median"]
     return [
-        {"cell": key[0], "mode": key[1], "group": key[2], **_mean_and_least(groups[key])}
+        {"cell": key[0], "mode": key[1], "group": key[2], "of": of[key[2]]}
+        | _mean_and_least(groups[key])
         for key in sorted(groups, key=_in_order)
     ]
 

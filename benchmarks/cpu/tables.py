@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 from ..common.rows import BACKWARD, FORWARD
 from ..common.workload import CELLS, OURS
-from .bound import LARGE, SGEMM, LargeMatmulStep
+from .bound import LARGE, PEAK, LargeMatmulStep
 from .results import Record, failures
 
 TERMINAL_HEAD = (
     f"{'cell':<5} {'T,B,H':<24} {'mode':<16} {'ours ms':>9} {'peer':<14} {'peer ms':>9} "
-    f"{'speedup':>8}  {'quartiles':<15} {'of bound':>8} {'by':<5}"
+    f"{'speedup':>8}  {'quartiles':<15} {'of bound':>8} {'by':<5} "
+    f"{'of peak':>7} {'of large sgemm':>14}"
 )
 
 
@@ -37,12 +39,13 @@ def terminal_lines(record: Record) -> list[str]:
     name = f"{record['cell']:<5} {record['row']:<24} {record['mode']:<16}"
     if record["error"] is not None:
         return [f"{name} FAILED, not timed: {record['error']}"]
-    lines = []
+    lines, bound = [], record["bound"]
     for peer, ratio in record["speedup"].items():
         lines.append(
             f"{name} {_ms(record['ms'][OURS]['q1']):>9} {peer:<14} "
             f"{_ms(record['ms'][peer]['q1']):>9} {_times(ratio['median']) + 'x':>8}  "
-            f"{_spread(ratio):<15} {_share(record['bound']['share']):>8} {record['bound']['by']:<5}"
+            f"{_spread(ratio):<15} {_share(bound['share']):>8} {bound['by']:<5} "
+            f"{_share(bound['peak_share']):>7} {_share(bound['large_share']):>14}"
         )
     return lines
 
@@ -57,9 +60,9 @@ def terminal_summary(summary: Sequence[Record]) -> list[str]:
 
 
 def terminal_shares(shares: Sequence[Record]) -> list[str]:
-    """The shares of the bound as sentences, one a cell, mode and group of rows."""
+    """The shares of the peak or the bound as sentences, one a cell, mode and group of rows."""
     return [
-        f"{s['cell']} {s['mode']}, {s['group']}: {100 * s['geometric_mean']:.0f}% of the bound in "
+        f"{s['cell']} {s['mode']}, {s['group']}: {100 * s['geometric_mean']:.0f}% of {s['of']} in "
         f"the geometric mean of {s['rows']}, least {100 * s['least']:.0f}% at {s['least_row']}"
         for s in shares
     ]
@@ -76,7 +79,7 @@ def machine_line(results: Record) -> str:
 
 def _peer_cells(record: Record | None, peer: str, *, detailed: bool) -> list[str]:
     """Ours, the peer's, the speedup; for the detailed mode, its quartiles and our shares too."""
-    width = 6 if detailed else 3
+    width = 7 if detailed else 3
     if record is None:
         return [""] * width
     if record["error"] is not None:
@@ -87,7 +90,7 @@ def _peer_cells(record: Record | None, peer: str, *, detailed: bool) -> list[str
     if detailed:
         bound = record["bound"]
         cells += [_spread(ratio), f"{_share(bound['share'])} {bound['by']}"]
-        cells.append(_share(bound["large_share"]))
+        cells += [_share(bound["peak_share"]), _share(bound["large_share"])]
     return cells
 
 
@@ -98,8 +101,9 @@ def markdown_table(results: Record) -> str:
     for cell in dict.fromkeys(r["cell"] for r in results["records"]):
         lines = [
             f"| {CELLS[cell].label}: T,B,H | against | forward ms | theirs | speedup "
-            f"| forward+backward ms | theirs | speedup | quartiles | of the bound | of {LARGE} |",
-            "|---|---|" + "--:|" * 9,
+            f"| forward+backward ms | theirs | speedup | quartiles | of the bound "
+            f"| of the peak | of {LARGE} |",
+            "|---|---|" + "--:|" * 10,
         ]
         for row in dict.fromkeys(r["row"] for r in results["records"] if r["cell"] == cell):
             forward = by_key.get((cell, row, FORWARD))
@@ -116,6 +120,17 @@ def markdown_table(results: Record) -> str:
     return "\n\n".join(tables)
 
 
+def _peak(results: Record) -> str:
+    """What the peak is of, and how high it was."""
+    bounds = [r["bound"] for r in results["records"] if r["error"] is None]
+    if not bounds:
+        return "the peak"
+    rate = statistics.median(bound["peak_gflops"]["median"] for bound in bounds)
+    if bounds[0]["peak_by"] == PEAK:
+        return f"the peak of *fma*, multiply-adds in registers, measured as {rate:.0f} GFLOP/s,"
+    return f"the rate of a *{LARGE}*, {rate:.0f} GFLOP/s, for there was no compiler for the peak,"
+
+
 def markdown_block(results: Record) -> str:
     """The table and what is needed to read it and to take it again."""
     return (
@@ -123,11 +138,12 @@ def markdown_block(results: Record) -> str:
         f"Taken with `{results['settings']['command']}` on {machine_line(results)}. "
         "I = H, float32; milliseconds a call, lower quartile; speedup is the median of their time "
         "over ours, paired in the same round, and the quartiles are its own. *Of the bound* is our "
-        "share of the machine's limit in forward+backward: the longer of the times that the same "
-        f"multiplications take as plain {SGEMM} (`torch.mm` at the row's shapes; over 100% where "
-        "its library is slower than the kernels here) and that reading W_hh once a step takes from "
-        "the *cache* where it lies. The last column is our rate over that of a product of "
-        f"{LargeMatmulStep.SIZE} by {LargeMatmulStep.SIZE} matrices."
+        f"share of the machine's limit in forward+backward: the longer of the times that the "
+        f"row's multiplications take at {_peak(results)} and that reading W_hh once a step takes "
+        "from the *cache* where it lies. *Of the peak* is our share of the first alone, and the "
+        "last column our rate over that of `torch.mm` with matrices of "
+        f"{LargeMatmulStep.SIZE} by {LargeMatmulStep.SIZE}: over 100% where its library is slower "
+        "than the kernels here."
     )
 
 

@@ -11,7 +11,7 @@ from benchmarks.common.files import Record
 from benchmarks.common.rows import BACKWARD, FORWARD, GRID, MODES, Row, select
 from benchmarks.common.workload import CELLS
 from benchmarks.cpu import plot
-from benchmarks.cpu.bound import CACHE, SGEMM
+from benchmarks.cpu.bound import CACHE, PEAK
 from benchmarks.cpu.figures import BAD
 from benchmarks.cpu.peers import PEERS
 
@@ -29,7 +29,7 @@ def record(row: Row, mode: str, speedup: float = 3.0) -> Record:
     return row.described(mode) | {
         "error": None,
         "speedup": {peer: quartiles(speedup * (i + 1)) for i, peer in enumerate(peers)},
-        "bound": {"by": CACHE if row.B == 1 else SGEMM, "share": quartiles(0.8)},
+        "bound": {"by": CACHE if row.B == 1 else PEAK, "share": quartiles(0.8)},
     }
 
 
