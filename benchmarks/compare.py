@@ -29,8 +29,6 @@ from .cpu.plot import write_plot
 from .cpu.results import Record, failures, measure, save, summarise, summarise_shares, write_text
 from .readme import split, update_readme
 
-DEFAULT_OUT = machine.ROOT / "benchmarks" / "results"
-
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -76,13 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="time for a row's rounds in a mode, if the fewest take less (default: 5, quick 0.1)",
     )
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=DEFAULT_OUT,
-        help="folder for compare.json, compare.md and compare.png (default: benchmarks/results)",
-    )
+    arguments.add_common(parser, "compare.json, compare.md and compare.png")
     add(
         "--update-readme",
         type=Path,
@@ -145,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row for row in select(args.cells, sizes, args.filter) if row.modes(args.modes)]
     if not rows:
         parser.error("argument --filter: none of the rows is left; see --rows and --modes")
-    arguments.check_writable(parser, args.out)
+    arguments.begin(parser, args)
     if args.update_readme:
         try:
             split(args.update_readme.read_text(encoding="utf-8"))

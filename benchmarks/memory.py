@@ -33,7 +33,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastbptt import _C
 
-from .common import arguments, machine
+from .common import arguments, isa, machine
 from .common.contenders import contenders
 from .common.rows import BACKWARD, GRID, Row, Size, format_size, select
 from .common.timing import interleave, paired_ratios
@@ -193,13 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="of the grid, only rows whose name contains one of these, such as lstm or 128,16",
     )
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=machine.ROOT / "benchmarks" / "results",
-        help="folder for the grid's results (default: benchmarks/results)",
-    )
+    arguments.add_common(parser, "the grid's results")
     add("--child", metavar="LABEL", help=argparse.SUPPRESS)  # measure this one, in this process
     return parser
 
@@ -241,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     row = Row(args.cell, *args.row)
+    isa.hold(args.isa)
     if args.recompute and args.cell == "rnn":
         parser.error("argument --recompute: needs --cell gru or lstm: rnn keeps no gates")
     if args.threads:

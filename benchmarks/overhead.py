@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -184,13 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--autocast", choices=["bfloat16", "float16"], help="under torch.autocast to that dtype")
     add("--quick", action="store_true", help="few rounds")
     add("--rounds", type=arguments.count, metavar="N", help="at least (default: 25, quick 5)")
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=machine.ROOT / "benchmarks" / "results",
-        help="folder for overhead.json (default: benchmarks/results)",
-    )
+    arguments.add_common(parser, "overhead.json")
     return parser
 
 
@@ -198,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table and writes it; returns the exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
-    arguments.check_writable(parser, args.out)
+    arguments.begin(parser, args)
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = {

@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -236,13 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="leave out values of an axis above this",
     )
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=machine.ROOT / "benchmarks" / "results",
-        help="folder for scaling.json and scaling.png (default: benchmarks/results)",
-    )
+    arguments.add_common(parser, "scaling.json and scaling.png")
     return parser
 
 
@@ -250,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sweeps; returns the exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
-    arguments.check_writable(parser, args.out)
+    arguments.begin(parser, args)
     sweeps = [s for s in (QUICK_SWEEPS if args.quick else SWEEPS) if s.axis in args.axes]
     if args.upto:
         sweeps = [sweep.upto(args.upto) for sweep in sweeps]

@@ -8,6 +8,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Container
 from pathlib import Path
 
+from . import isa, machine
 from .rows import Size, format_size, parse_size
 
 
@@ -35,6 +36,28 @@ def size(text: str) -> Size:
         return parse_size(text)
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None
+
+
+def add_common(parser: ArgumentParser, files: str) -> None:
+    """``--isa``, and ``--out`` for these files."""
+    parser.add_argument(
+        "--isa",
+        choices=list(isa.HELD),
+        help="hold ours and its peers to this instruction set (default: each takes its best)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=machine.results_folder(),
+        help=f"folder for {files} (default: benchmarks/results/ and the instruction set)",
+    )
+
+
+def begin(parser: ArgumentParser, args: Namespace) -> None:
+    """Before anything is measured: the instruction set, and whether --out can be written to."""
+    isa.hold(args.isa)
+    check_writable(parser, args.out)
 
 
 def check_writable(parser: ArgumentParser, folder: Path) -> None:

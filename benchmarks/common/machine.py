@@ -13,6 +13,7 @@ import torch
 import fastbptt
 
 from .files import ROOT
+from .isa import family, held
 
 
 def _output(*command: str) -> str:
@@ -45,6 +46,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def results_folder() -> Path:
+    """Where results belong that were taken with the instruction set in use."""
+    return ROOT / "benchmarks" / "results" / family(fastbptt._C.cpu_isa())
+
+
 def facts() -> dict[str, str | int | float | None]:
     """The machine, the instruction sets in use, the threads, the versions and the date."""
     return {
@@ -52,6 +58,7 @@ def facts() -> dict[str, str | int | float | None]:
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "isa": fastbptt._C.cpu_isa(),
+        "held_to": held(),  # the instruction set that our and the peers' environment names
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.machine()}",

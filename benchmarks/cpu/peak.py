@@ -20,6 +20,7 @@ from pathlib import Path
 import fastbptt
 
 from ..common.files import ROOT
+from ..common.isa import family
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 FOLDER = ROOT / "build" / "benchmarks"
@@ -35,11 +36,6 @@ FLOPS = 4e8  # a thread and call, about: some milliseconds
 
 class NoPeak(Exception):
     """The peak cannot be measured here; says why."""
-
-
-def family(isa: str) -> str:
-    """The key of :data:`VECTORS` for a name of ``fastbptt._C.cpu_isa``."""
-    return isa.partition("_")[0]
 
 
 def _compiler() -> list[str]:
