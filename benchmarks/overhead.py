@@ -25,6 +25,7 @@ from .common.rows import BACKWARD, FORWARD, Row
 from .common.timing import Quartiles, interleave, paired_ratios
 from .common.workload import CELLS, OURS, Mismatch, Results, State, Workload, check, tolerance
 from .cpu import tables
+from .cpu.surroundings import autocast
 
 MODES: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager]]] = {
     "forward, no_grad": (FORWARD, torch.no_grad),
@@ -80,13 +81,6 @@ class OneStep:
             for name, weight in self.module.named_parameters():
                 found[f"d{name.removesuffix('_l0')}"] = weight.grad
         return found
-
-
-def autocast(dtype: str | None) -> contextlib.AbstractContextManager:
-    """A region of torch.autocast on the CPU, or nothing."""
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast("cpu", getattr(torch, dtype))
 
 
 def build(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -24,8 +23,9 @@ from .common.contenders import contenders
 from .common.files import Record, save
 from .common.rows import BACKWARD, Row
 from .common.timing import Quartiles, interleave, paired_ratios
-from .common.workload import CELLS, OURS, Mismatch, ModuleStep, Results, Workload, check, tolerance
+from .common.workload import CELLS, OURS, Mismatch, Workload, check, tolerance
 from .cpu.scaling_plot import write_plot
+from .cpu.surroundings import WithThreads
 from .cpu.sweeps import (
     AXES,
     CLIFF,
@@ -41,26 +41,6 @@ from .cpu.sweeps import (
 
 THREADS = (1, 2)
 Key = tuple[int, int]  # the axis' value, threads
-
-
-@dataclass(frozen=True)
-class WithThreads:
-    """A step on a number of threads; to set it is off the clock."""
-
-    step: ModuleStep
-    threads: int
-
-    def clear(self) -> None:
-        if torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
-        self.step.clear()
-
-    def run(self) -> object:
-        return self.step.run()
-
-    def results(self) -> Results:
-        self.clear()
-        return self.step.results()
 
 
 def steps_of(cell: str, point: Point, threads: Sequence[int]) -> dict[int, WithThreads]:

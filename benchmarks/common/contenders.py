@@ -19,6 +19,7 @@ from .workload import (
     Contender,
     Mismatch,
     ModuleStep,
+    Results,
     State,
     Workload,
     check,
@@ -135,6 +136,20 @@ def contenders(work: Workload, peers: Sequence[Peer] = TORCH_PEERS) -> dict[str,
     return {OURS: _ours(work), **{peer.label(work.row): peer.build(work) for peer in chosen}}
 
 
+def results_of_ours(step: Contender) -> Results:
+    """The results of a step of ours.
+
+    Raises:
+        Mismatch: it warns that it is not what runs.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = step.results()
+    if caught:  # such as a fallback to torch: its time would not be ours
+        raise Mismatch(f"{OURS} warned: {caught[0].message}")
+    return results
+
+
 def build(work: Workload, peers: Sequence[Peer] = TORCH_PEERS) -> dict[str, Contender]:
     """Every contender of a row by its label, ours first, checked to agree.
 
@@ -142,12 +157,7 @@ def build(work: Workload, peers: Sequence[Peer] = TORCH_PEERS) -> dict[str, Cont
         Mismatch: ours does not agree with a peer, or warns that it is not what runs.
     """
     steps = contenders(work, peers)
-    ours, *others = steps
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        results = steps[ours].results()
-    if caught:  # such as a fallback to torch: its time would not be ours
-        raise Mismatch(f"{ours} warned: {caught[0].message}")
-    for name in others:
+    results = results_of_ours(steps[OURS])
+    for name in list(steps)[1:]:
         check(results, steps[name].results(), tolerance(work.row), name)
     return steps

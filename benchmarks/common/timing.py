@@ -49,6 +49,11 @@ class Quartiles:
         return {name: float(f"{scale * value:.5g}") for name, value in asdict(self).items()}
 
 
+def ninth_decile(values: Sequence[float]) -> float:
+    """The 90th percentile, by linear interpolation; of one value, that value."""
+    return statistics.quantiles(values, n=10, method="inclusive")[-1] if values[1:] else values[0]
+
+
 def paired_ratios(above: Sequence[float], below: Sequence[float]) -> Quartiles:
     """Quartiles of above / below, each pair taken in the same round."""
     return Quartiles.of([a / b for a, b in zip(above, below, strict=True)])

@@ -75,6 +75,14 @@ Results = dict[str, Tensor | None]
 State = Tensor | tuple[Tensor, ...]  # h_n, or h_n and c_n
 
 
+class Inputs(Protocol):
+    """What a step is given, such as a :class:`Workload`."""
+
+    mode: str
+    input: Tensor
+    grad_output: Tensor
+
+
 class Contender(Step, Protocol):
     """A step whose results can be checked."""
 
@@ -89,7 +97,7 @@ class ModuleStep:
 
     def __init__(
         self,
-        work: Workload,
+        work: Inputs,
         module: nn.Module,
         forward: Callable[[Tensor], tuple[Tensor, State]] | None = None,
     ) -> None:
