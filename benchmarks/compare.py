@@ -6,9 +6,10 @@ Each row is checked before it is timed: one that computes something else than it
 reported as FAILED, is not timed, and makes the exit status 1. Results are written after every
 row, so that a run that is cut off keeps what it has.
 
-JAX is a peer where it is installed (the ``bench-jax`` extra). It computes in threads of its own,
-as many as torch has. A step loop compiled by ``torch.compile`` is one in rows of few steps, where
-there is a compiler; not in quick runs, for the time it takes to compile, unless it is asked for.
+JAX is a peer where it is installed (the ``bench-jax`` extra), and in the forward pass ONNX Runtime
+(``bench-onnx``). Each computes in threads of its own, as many as torch has. A step loop compiled by
+``torch.compile`` is one in rows of few steps, where there is a compiler; not in quick runs, for the
+time it takes to compile, unless it is asked for.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import torch
 from .common import arguments, machine
 from .common.rows import GRID, MODES, QUICK_GRID, Row, select
 from .common.workload import CELLS
-from .cpu import compiled_loop, jax_scan, peak, tables
-from .cpu.peers import COMPILE, JAX, PEER_KINDS, PEERS
+from .cpu import peak, tables
+from .cpu.peers import COMPILE, JAX, ONNX, OPTIONAL, PEER_KINDS, PEERS
 from .cpu.plot import write_plot
 from .cpu.results import Record, failures, measure, save, summarise, summarise_shares, write_text
 from .readme import split, update_readme
@@ -50,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=PEER_KINDS,
         help="torch is its module and, where truncated, the detach() loop; compile is "
-        "torch.compile of a step loop, where T is at most 35 (default: all there are)",
+        "torch.compile of a step loop, where T is at most 35; onnx is ONNX Runtime, in the forward "
+        "pass (default: all there are)",
     )
     add(
         "--rows",
@@ -94,7 +96,7 @@ def _peers(
     compiles = any(peer.kind == COMPILE and peer.applies(row) for peer in PEERS for row in rows)
     if asked is None and (quick or not compiles):
         peers.remove(COMPILE)
-    for kind, module in ((JAX, jax_scan), (COMPILE, compiled_loop)):
+    for kind, module in OPTIONAL.items():
         if kind in peers and (reason := module.unavailable()):
             if asked is not None:
                 parser.error(f"argument --peers: {reason}")
@@ -122,8 +124,8 @@ def run(rows: Sequence[Row], modes: Sequence[str], results: Record, folder: Path
                 print(*tables.terminal_lines(record), sep="\n", flush=True)
                 _write(results, folder)
         results["complete"] = True
-        if JAX in settings["peers"]:
-            results["machine"] |= jax_scan.facts()
+        for kind in {JAX, ONNX} & set(settings["peers"]):
+            results["machine"] |= OPTIONAL[kind].facts()
     finally:  # of a run that is cut off too
         _write(results, folder)
         write_plot(results, folder / "compare.png")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastbptt.truncation import TBPTT, Chunked, Sliding
 
-from .rows import Row
+from .rows import MODES, Row
 from .workload import (
     OURS,
     Contender,
@@ -100,6 +100,7 @@ class Peer:
     applies: Callable[[Row], bool]
     label: Callable[[Row], str]
     build: Callable[[Workload], Contender]
+    modes: tuple[str, ...] = MODES  # that it can do
 
 
 TORCH_PEERS = (
@@ -132,7 +133,7 @@ TORCH_PEERS = (
 
 def contenders(work: Workload, peers: Sequence[Peer] = TORCH_PEERS) -> dict[str, Contender]:
     """Ours and, after it, those of the peers that apply to the row, by their labels."""
-    chosen = [peer for peer in peers if peer.applies(work.row)]
+    chosen = [peer for peer in peers if peer.applies(work.row) and work.mode in peer.modes]
     return {OURS: _ours(work), **{peer.label(work.row): peer.build(work) for peer in chosen}}
 
 

@@ -7,10 +7,13 @@ from collections.abc import Container
 from fastbptt.truncation import Chunked
 
 from ..common.contenders import TORCH, TORCH_PEERS, Peer
+from ..common.rows import FORWARD
 from ..common.workload import ModuleStep, Workload
-from . import compiled_loop, jax_scan
+from . import compiled_loop, jax_scan, onnx_runtime
 
-_, JAX, COMPILE = PEER_KINDS = (TORCH, "jax", "compile")
+_, JAX, COMPILE, ONNX = PEER_KINDS = (TORCH, "jax", "compile", "onnx")
+# Those that may be missing, and who knows why.
+OPTIONAL = {JAX: jax_scan, COMPILE: compiled_loop, ONNX: onnx_runtime}
 
 
 def _compiled_loop(work: Workload) -> ModuleStep:
@@ -35,6 +38,13 @@ PEERS = (
         ),
         label=lambda row: compiled_loop.LABEL,
         build=_compiled_loop,
+    ),
+    Peer(
+        kind=ONNX,
+        applies=lambda row: row.truncation is None and not row.resets,
+        label=lambda row: onnx_runtime.LABEL,
+        build=onnx_runtime.SessionStep,
+        modes=(FORWARD,),
     ),
 )
 

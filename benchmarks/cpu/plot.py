@@ -15,10 +15,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from ..common.contenders import TORCH
 from ..common.rows import BACKWARD, FORWARD
 from ..common.workload import CELLS
-from . import compiled_loop, jax_scan
+from . import compiled_loop, jax_scan, onnx_runtime
 from .bound import CACHE, LARGE, PEAK
 from .figures import BAD, BAND, COLOURS, FAINT, INK, LINES, tidy, title, write
-from .peers import COMPILE, JAX
+from .peers import COMPILE, JAX, ONNX, OPTIONAL
 from .results import Record
 from .tables import machine_line
 
@@ -28,8 +28,9 @@ _LABELS = {
     JAX: jax_scan.LABEL,
     COMPILE: f"{compiled_loop.LABEL} of a step loop",
     LOOP: "a loop by hand around torch.nn",
+    ONNX: onnx_runtime.LABEL,
 }
-_STYLES = {kind: (COLOURS[i], "osD^"[i]) for i, kind in enumerate(_LABELS)}
+_STYLES = {kind: (COLOURS[i], "osD^v"[i]) for i, kind in enumerate(_LABELS)}
 _BOUNDS = {
     PEAK: ("#aeb8c2", "its products at the FMA peak"),
     LARGE: ("#aeb8c2", "its products as a large sgemm"),
@@ -43,7 +44,8 @@ def _kind(peer: str) -> str:
     """What peers of several cells and rows have in common."""
     if peer.startswith("torch.nn."):
         return TORCH
-    return {jax_scan.LABEL: JAX, compiled_loop.LABEL: COMPILE}.get(peer, LOOP)
+    others = {module.LABEL: kind for kind, module in OPTIONAL.items()}
+    return others.get(peer, LOOP)
 
 
 def _is_plain(record: Record) -> bool:
@@ -132,7 +134,7 @@ def _means(records: Sequence[Record]) -> str:
         if record["mode"] == mode:
             for peer, ratio in record.get("speedup", {}).items():
                 medians.setdefault(_kind(peer), []).append(ratio["median"])
-    names = _LABELS | {COMPILE: "compile", JAX: "JAX", LOOP: "by hand"}
+    names = _LABELS | {COMPILE: "compile", JAX: "JAX", ONNX: "ONNX", LOOP: "by hand"}
     return "geometric mean " + ", ".join(
         f"{statistics.geometric_mean(medians[kind]):.1f}× {names[kind]}"
         for kind in _LABELS

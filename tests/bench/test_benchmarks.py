@@ -18,7 +18,7 @@ import fastbptt
 from benchmarks import compare, readme
 from benchmarks.common import contenders, machine, rows, timing, workload
 from benchmarks.common.rows import BACKWARD, FORWARD, GRID, Row
-from benchmarks.cpu import peers, results, tables
+from benchmarks.cpu import onnx_runtime, peers, results, tables
 from fastbptt.truncation import TBPTT, Chunked, Sliding
 
 RNN = ["--cells", "rnn"]
@@ -219,6 +219,32 @@ def test_jax_agrees_in_every_cell():
         assert ", 1 threads" in facts
 
 
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_onnx_runtime_agrees_in_inference(cell, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="needs the bench-onnx extra")
+    monkeypatch.setattr(onnx_runtime, "held", lambda: None)
+    onnx = peers.of_kinds([peers.ONNX])
+    row = Row(cell, 7, 3, 5)
+    with torch.no_grad():
+        steps = contenders.build(workload.Workload(row, FORWARD), onnx)  # raises where it is off
+    assert list(steps) == ["fastbptt", "ONNX Runtime"]
+    found = steps["ONNX Runtime"].results()
+    assert list(found) == ["output", "h_n", *(["c_n"] if cell == "lstm" else [])]
+    assert list(contenders.contenders(workload.Workload(row, BACKWARD), onnx)) == ["fastbptt"]
+    assert onnx_runtime.unavailable() is None and onnx_runtime.facts()["onnxruntime"]
+
+
+def test_a_peer_that_cannot_be_held_to_a_set_is_left_out(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(onnx_runtime, "held", lambda: "avx2")
+    arguments = ["--cells", "gru", "--rows", "36,2,8", "--modes", FORWARD, "--rounds", "1"]
+    arguments += ["--budget", "0", "--out", str(tmp_path)]
+    assert compare.main(arguments) == 0
+    said = capsys.readouterr().err
+    assert "no ONNX Runtime among the peers: ONNX Runtime cannot be held to avx2" in said
+    with pytest.raises(SystemExit):
+        compare.main([*arguments, "--peers", "onnx"])
+
+
 def test_a_peer_that_computes_something_else_is_refused():
     def wrong(work):
         with torch.no_grad():
@@ -231,15 +257,18 @@ def test_a_peer_that_computes_something_else_is_refused():
 
 
 def test_a_missing_jax_is_said_and_skipped(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "jax", None)  # as if it were not installed
+    for name in ("jax", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     sizes = ["--cells", "gru", "--rows", "36,2,8", "--modes", FORWARD]  # too long to compile
     tail = ["--rounds", "1", "--budget", "0", "--out", str(tmp_path)]
     assert compare.main([*sizes, *tail]) == 0
     said = capsys.readouterr().err
     assert "no JAX lax.scan among the peers: jax cannot be imported" in said
     assert "pip install 'fastbptt[bench-jax]'" in said
+    assert "pip install 'fastbptt[bench-onnx]'" in said
     found = results.load(tmp_path / "compare.json")
-    assert found["settings"]["peers"] == ["torch"] and "jax" not in found["machine"]
+    assert found["settings"]["peers"] == ["torch"]
+    assert not {"jax", "onnxruntime"} & found["machine"].keys()
     with pytest.raises(SystemExit):
         compare.main([*sizes, "--peers", "jax", *tail])
     assert "argument --peers: jax cannot be imported" in capsys.readouterr().err

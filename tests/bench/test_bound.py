@@ -10,7 +10,16 @@ import fastbptt
 from benchmarks import compare
 from benchmarks.common import contenders, timing, workload
 from benchmarks.common.rows import BACKWARD, FORWARD, Row
-from benchmarks.cpu import bound, compiled_loop, jax_scan, peak, peers, results, tables
+from benchmarks.cpu import (
+    bound,
+    compiled_loop,
+    jax_scan,
+    onnx_runtime,
+    peak,
+    peers,
+    results,
+    tables,
+)
 from benchmarks.cpu.bound import CACHE, LARGE, PEAK, SGEMM
 from fastbptt.truncation import TBPTT, Chunked, Sliding
 
@@ -232,7 +241,8 @@ def test_a_compiler_that_fails_is_said_and_skipped(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(compiled_loop, "BACKEND", "no_such_backend")
     arguments = ["--cells", "rnn", "--rows", "4,2,8", "--modes", FORWARD, "--rounds", "1"]
     arguments += ["--budget", "0", "--out", str(tmp_path)]
-    monkeypatch.setattr(jax_scan, "unavailable", lambda: "not this time")
+    for module in (jax_scan, onnx_runtime):
+        monkeypatch.setattr(module, "unavailable", lambda: "not this time")
     assert compare.main(arguments) == 0
     assert "no torch.compile among the peers: torch.compile does not" in capsys.readouterr().err
     assert results.load(tmp_path / "compare.json")["settings"]["peers"] == ["torch"]

@@ -25,7 +25,7 @@ def quartiles(median: float) -> Record:
 
 def record(row: Row, mode: str, speedup: float = 3.0) -> Record:
     """As measure() would return it."""
-    peers = [peer.label(row) for peer in PEERS if peer.applies(row)]
+    peers = [peer.label(row) for peer in PEERS if peer.applies(row) and mode in peer.modes]
     return row.described(mode) | {
         "error": None,
         "speedup": {peer: quartiles(speedup * (i + 1)) for i, peer in enumerate(peers)},
@@ -80,7 +80,8 @@ def test_every_median_has_a_mark_and_its_mean():
     assert sorted(medians) == [3.0] * 4, "torch.nn's, of two rows in two modes"
     assert speedups.get_title(loc="right") == "geometric mean 3.0× torch.nn, 6.0× JAX"
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["torch.nn", "JAX lax.scan", "hollow: forward alone", *legend[3:]]
+    marks = ["torch.nn", "JAX lax.scan", "ONNX Runtime", "hollow: forward alone"]
+    assert legend == [*marks, *legend[4:]]
     assert legend[3:] == ["bound: reading W_hh once a step"]
 
 
