@@ -38,13 +38,18 @@ def size(text: str) -> Size:
         raise ArgumentTypeError(str(error)) from None
 
 
-def add_common(parser: ArgumentParser, files: str) -> None:
-    """``--isa``, and ``--out`` for these files."""
+def add_isa(parser: ArgumentParser) -> None:
+    """``--isa``, for :func:`benchmarks.common.isa.hold`."""
     parser.add_argument(
         "--isa",
         choices=list(isa.HELD),
         help="hold ours and its peers to this instruction set (default: each takes its best)",
     )
+
+
+def add_common(parser: ArgumentParser, files: str) -> None:
+    """``--isa``, and ``--out`` for these files."""
+    add_isa(parser)
     parser.add_argument(
         "--out",
         type=Path,

@@ -78,7 +78,7 @@ def lead_in(step: Step, clock: Callable[[], float] = time.perf_counter) -> None:
         step.run()
 
 
-def seconds_a_call(step: Step, clock: Callable[[], float]) -> float:
+def seconds_a_call(step: Step, clock: Callable[[], float] = time.perf_counter) -> float:
     """About how long ``step`` takes."""
     first = sample(step, 1, clock)
     if first > LONG_S:
