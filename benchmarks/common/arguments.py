@@ -55,13 +55,19 @@ def add_common(parser: ArgumentParser, files: str) -> None:
         type=Path,
         metavar="DIR",
         default=machine.results_folder(),
-        help=f"folder for {files} (default: benchmarks/results/ and the instruction set)",
+        help=f"folder for {files} (default: benchmarks/results/ and the instruction set, and "
+        "with --threads its number)",
     )
 
 
 def begin(parser: ArgumentParser, args: Namespace) -> None:
-    """Before anything is measured: the instruction set, and whether --out can be written to."""
+    """Before anything is measured: the instruction set, and a folder that can be written to.
+
+    Results with a number of threads that was asked for lie beside those with torch's choice.
+    """
     isa.hold(args.isa)
+    if isinstance(args.threads, int) and args.out == parser.get_default("out"):
+        args.out = args.out / f"threads_{args.threads}"
     check_writable(parser, args.out)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import fastbptt
 from benchmarks import memory, overhead
-from benchmarks.common import isa, machine
+from benchmarks.common import arguments, isa, machine
 from benchmarks.common.files import ROOT
 
 NAMES = {name for variables in isa.HELD.values() for name in variables}
@@ -57,6 +57,19 @@ def test_results_of_two_sets_lie_side_by_side():
     folder = machine.results_folder()
     assert folder == ROOT / "benchmarks" / "results" / name.partition("_")[0]
     assert overhead._parser().get_default("out") == memory._parser().get_default("out") == folder
+
+
+def test_results_with_a_number_of_threads_lie_in_a_folder_below(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "results_folder", lambda: tmp_path / "set")
+    for words, expected in (
+        ([], tmp_path / "set"),
+        (["--threads", "1"], tmp_path / "set" / "threads_1"),
+        (["--threads", "1", "--out", str(tmp_path)], tmp_path),
+    ):
+        parser = overhead._parser()
+        args = parser.parse_args(words)
+        arguments.begin(parser, args)
+        assert args.out == expected and expected.is_dir()
 
 
 def test_a_held_program_says_so(tmp_path):
