@@ -8,15 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastbptt
 from benchmarks import compare
-from benchmarks.common import contenders, timing, workload
+from benchmarks.common import timing, workload
 from benchmarks.common.rows import BACKWARD, FORWARD, Row
 from benchmarks.cpu import (
     bound,
-    compiled_loop,
-    jax_scan,
-    onnx_runtime,
     peak,
-    peers,
     results,
     tables,
 )
@@ -213,41 +209,3 @@ def test_shares_are_summarised_by_groups_of_rows():
         "least 25% at a",
         "rnn forward+backward, B = 1: 30% of the bound in the geometric mean of 1, least 30% at d",
     ]
-
-
-@pytest.fixture
-def backend(monkeypatch):
-    """Traces and differentiates ahead of time as always, but generates no code."""
-    monkeypatch.setattr(compiled_loop, "BACKEND", "aot_eager")
-
-
-@pytest.mark.parametrize("mode", [FORWARD, BACKWARD])
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_the_compiled_loop_agrees(cell, mode, backend):
-    with torch.set_grad_enabled(mode == BACKWARD):
-        work = workload.Workload(Row(cell, 4, 2, 8), mode)
-        steps = contenders.build(work, peers.of_kinds([peers.COMPILE]))  # raises where it is off
-    assert list(steps) == ["fastbptt", "torch.compile"]
-
-
-def test_only_rows_of_few_steps_are_compiled():
-    (peer,) = (p for p in peers.PEERS if p.kind == peers.COMPILE)
-    assert peer.applies(Row("rnn", 35, 2, 8)) and not peer.applies(Row("rnn", 36, 2, 8))
-    assert not peer.applies(Row("rnn", 4, 2, 8, Chunked(2)))
-    assert not peer.applies(Row("rnn", 4, 2, 8, resets=True))
-
-
-def test_a_compiler_that_fails_is_said_and_skipped(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compiled_loop, "BACKEND", "no_such_backend")
-    arguments = ["--cells", "rnn", "--rows", "4,2,8", "--modes", FORWARD, "--rounds", "1"]
-    arguments += ["--budget", "0", "--out", str(tmp_path)]
-    for module in (jax_scan, onnx_runtime):
-        monkeypatch.setattr(module, "unavailable", lambda: "not this time")
-    assert compare.main(arguments) == 0
-    assert "no torch.compile among the peers: torch.compile does not" in capsys.readouterr().err
-    assert results.load(tmp_path / "compare.json")["settings"]["peers"] == ["torch"]
-    with pytest.raises(SystemExit):
-        compare.main([*arguments, "--peers", "compile"])
-    assert "argument --peers: torch.compile does not work here" in capsys.readouterr().err
-    assert compare.main([*arguments, "--quick"]) == 0
-    assert "torch.compile" not in capsys.readouterr().err, "a quick run does not try it"
