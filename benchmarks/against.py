@@ -112,7 +112,7 @@ def terminal_line(record: Record) -> str:
         return f"{name} FAILED, not timed: {record['error']}"
     ratio = record["speedup"]
     return (
-        f"{name} {record['ms'][HERE]['median']:>9.4g} {record['ms'][THERE]['median']:>9.4g} "
+        f"{name} {record['ms'][HERE]['q1']:>9.4g} {record['ms'][THERE]['q1']:>9.4g} "
         f"{ratio['median']:>7.3f}x  {ratio['q1']:.3f} to {ratio['q3']:.3f}  "
         f"{'same bits' if record['same_bits'] else 'rounding differs'}"
     )

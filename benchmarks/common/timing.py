@@ -70,10 +70,12 @@ def sample(step: Step, calls: int, clock: Callable[[], float] = time.perf_counte
     return total / calls
 
 
-def lead_in(step: Step, clock: Callable[[], float] = time.perf_counter) -> None:
+def lead_in(
+    step: Step, clock: Callable[[], float] = time.perf_counter, seconds: float = LEAD_S
+) -> None:
     """Runs ``step`` until other steps' threads have gone to sleep."""
     start = clock()
-    while clock() - start < LEAD_S:
+    while clock() - start < seconds:
         step.clear()
         step.run()
 
