@@ -6,9 +6,10 @@ Each row is checked before it is timed: one that computes something else than it
 reported as FAILED, is not timed, and makes the exit status 1. Results are written after every
 row, so that a run that is cut off keeps what it has.
 
-JAX is a peer where it is installed (the ``bench-jax`` extra). It computes in threads of its own,
-as many as torch has. A step loop compiled by ``torch.compile`` is one in rows of few steps, where
-there is a compiler; not in quick runs, for the time it takes to compile, unless it is asked for.
+JAX is a peer where it is installed (the ``bench-jax`` extra), and in the forward pass ONNX Runtime
+(``bench-onnx``). Each computes in threads of its own, as many as torch has. A step loop compiled by
+``torch.compile`` is one in rows of few steps, where there is a compiler; not in quick runs, for the
+time it takes to compile, unless it is asked for.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from pathlib import Path
 
 import torch
 
-from . import arguments, compiled_loop, jax_scan, machine, tables
-from .contenders import CELLS, COMPILE, JAX, PEER_KINDS, PEERS
-from .plot import write_plot
+from .common import arguments, machine
+from .common.rows import GRID, MODES, QUICK_GRID, Row, select
+from .common.workload import CELLS
+from .cpu import peak, tables
+from .cpu.peers import COMPILE, JAX, ONNX, OPTIONAL, PEER_KINDS, PEERS
+from .cpu.plot import write_plot
+from .cpu.results import Record, failures, measure, save, summarise, summarise_shares, write_text
 from .readme import split, update_readme
-from .results import Record, failures, measure, save, summarise, summarise_shares, write_text
-from .rows import GRID, MODES, QUICK_GRID, Row, select
-
-DEFAULT_OUT = machine.ROOT / "benchmarks" / "results"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=PEER_KINDS,
         help="torch is its module and, where truncated, the detach() loop; compile is "
-        "torch.compile of a step loop, where T is at most 35 (default: all there are)",
+        "torch.compile of a step loop, where T is at most 35; onnx is ONNX Runtime, in the forward "
+        "pass (default: all there are)",
     )
     add(
         "--rows",
@@ -74,13 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="time for a row's rounds in a mode, if the fewest take less (default: 5, quick 0.1)",
     )
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=DEFAULT_OUT,
-        help="folder for compare.json, compare.md and compare.png (default: benchmarks/results)",
-    )
+    arguments.add_common(parser, "compare.json, compare.md and compare.png")
     add(
         "--update-readme",
         type=Path,
@@ -100,7 +96,7 @@ def _peers(
     compiles = any(peer.kind == COMPILE and peer.applies(row) for peer in PEERS for row in rows)
     if asked is None and (quick or not compiles):
         peers.remove(COMPILE)
-    for kind, module in ((JAX, jax_scan), (COMPILE, compiled_loop)):
+    for kind, module in OPTIONAL.items():
         if kind in peers and (reason := module.unavailable()):
             if asked is not None:
                 parser.error(f"argument --peers: {reason}")
@@ -128,8 +124,8 @@ def run(rows: Sequence[Row], modes: Sequence[str], results: Record, folder: Path
                 print(*tables.terminal_lines(record), sep="\n", flush=True)
                 _write(results, folder)
         results["complete"] = True
-        if JAX in settings["peers"]:
-            results["machine"] |= jax_scan.facts()
+        for kind in {JAX, ONNX} & set(settings["peers"]):
+            results["machine"] |= OPTIONAL[kind].facts()
     finally:  # of a run that is cut off too
         _write(results, folder)
         write_plot(results, folder / "compare.png")
@@ -143,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row for row in select(args.cells, sizes, args.filter) if row.modes(args.modes)]
     if not rows:
         parser.error("argument --filter: none of the rows is left; see --rows and --modes")
-    arguments.check_writable(parser, args.out)
+    arguments.begin(parser, args)
     if args.update_readme:
         try:
             split(args.update_readme.read_text(encoding="utf-8"))
@@ -168,6 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     load = results["machine"]["load"]
     if load is not None and load > machine.cores() / 2:
         print(f"warning: the machine is busy (load {load}): times mislead", file=sys.stderr)
+    if reason := peak.unavailable():
+        print(
+            f"warning: the peak is not measured, a large sgemm is in its place: {reason}",
+            file=sys.stderr,
+        )
     try:
         run(rows, args.modes, results, args.out)
     except KeyboardInterrupt:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The one command for a machine with a GPU: builds for the card there, runs the CUDA tests and the
-# sanitizer, probes the card and measures, in 530 s. Options are those of benchmarks/gpu.py; the
+# sanitizer, probes the card and measures, in 530 s. Options are those of benchmarks/gpu/__main__.py; the
 # results go to ${OUT:-benchmarks/results/gpu}. PYTHON names another Python than .venv's, or than
 # python3 where there is no .venv.
 set -euo pipefail

@@ -33,20 +33,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastbptt import _C
 
-from . import arguments, machine, memory_grid
-from .contenders import (
-    CELLS,
-    OURS,
-    Mismatch,
-    ModuleStep,
-    Results,
-    Workload,
-    check,
-    contenders,
-    tolerance,
-)
-from .rows import BACKWARD, GRID, Row, Size, format_size, select
-from .timing import interleave, paired_ratios
+from .common import arguments, isa, machine
+from .common.contenders import contenders
+from .common.rows import BACKWARD, GRID, Row, Size, format_size, select
+from .common.timing import interleave, paired_ratios
+from .common.workload import CELLS, OURS, Mismatch, ModuleStep, Results, Workload, check, tolerance
+from .cpu import memory_grid
 
 DEFAULT_SIZE = Size(1024, 16, 128)
 RECOMPUTE = f"{OURS}, recompute"
@@ -201,13 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="of the grid, only rows whose name contains one of these, such as lstm or 128,16",
     )
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=machine.ROOT / "benchmarks" / "results",
-        help="folder for the grid's results (default: benchmarks/results)",
-    )
+    arguments.add_common(parser, "the grid's results")
     add("--child", metavar="LABEL", help=argparse.SUPPRESS)  # measure this one, in this process
     return parser
 
@@ -249,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     row = Row(args.cell, *args.row)
+    isa.hold(args.isa)
     if args.recompute and args.cell == "rnn":
         parser.error("argument --recompute: needs --cell gru or lstm: rnn keeps no gates")
     if args.threads:

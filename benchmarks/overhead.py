@@ -15,16 +15,17 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from . import arguments, machine, tables
-from .contenders import CELLS, OURS, Mismatch, Results, State, Workload, check, tolerance
-from .files import Record, save
-from .rows import BACKWARD, FORWARD, Row
-from .timing import Quartiles, interleave, paired_ratios
+from .common import arguments, machine
+from .common.files import Record, save
+from .common.rows import BACKWARD, FORWARD, Row
+from .common.timing import Quartiles, interleave, paired_ratios
+from .common.workload import CELLS, OURS, Mismatch, Results, State, Workload, check, tolerance
+from .cpu import tables
+from .cpu.surroundings import autocast
 
 MODES: dict[str, tuple[str, Callable[[], contextlib.AbstractContextManager]]] = {
     "forward, no_grad": (FORWARD, torch.no_grad),
@@ -80,13 +81,6 @@ class OneStep:
             for name, weight in self.module.named_parameters():
                 found[f"d{name.removesuffix('_l0')}"] = weight.grad
         return found
-
-
-def autocast(dtype: str | None) -> contextlib.AbstractContextManager:
-    """A region of torch.autocast on the CPU, or nothing."""
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast("cpu", getattr(torch, dtype))
 
 
 def build(
@@ -183,13 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--autocast", choices=["bfloat16", "float16"], help="under torch.autocast to that dtype")
     add("--quick", action="store_true", help="few rounds")
     add("--rounds", type=arguments.count, metavar="N", help="at least (default: 25, quick 5)")
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=machine.ROOT / "benchmarks" / "results",
-        help="folder for overhead.json (default: benchmarks/results)",
-    )
+    arguments.add_common(parser, "overhead.json")
     return parser
 
 
@@ -197,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table and writes it; returns the exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
-    arguments.check_writable(parser, args.out)
+    arguments.begin(parser, args)
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = {

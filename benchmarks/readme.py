@@ -1,6 +1,6 @@
 """Puts the measured table into the README, between two marker comments.
 
-python -m benchmarks.readme            rewrites README.md from benchmarks/results/compare.json
+python -m benchmarks.readme            rewrites README.md from benchmarks/results/avx512
 python -m benchmarks.readme --check    only says, by its exit status, whether it is up to date
 """
 
@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import machine
-from .results import Record, failures, load, write_text
-from .tables import markdown_block
+from .common import machine
+from .cpu.results import Record, failures, load, write_text
+from .cpu.tables import markdown_block
 
 START, END = "<!-- benchmark:start -->", "<!-- benchmark:end -->"
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    default = machine.ROOT / "benchmarks" / "results" / "compare.json"
+    default = machine.ROOT / "benchmarks" / "results" / "avx512" / "compare.json"
     parser.add_argument("--results", type=Path, default=default, metavar="JSON")
     parser.add_argument("--readme", type=Path, default=machine.ROOT / "README.md", metavar="FILE")
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if outdated")

@@ -15,28 +15,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from . import arguments, machine
-from .contenders import (
-    CELLS,
-    OURS,
-    TORCH,
-    Mismatch,
-    ModuleStep,
-    Results,
-    Workload,
-    check,
-    contenders,
-    tolerance,
-)
-from .files import Record, save
-from .rows import BACKWARD, Row
-from .scaling_plot import write_plot
-from .sweeps import (
+from .common import arguments, machine
+from .common.contenders import contenders
+from .common.files import Record, save
+from .common.rows import BACKWARD, Row
+from .common.timing import Quartiles, interleave, paired_ratios
+from .common.workload import CELLS, OURS, Mismatch, Workload, check, tolerance
+from .cpu.scaling_plot import write_plot
+from .cpu.surroundings import WithThreads
+from .cpu.sweeps import (
     AXES,
     CLIFF,
     LOSS,
@@ -48,30 +38,9 @@ from .sweeps import (
     excess,
     worst_excess,
 )
-from .timing import Quartiles, interleave, paired_ratios
 
 THREADS = (1, 2)
 Key = tuple[int, int]  # the axis' value, threads
-
-
-@dataclass(frozen=True)
-class WithThreads:
-    """A step on a number of threads; to set it is off the clock."""
-
-    step: ModuleStep
-    threads: int
-
-    def clear(self) -> None:
-        if torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
-        self.step.clear()
-
-    def run(self) -> object:
-        return self.step.run()
-
-    def results(self) -> Results:
-        self.clear()
-        return self.step.results()
 
 
 def steps_of(cell: str, point: Point, threads: Sequence[int]) -> dict[int, WithThreads]:
@@ -81,7 +50,7 @@ def steps_of(cell: str, point: Point, threads: Sequence[int]) -> dict[int, WithT
         Mismatch: one computes something else.
     """
     row = Row(cell, point.T, point.B, point.H)
-    found = contenders(Workload(row, BACKWARD, layers=point.layers), (TORCH,))
+    found = contenders(Workload(row, BACKWARD, layers=point.layers))
     ours = found.pop(OURS)
     ((name, peer),) = found.items()
     expected = peer.results()
@@ -246,13 +215,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="leave out values of an axis above this",
     )
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        default=machine.ROOT / "benchmarks" / "results",
-        help="folder for scaling.json and scaling.png (default: benchmarks/results)",
-    )
+    arguments.add_common(parser, "scaling.json and scaling.png")
     return parser
 
 
@@ -260,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the sweeps; returns the exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
-    arguments.check_writable(parser, args.out)
+    arguments.begin(parser, args)
     sweeps = [s for s in (QUICK_SWEEPS if args.quick else SWEEPS) if s.axis in args.axes]
     if args.upto:
         sweeps = [sweep.upto(args.upto) for sweep in sweeps]

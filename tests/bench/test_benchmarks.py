@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
-import subprocess
-import sys
 import warnings
 from dataclasses import dataclass
 
@@ -15,17 +12,10 @@ import pytest
 import torch
 
 import fastbptt
-from benchmarks import (
-    compare,
-    contenders,
-    machine,
-    readme,
-    results,
-    rows,
-    tables,
-    timing,
-)
-from benchmarks.rows import BACKWARD, FORWARD, GRID, Row
+from benchmarks import compare, readme
+from benchmarks.common import contenders, rows, timing, workload
+from benchmarks.common.rows import BACKWARD, FORWARD, GRID, Row
+from benchmarks.cpu import results, tables
 from fastbptt.truncation import TBPTT, Chunked, Sliding
 
 RNN = ["--cells", "rnn"]
@@ -73,16 +63,16 @@ def fake_steps(**seconds: float) -> tuple[dict[str, FakeStep], FakeClock, list[s
 @pytest.fixture
 def broken(monkeypatch):
     """Ours has one element of one gradient wrong, by a thousandth of the largest."""
-    right = contenders.ModuleStep.results
+    right = workload.ModuleStep.results
 
     def wrong(self):
         found = right(self)
-        if isinstance(self.module, contenders.CELLS["rnn"].ours) and "dweight_hh_l0" in found:
+        if isinstance(self.module, workload.CELLS["rnn"].ours) and "dweight_hh_l0" in found:
             gradient = found["dweight_hh_l0"]
             gradient[3, 5] += 1e-3 * gradient.abs().max()
         return found
 
-    monkeypatch.setattr(contenders.ModuleStep, "results", wrong)
+    monkeypatch.setattr(workload.ModuleStep, "results", wrong)
 
 
 def test_quartiles_interpolate():
@@ -178,92 +168,18 @@ def test_filters_pick_rows_by_name():
     assert len(rows.select(["rnn"], GRID)) == len(GRID)
 
 
-@pytest.mark.parametrize("mode", [FORWARD, BACKWARD])
-@pytest.mark.parametrize("cut", [None, Chunked(5)])
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_contenders_agree(cell, cut, mode):
-    row = Row(cell, 12, 2, 8, cut)
-    with torch.set_grad_enabled(mode == BACKWARD):
-        steps = contenders.build(contenders.Workload(row, mode))
-        results = steps["fastbptt"].results()
-    peer = f"torch.nn.{cell.upper()}" if cut is None else "detach() loop"
-    assert list(steps) == ["fastbptt", peer]
-    expected = ["output", "h_n", *(["c_n"] if cell == "lstm" else [])]
-    if mode == BACKWARD:
-        weights = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
-        expected += ["dinput", *(f"d{name}" for name in weights)]
-    assert list(results) == expected
-
-
-JAX_AGREES = """
-import torch
-from benchmarks import contenders, jax_scan
-from benchmarks.rows import BACKWARD, FORWARD, Chunked, Row
-torch.set_num_threads(1)
-sizes = [(12, 2, 8), (12, 2, 8, Chunked(5))]
-cases = [(Row(cell, *size), BACKWARD) for cell in contenders.CELLS for size in sizes]
-for row, mode in [*cases, (Row("lstm", 12, 2, 8), FORWARD)]:
-    with torch.set_grad_enabled(mode == BACKWARD):
-        work = contenders.Workload(row, mode)
-        steps = contenders.build(work, [contenders.JAX])  # raises where one is off
-    print(*steps, sep=", ")
-print(jax_scan.facts())
-"""
-
-
-def test_jax_agrees_in_every_cell():
-    # in a process of its own: JAX's threads would be in the way of tests that fork
-    if importlib.util.find_spec("jax") is None:
-        pytest.skip("needs jax, the bench-jax extra")
-    command = [sys.executable, "-c", JAX_AGREES]
-    done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    *rows, facts = done.stdout.splitlines()
-    assert len(rows) == 7 and all(row.endswith("fastbptt, JAX lax.scan") for row in rows)
-    assert "'jax_threads': 'a pool of its own" in facts
-    if sys.platform == "linux":
-        assert ", 1 threads" in facts
-
-
-def test_a_peer_that_computes_something_else_is_refused(monkeypatch):
-    def wrong(work):
-        with torch.no_grad():
-            work.weights["weight_ih_l0"][0, 0] += 0.1
-        return contenders.ModuleStep(work, work.load(work.cell.torch))
-
-    other = contenders.Peer(contenders.JAX, lambda row: True, lambda row: "other", wrong)
-    monkeypatch.setattr(contenders, "PEERS", (other,))
-    with pytest.raises(contenders.Mismatch, match="output is off by .* from other"):
-        contenders.build(contenders.Workload(Row("lstm", 12, 2, 8), BACKWARD), [contenders.JAX])
-
-
-def test_a_missing_jax_is_said_and_skipped(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "jax", None)  # as if it were not installed
-    sizes = ["--cells", "gru", "--rows", "36,2,8", "--modes", FORWARD]  # too long to compile
-    tail = ["--rounds", "1", "--budget", "0", "--out", str(tmp_path)]
-    assert compare.main([*sizes, *tail]) == 0
-    said = capsys.readouterr().err
-    assert "no JAX lax.scan among the peers: jax cannot be imported" in said
-    assert "pip install 'fastbptt[bench-jax]'" in said
-    found = results.load(tmp_path / "compare.json")
-    assert found["settings"]["peers"] == ["torch"] and "jax" not in found["machine"]
-    with pytest.raises(SystemExit):
-        compare.main([*sizes, "--peers", "jax", *tail])
-    assert "argument --peers: jax cannot be imported" in capsys.readouterr().err
-
-
 def test_full_gradients_differ_from_truncated_ones_by_more_than_the_tolerance():
     full, cut = (
-        contenders.contenders(contenders.Workload(row, BACKWARD))["fastbptt"].results()
+        contenders.contenders(workload.Workload(row, BACKWARD))["fastbptt"].results()
         for row in (TINY, TINY_CHUNKED)
     )
-    with pytest.raises(contenders.Mismatch, match="^dinput is off by"):
-        contenders.check(full, cut, contenders.tolerance(TINY), "peer")
+    with pytest.raises(workload.Mismatch, match="^dinput is off by"):
+        workload.check(full, cut, workload.tolerance(TINY), "peer")
 
 
 def test_check_names_what_is_wrong():
     right = {"output": torch.tensor([1.0, -2.0]), "dx": torch.tensor([3.0])}
-    contenders.check(right, right, 0.0, "peer")
+    workload.check(right, right, 0.0, "peer")
     for key, value, message in (
         ("dx", torch.tensor([3.01]), "dx is off by 0.0033 from peer, allowed is 0.001"),
         ("dx", torch.tensor([math.nan]), "dx is off by nan"),
@@ -271,20 +187,20 @@ def test_check_names_what_is_wrong():
         ("dx", None, "dx is None"),
         ("dw", torch.tensor([3.0]), "results are"),
     ):
-        with pytest.raises(contenders.Mismatch, match=message):
-            contenders.check({**right, key: value}, right, 1e-3, "peer")
+        with pytest.raises(workload.Mismatch, match=message):
+            workload.check({**right, key: value}, right, 1e-3, "peer")
 
 
 def test_a_warning_of_ours_is_no_result(monkeypatch):
-    forward = contenders.CELLS["rnn"].ours.forward
+    forward = workload.CELLS["rnn"].ours.forward
 
     def warns(self, *args, **kwargs):
         warnings.warn("falls back to torch", stacklevel=2)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(contenders.CELLS["rnn"].ours, "forward", warns)
-    with pytest.raises(contenders.Mismatch, match="fastbptt warned: falls back to torch"):
-        contenders.build(contenders.Workload(TINY, BACKWARD))
+    monkeypatch.setattr(workload.CELLS["rnn"].ours, "forward", warns)
+    with pytest.raises(workload.Mismatch, match="fastbptt warned: falls back to torch"):
+        contenders.build(workload.Workload(TINY, BACKWARD))
 
 
 def test_compare_writes_everything(tmp_path, capsys):

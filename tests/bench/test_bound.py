@@ -6,9 +6,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import bound, compare, compiled_loop, contenders, results, tables
-from benchmarks.bound import CACHE, LARGE, SGEMM
-from benchmarks.rows import BACKWARD, FORWARD, Row
+import fastbptt
+from benchmarks import compare
+from benchmarks.common import timing, workload
+from benchmarks.common.rows import BACKWARD, FORWARD, Row
+from benchmarks.cpu import (
+    bound,
+    peak,
+    results,
+    tables,
+)
+from benchmarks.cpu.bound import CACHE, LARGE, PEAK, SGEMM
 from fastbptt.truncation import TBPTT, Chunked, Sliding
 
 CUTS = [(None, 6), (Chunked(5), 6), (TBPTT(4, 8), 5 + 20 / 12), (Sliding(3), 5 + 33 / 12)]
@@ -18,7 +26,7 @@ CUTS = [(None, 6), (Chunked(5), 6), (TBPTT(4, 8), 5 + 20 / 12), (Sliding(3), 5 +
 @pytest.mark.parametrize(("cut", "backward"), CUTS, ids=lambda value: str(value))
 def test_sgemm_does_the_same_flops(cell, cut, backward):
     row = Row(cell, 12, 2, 8, cut)
-    gates = contenders.CELLS[cell].gates
+    gates = workload.CELLS[cell].gates
     for mode, count in ((FORWARD, 2), (BACKWARD, backward)):
         limit = bound.Bound(row, mode, gates)
         with FlopCounterMode(display=False) as counter:
@@ -57,22 +65,103 @@ def test_the_cache_is_read_in_buffers_of_a_cores_share(monkeypatch):
     assert bound.CacheStep(1, 1, threads=8).buffer.shape[0] >= 8
 
 
-def test_the_bound_is_the_longer_of_both_times():
+class FakePeak:
+    """A peak that takes no compiler; its times are the test's."""
+
+    flops = 1000
+
+    def __init__(self, threads: int) -> None:
+        pass
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """As on a machine without one, and without what one has compiled before."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    peak._library.cache_clear()
+    yield
+    peak._library.cache_clear()
+
+
+@pytest.mark.parametrize("by", [PEAK, LARGE])
+def test_the_bound_is_the_longer_of_both_times(by, monkeypatch, request):
+    if by == PEAK:
+        monkeypatch.setattr(bound, "PeakStep", FakePeak)
+    else:
+        request.getfixturevalue("no_compiler")
     limit = bound.Bound(Row("rnn", 10, 1, 16), BACKWARD, 1)
-    reads = limit.cache.bytes / limit.read  # a call of the cache's step reads so many times more
-    seconds = {SGEMM: [1.0, 2.0], CACHE: [3 * reads, 6 * reads], LARGE: [4.0, 8.0]}
-    found = limit.record([4.0, 8.0], seconds)
-    assert found["by"] == CACHE
-    assert found["share"]["median"] == found["cache_share"]["median"] == 0.75
-    assert found["cache_ms"]["median"] == 4500 and found["sgemm_ms"]["median"] == 1500
     flops = 2 * 6 * 10 * 16 * 16
-    assert found["large_share"]["median"] == pytest.approx(
-        flops / limit.steps[LARGE].flops, rel=1e-4
-    )
-    seconds[SGEMM] = [3.5, 7.0]
-    found = limit.record([4.0, 8.0], seconds)
-    assert (found["by"], found["share"]["median"]) == (SGEMM, 0.875)
+    assert list(limit.steps) == [SGEMM, CACHE, LARGE] + [PEAK] * (by == PEAK)
+    calls = limit.peak.flops / flops  # a call of the peak's step is so many rows
+    reads = limit.cache.bytes / limit.read  # and one of the cache's so many
+    seconds = {SGEMM: [1.0, 2.0], CACHE: [3 * reads, 6 * reads], LARGE: [4.0, 8.0]}
+    found = limit.record([4.0, 8.0], seconds | {by: [calls, 2 * calls]})
+    assert (found["by"], found["peak_by"]) == (CACHE, by)
+    assert found["share"]["median"] == found["cache_share"]["median"] == 0.75
+    assert found["peak_share"]["median"] == 0.25
+    assert found["cache_ms"]["median"] == 4500 and found["sgemm_ms"]["median"] == 1500
+    assert found["peak_ms"]["median"] == 1500
+    assert found["peak_gflops"]["q3"] == pytest.approx(0.875e-9 * flops, rel=1e-4)
+    if by == PEAK:
+        expected = flops / limit.steps[LARGE].flops
+        assert found["large_share"]["median"] == pytest.approx(expected, rel=1e-4)
+    found = limit.record([4.0, 8.0], seconds | {by: [3.5 * calls, 7 * calls]})
+    assert (found["by"], found["share"]["median"]) == (by, 0.875)
     assert found["cache_share"]["median"] == 0.75
+
+
+def test_the_peak_is_of_the_kernels_vectors_and_of_every_thread(isa, tmp_path, monkeypatch):
+    monkeypatch.setattr(peak, "FOLDER", tmp_path / "build")
+    peak._library.cache_clear()
+    steps = [peak.PeakStep(threads) for threads in (1, 2)]
+    peak._library.cache_clear()
+    lanes = {"avx512": 16, "avx2": 8, "baseline": 4}[peak.family(isa)]
+    assert steps[0].library.fma_flops(10) == 2 * 12 * lanes * 10
+    assert steps[1].flops == 2 * steps[0].flops
+    (library,) = (tmp_path / "build").iterdir()
+    assert library.name.startswith(f"peak-{peak.family(isa)}-")
+    before = library.stat().st_mtime_ns
+    steps.append(peak.PeakStep(1))
+    assert library.stat().st_mtime_ns == before, "what is compiled is compiled once"
+    for step in steps:
+        step.iterations = 2000
+        step.clear()
+        step.run()
+
+
+def test_more_multiply_adds_take_longer():
+    """So the compiler has neither left out nor merged what is counted."""
+    step = peak.PeakStep(1)
+    few, many = (_least_seconds(step, iterations) for iterations in (2000, 200_000))
+    assert many > 20 * few
+
+
+def _least_seconds(step: peak.PeakStep, iterations: int) -> float:
+    step.iterations = iterations
+    return min(timing.sample(step, 1) for _ in range(20))
+
+
+def test_without_a_compiler_a_large_product_is_the_peak_and_is_named(no_compiler, tmp_path, capsys):
+    assert "no C++ compiler 'no-such-compiler'" in peak.unavailable()
+    arguments = ["--cells", "gru", "--rows", "40,16,256", "--modes", BACKWARD, "--rounds", "1"]
+    arguments += ["--budget", "0", "--peers", "torch", "--out", str(tmp_path)]
+    assert compare.main(arguments) == 0
+    said = capsys.readouterr()
+    assert "the peak is not measured, a large sgemm is in its place" in said.err
+    assert "% of large sgemm in the geometric mean of 1" in said.out
+    (record,) = results.load(tmp_path / "compare.json")["records"]
+    assert record["bound"]["peak_by"] == record["bound"]["by"] == LARGE
+    assert record["bound"]["peak_share"] == record["bound"]["large_share"]
+    assert "for there was no compiler" in (tmp_path / "compare.md").read_text()
+
+
+def test_a_compiler_that_fails_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setattr(peak, "FOLDER", tmp_path)
+    peak._library.cache_clear()
+    assert peak.unavailable() == "false does not compile peak.cpp: nothing said"
+    peak._library.cache_clear()
+    assert not list(tmp_path.iterdir())
 
 
 def test_records_have_the_bound_and_tables_show_it():
@@ -80,14 +169,24 @@ def test_records_have_the_bound_and_tables_show_it():
     record = results.measure(row, BACKWARD, peers=["torch"], min_rounds=1, budget_s=0.0)
     assert set(record["ms"]) == {"fastbptt", "torch.nn.GRU", SGEMM}
     found = record["bound"]
-    assert found["by"] in (SGEMM, CACHE) and found["share"]["median"] > 0
+    assert found["by"] in (PEAK, CACHE) and found["share"]["median"] > 0
+    assert record["isa"] == fastbptt._C.cpu_isa()
+    assert record["threads"] == torch.get_num_threads()
     (line,) = tables.terminal_lines(record)
-    assert f"{100 * found['share']['median']:.0f}% {found['by']}" in line
+    shares = [f"{100 * found[key]['median']:.0f}%" for key in ("share", "peak_share")]
+    shares.append(f"{100 * found['large_share']['median']:.0f}%")
+    assert line.split()[-4:] == [shares[0], found["by"], *shares[1:]]
+    table = tables.markdown_table({"records": [record]})
+    assert table.splitlines()[-1].endswith(
+        f" {shares[0]} {found['by']} | {shares[1]} | {shares[2]} |"
+    )
 
 
 def share(row: str, value: float, B: int, H: int, **changes: object) -> results.Record:
     base = {"cell": "rnn", "row": row, "mode": BACKWARD, "error": None, "truncation": None}
-    base |= {"resets": False, "size": {"B": B, "H": H}, "bound": {"share": {"median": value}}}
+    base |= {"resets": False, "size": {"B": B, "H": H}}
+    shares = {"share": {"median": value}, "peak_share": {"median": value / 2}, "peak_by": PEAK}
+    base["bound"] = shares
     return base | changes
 
 
@@ -103,47 +202,10 @@ def test_shares_are_summarised_by_groups_of_rows():
     ]
     many, one = sorted(results.summarise_shares(records), key=lambda s: -s["rows"])
     assert (many["group"], many["rows"], many["least_row"]) == ("B >= 16, H >= 256", 2, "a")
-    assert many["geometric_mean"] == pytest.approx(0.4**0.5, rel=1e-4)
+    assert many["geometric_mean"] == pytest.approx(0.1**0.5, rel=1e-4)
     assert (one["group"], one["rows"], one["least"]) == ("B = 1", 1, 0.3)
-    (text, _) = tables.terminal_shares([many, one])
-    assert text == (
-        "rnn forward+backward, B >= 16, H >= 256: 63% of the bound in the geometric mean of 2, "
-        "least 50% at a"
-    )
-
-
-@pytest.fixture
-def backend(monkeypatch):
-    """Traces and differentiates ahead of time as always, but generates no code."""
-    monkeypatch.setattr(compiled_loop, "BACKEND", "aot_eager")
-
-
-@pytest.mark.parametrize("mode", [FORWARD, BACKWARD])
-@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_the_compiled_loop_agrees(cell, mode, backend):
-    with torch.set_grad_enabled(mode == BACKWARD):
-        work = contenders.Workload(Row(cell, 4, 2, 8), mode)
-        steps = contenders.build(work, [contenders.COMPILE])  # raises where it is off
-    assert list(steps) == ["fastbptt", "torch.compile"]
-
-
-def test_only_rows_of_few_steps_are_compiled():
-    (peer,) = (p for p in contenders.PEERS if p.kind == contenders.COMPILE)
-    assert peer.applies(Row("rnn", 35, 2, 8)) and not peer.applies(Row("rnn", 36, 2, 8))
-    assert not peer.applies(Row("rnn", 4, 2, 8, Chunked(2)))
-    assert not peer.applies(Row("rnn", 4, 2, 8, resets=True))
-
-
-def test_a_compiler_that_fails_is_said_and_skipped(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compiled_loop, "BACKEND", "no_such_backend")
-    arguments = ["--cells", "rnn", "--rows", "4,2,8", "--modes", FORWARD, "--rounds", "1"]
-    arguments += ["--budget", "0", "--out", str(tmp_path)]
-    monkeypatch.setattr(contenders.jax_scan, "unavailable", lambda: "not this time")
-    assert compare.main(arguments) == 0
-    assert "no torch.compile among the peers: torch.compile does not" in capsys.readouterr().err
-    assert results.load(tmp_path / "compare.json")["settings"]["peers"] == ["torch"]
-    with pytest.raises(SystemExit):
-        compare.main([*arguments, "--peers", "compile"])
-    assert "argument --peers: torch.compile does not work here" in capsys.readouterr().err
-    assert compare.main([*arguments, "--quick"]) == 0
-    assert "torch.compile" not in capsys.readouterr().err, "a quick run does not try it"
+    assert tables.terminal_shares([many, one]) == [
+        "rnn forward+backward, B >= 16, H >= 256: 32% of the FMA peak in the geometric mean of 2, "
+        "least 25% at a",
+        "rnn forward+backward, B = 1: 30% of the bound in the geometric mean of 1, least 30% at d",
+    ]

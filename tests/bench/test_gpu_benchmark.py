@@ -17,20 +17,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import (
-    contenders,
-    gpu,
-    gpu_card,
-    gpu_cases,
-    gpu_measure,
-    gpu_report,
-    gpu_rows,
-    gpu_session,
-    gpu_steps,
-)
-from benchmarks.contenders import CELLS, Mismatch
-from benchmarks.gpu_rows import BACKWARD_ALONE, KERNEL_VARIABLE, KERNELS, PRECISIONS, GpuRow, Task
-from benchmarks.rows import BACKWARD, FORWARD
+from benchmarks.common import contenders, workload
+from benchmarks.common.rows import BACKWARD, FORWARD
+from benchmarks.common.workload import CELLS, Mismatch
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import card as gpu_card
+from benchmarks.gpu import cases as gpu_cases
+from benchmarks.gpu import measure as gpu_measure
+from benchmarks.gpu import report as gpu_report
+from benchmarks.gpu import rows as gpu_rows
+from benchmarks.gpu import session as gpu_session
+from benchmarks.gpu import steps as gpu_steps
+from benchmarks.gpu.rows import BACKWARD_ALONE, KERNEL_VARIABLE, KERNELS, PRECISIONS, GpuRow, Task
 from fastbptt.truncation import Chunked
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +88,7 @@ def test_dry_run_prints_what_it_does_not_run(dry):
         "-m pytest tests/cuda/test_cuda.py",
         "--tool memcheck --error-exitcode 9 --kernel-regex kns=fastbptt",
         "--tool racecheck",
-        "arch=compute_90a,code=sm_90a benchmarks/gpu_probe.cu",
+        "arch=compute_90a,code=sm_90a benchmarks/gpu/probe.cu",
     ):
         assert part in said, part
     cases = (folder / "sanitizer.log").read_text().splitlines()
@@ -224,7 +222,7 @@ def test_events_leave_clear_off_the_clock(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, {"truncation": Chunked(2)}, {"resets": True}], ids=str)
 def test_peers_compute_in_the_dtype_of_the_row(options, dtype):
-    work = contenders.Workload(GpuRow("lstm", 6, 2, 8, **options), BACKWARD).to(dtype)
+    work = workload.Workload(GpuRow("lstm", 6, 2, 8, **options), BACKWARD).to(dtype)
     (_, peer) = contenders.contenders(work).values()
     (_, exact) = contenders.contenders(work.to(torch.float64)).values()
     found, truth = peer.results(), exact.results()
@@ -257,7 +255,7 @@ def test_facts_of_the_card(tmp_path, monkeypatch):
 @pytest.fixture
 def picky(monkeypatch):
     """Ours listens to the variable: no cluster kernel, a wrong resident one, an unknown one."""
-    right = contenders.ModuleStep.results
+    right = workload.ModuleStep.results
 
     def results(self):
         kernel = os.environ.get(KERNEL_VARIABLE)
@@ -270,7 +268,7 @@ def picky(monkeypatch):
             found["output"][3, 1, 5] += 1e-3
         return found
 
-    monkeypatch.setattr(contenders.ModuleStep, "results", results)
+    monkeypatch.setattr(workload.ModuleStep, "results", results)
 
 
 def bench(kernels=KERNELS) -> gpu_measure.Bench:
@@ -581,7 +579,7 @@ def test_the_probe_compiles_without_warnings(tmp_path, target):
         pytest.skip("needs nvcc")
     words = [compiler, "-std=c++17", "-gencode", f"arch=compute_{target},code=sm_{target}"]
     words += ["-Xcompiler", "-Wall,-Wextra,-Werror", "-Werror", "all-warnings"]
-    words += ["-o", str(tmp_path / "probe"), str(ROOT / "benchmarks" / "gpu_probe.cu")]
+    words += ["-o", str(tmp_path / "probe"), str(ROOT / "benchmarks" / "gpu" / "probe.cu")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and not done.stderr, done.stderr
 
@@ -659,7 +657,7 @@ def test_the_report_shows_failures_and_what_was_left_out(tmp_path):
 
 
 def test_the_report_names_things_as_the_rest_does():
-    assert gpu_report.OURS == contenders.OURS
+    assert gpu_report.OURS == workload.OURS
     modes = gpu_report.FORWARD, gpu_report.BACKWARD, gpu_report.BACKWARD_ALONE
     assert modes == (FORWARD, BACKWARD, BACKWARD_ALONE)
     assert gpu.MARK == gpu_measure.MARK

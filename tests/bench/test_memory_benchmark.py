@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from benchmarks import memory, memory_grid
-from benchmarks.rows import GRID, Row
+from benchmarks import memory
+from benchmarks.common.rows import GRID, Row
+from benchmarks.cpu import memory_grid
 from fastbptt.truncation import Chunked
 
 

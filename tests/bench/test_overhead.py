@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import overhead
-from benchmarks.rows import BACKWARD
+from benchmarks.common.rows import BACKWARD
 
 FAST = ["--rounds", "2", "--size", "2,5"]
 

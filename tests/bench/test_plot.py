@@ -7,12 +7,13 @@ import itertools
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from benchmarks import plot
-from benchmarks.bound import CACHE, SGEMM
-from benchmarks.contenders import CELLS, PEERS
-from benchmarks.figures import BAD
-from benchmarks.files import Record
-from benchmarks.rows import BACKWARD, FORWARD, GRID, MODES, Row, select
+from benchmarks.common.files import Record
+from benchmarks.common.rows import BACKWARD, FORWARD, GRID, MODES, Row, select
+from benchmarks.common.workload import CELLS
+from benchmarks.cpu import plot
+from benchmarks.cpu.bound import CACHE, PEAK
+from benchmarks.cpu.figures import BAD
+from benchmarks.cpu.peers import PEERS
 
 MACHINE = {"cpu": "AMD EPYC (cpu family 25, model 17)", "cores": 2, "threads": 2, "isa": "avx512"}
 MACHINE |= {"torch": "2.13.0+cpu", "torch_isa": "AVX512", "date": "2026-01-02T03:04"}
@@ -24,11 +25,11 @@ def quartiles(median: float) -> Record:
 
 def record(row: Row, mode: str, speedup: float = 3.0) -> Record:
     """As measure() would return it."""
-    peers = [peer.label(row) for peer in PEERS if peer.applies(row)]
+    peers = [peer.label(row) for peer in PEERS if peer.applies(row) and mode in peer.modes]
     return row.described(mode) | {
         "error": None,
         "speedup": {peer: quartiles(speedup * (i + 1)) for i, peer in enumerate(peers)},
-        "bound": {"by": CACHE if row.B == 1 else SGEMM, "share": quartiles(0.8)},
+        "bound": {"by": CACHE if row.B == 1 else PEAK, "share": quartiles(0.8)},
     }
 
 
@@ -79,8 +80,9 @@ def test_every_median_has_a_mark_and_its_mean():
     assert sorted(medians) == [3.0] * 4, "torch.nn's, of two rows in two modes"
     assert speedups.get_title(loc="right") == "geometric mean 3.0× torch.nn, 6.0× JAX"
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["torch.nn", "JAX lax.scan", "hollow: forward alone", *legend[3:]]
-    assert legend[3:] == ["bound: reading W_hh once a step"]
+    marks = ["torch.nn", "JAX lax.scan", "ONNX Runtime", "hollow: forward alone"]
+    assert legend == [*marks, *legend[4:]]
+    assert legend[4:] == ["bound: reading W_hh once a step"]
 
 
 def test_failures_are_said():

@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
-from benchmarks import scaling, scaling_plot, sweeps
-from benchmarks.contenders import Mismatch
-from benchmarks.files import Record
-from benchmarks.sweeps import Point, Sweep
+from benchmarks import scaling
+from benchmarks.common.files import Record
+from benchmarks.common.workload import Mismatch
+from benchmarks.cpu import scaling_plot, sweeps
+from benchmarks.cpu.sweeps import Point, Sweep
 
 SIZES = (4, 6, 8, 9, 12, 16)
 SWEEP = Sweep("H", Point(3, 2, 1), (4, 8, 9, 16))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import fastbptt
+from benchmarks.common.rows import Row
 from benchmarks.memory import allocated, log_of
-from benchmarks.rows import Row
 from common import Case, assert_matches, step
 
 KIB = 1024

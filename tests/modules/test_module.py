@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fastbptt
 from benchmarks import memory
-from benchmarks.rows import Row
+from benchmarks.common.rows import Row
 from common import (
     Case,
     assert_matches,

@@ -1,0 +1,1 @@
+"""What the benchmarks of all devices share: rows, workloads, timing, files, arguments."""

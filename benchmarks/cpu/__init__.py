@@ -1,0 +1,1 @@
+"""The CPU's parts: the machine's limits, other libraries' layers, tables and pictures."""

@@ -1,0 +1,1 @@
+"""The GPU's benchmark, from build to report: ``benchmarks/gpu.sh``."""

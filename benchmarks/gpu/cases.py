@@ -1,0 +1,74 @@
+"""Small calls of every kernel, forward and backward, for a tool that watches the GPU's memory.
+
+compute-sanitizer --kernel-regex kns=fastbptt python -m benchmarks.gpu.cases
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from fastbptt.truncation import TBPTT, Chunked, Truncation
+
+from ..common import arguments
+from ..common.workload import CELLS
+from .rows import AUTO, KERNELS, forced, kernels, no_such_kernel
+
+T, B = 6, 3
+HIDDEN = (64, 33)  # one that fast kernels are made for, one that leaves tails
+DTYPES = (torch.float16, torch.float32, torch.bfloat16)
+CUTS: tuple[tuple[Truncation | None, bool], ...] = (  # truncation, and whether there are resets
+    (None, False),
+    (Chunked(4), True),
+    (TBPTT(2, 4), False),
+)
+
+
+def run(
+    cell: str, H: int, dtype: torch.dtype, cut: Truncation | None, resets: bool, device
+) -> None:
+    """One training step."""
+    module = CELLS[cell].ours(H, H, device=device, dtype=dtype)
+    input = torch.randn(T, B, H, device=device).to(dtype).requires_grad_()
+    flags = torch.rand(T, B, device=device) < 0.3 if resets else None
+    output, _ = module(input, truncation=cut, resets=flags)
+    output.backward(torch.ones_like(output))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs all cases, those that differ most from each other first; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.cases", description=__doc__)
+    parser.add_argument("--seconds", type=arguments.seconds, default=600.0, help="begin none after")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, in float32")
+    args = parser.parse_args(argv)
+    device = torch.device("cpu" if args.dry_run else "cuda")
+    dtypes = (torch.float32,) if args.dry_run else DTYPES
+    there = KERNELS if args.dry_run else kernels(device) or (AUTO,)
+    cases = list(itertools.product(dtypes, HIDDEN, CUTS, CELLS, there))
+    started, done = time.monotonic(), 0
+    for dtype, H, (cut, resets), cell, kernel in cases:
+        if time.monotonic() - started > args.seconds:
+            break
+        name = f"{kernel} {cell} {dtype} H={H} {cut}{' resets' * resets}"
+        with forced(kernel):
+            try:
+                run(cell, H, dtype, cut, resets, device)
+            except (RuntimeError, ValueError) as error:
+                if not no_such_kernel(error):
+                    raise
+                name += ": no such kernel"
+        print(name, flush=True)
+        done += 1
+    print(f"{done} of {len(cases)} cases")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""The steps of the GPU benchmark before its measurements: build, tests, sanitizer, probe."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..common.files import Record
+from .session import (
+    CUT_OFF,
+    FAILED,
+    PASSED,
+    PRINTED,
+    SKIPPED,
+    Command,
+    Outcome,
+    Session,
+    python,
+    started,
+)
+
+FOCUS = "lstm"  # the tests to begin with: it has all that the other cells have
+CASES_END_S = 12.0  # before a sanitizer's limit, so that it can sum up
+
+
+def tool(name: str) -> str | None:
+    """Where a program of the CUDA toolkit is, on the PATH or not."""
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    folders = [str(Path(home) / "bin") for home in homes if home]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
+
+
+def worst(outcomes: Sequence[str]) -> str:
+    return next(known for known in (FAILED, CUT_OFF, PASSED, SKIPPED) if known in outcomes)
+
+
+def build(session: Session, limit_s: float) -> Outcome:
+    """The extension, in place, for the card that is there."""
+    capability = session.results["card"].get("capability", "9.0")
+    environment = {
+        "FASTBPTT_CUDA": "1",
+        # Hopper's own instructions are in no other target.
+        "TORCH_CUDA_ARCH_LIST": "9.0a" if capability == "9.0" else capability,
+        "MAX_JOBS": str(len(os.sched_getaffinity(0))),
+    }
+    command = python("setup.py", "build_ext", "--inplace", **environment)
+    status = session.call(command, session.out / "build.log", limit_s)
+    if session.dry_run:
+        return PRINTED, ""
+    if status is None:
+        return FAILED, "not done within its limit, see build.log"
+    return (FAILED, f"status {status}, see build.log") if status else (PASSED, "")
+
+
+def test_counts(log: str) -> str:
+    """pytest's last line, or what there is of a run that was cut off."""
+    if ended := re.findall(r"^=+ (.*) in [0-9.]+s.*=+$", log, re.MULTILINE):
+        return ended[-1]
+    words = re.findall(r"\b(PASSED|FAILED|ERROR)\b", log)
+    counts = {word: words.count(word) for word in dict.fromkeys(words)}
+    return ", ".join(f"{n} {word.lower()}" for word, n in counts.items()) or "none"
+
+
+def tests(session: Session, limit_s: float) -> Outcome:
+    """The CUDA tests, a focused list first, which gets half of the time at most."""
+    words = ["-m", "pytest", "tests/cuda/test_cuda.py", "-v", "-rf", "--tb=short", "--no-header"]
+    words += ["-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        words += ["-n", "4"]  # a wrong access ends one of the processes, not all tests
+    log, end = session.out / "tests.log", time.monotonic() + limit_s
+    outcomes, details = [], []
+    for expression in (FOCUS, f"not {FOCUS}"):
+        start = log.stat().st_size if log.exists() else 0
+        left = end - time.monotonic()
+        share = left / 2 if expression == FOCUS else left
+        status = session.call(python(*words, "-k", expression), log, share)
+        text = log.read_bytes()[start:].decode(errors="replace")
+        outcome = {0: PASSED, 5: SKIPPED, None: CUT_OFF}.get(status, FAILED)
+        if outcome == CUT_OFF and re.search(r"\b(FAILED|ERROR)\b", text):
+            outcome = FAILED
+        outcomes.append(outcome)
+        details.append(f"{expression}: {test_counts(text)}{' (cut off)' * (status is None)}")
+    if session.dry_run:
+        return PRINTED, ""
+    return worst(outcomes), "; ".join(details)
+
+
+def sanitizer(session: Session, limit_s: float) -> Outcome:
+    """Small cases of every kernel, under the tools that watch memory and shared memory."""
+    log = session.out / "sanitizer.log"
+    program = tool("compute-sanitizer")
+    if program is None and not session.dry_run:
+        return SKIPPED, "no compute-sanitizer"
+    if session.dry_run:  # the cases without the tool
+        with started(python("-m", "benchmarks.gpu.cases", "--dry-run"), stdout=log.open("a")) as p:
+            if p.wait(limit_s):
+                return FAILED, "the cases failed, see sanitizer.log"
+    outcomes, details = [], []
+    end = time.monotonic() + limit_s
+    for name, share in (("memcheck", 0.5), ("racecheck", 1.0)):
+        left = share * (end - time.monotonic())
+        start = log.stat().st_size if log.exists() else 0
+        words = [program or "compute-sanitizer", "--tool", name, "--error-exitcode", "9"]
+        words += ["--kernel-regex", "kns=fastbptt"]  # our own kernels alone
+        words += [sys.executable, "-m", "benchmarks.gpu.cases"]
+        words += ["--seconds", f"{max(left - CASES_END_S, 1):.0f}"]
+        # Every tensor an allocation of its own, so that its end is known to the tool.
+        status = session.call(Command(words, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}), log, left)
+        text = log.read_bytes()[start:].decode(errors="replace")
+        summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)
+        cases = re.findall(r"^(\d+ of \d+ cases)$", text, re.MULTILINE)
+        outcomes.append({0: PASSED, None: CUT_OFF}.get(status, FAILED))
+        details.append(f"{name}: {', '.join([*summary[-1:], *cases[-1:]]) or 'no summary'}")
+    if session.dry_run:
+        return PRINTED, ""
+    return worst(outcomes), "; ".join(details)
+
+
+def probe(session: Session, limit_s: float) -> Outcome:
+    """How long launches, barriers and exchanges take here."""
+    compiler = tool("nvcc")
+    if compiler is None and not session.dry_run:
+        return SKIPPED, "no nvcc"
+    capability = session.results["card"].get("capability", "9.0").replace(".", "")
+    target = "90a" if capability == "90" else capability
+    log, end = session.out / "probe.log", time.monotonic() + limit_s
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "gpu_probe")
+        words = [compiler or "nvcc", "-O3", "-std=c++17", "-o", program]
+        words += ["-gencode", f"arch=compute_{target},code=sm_{target}", "benchmarks/gpu/probe.cu"]
+        status = session.call(Command(words), log, limit_s)
+        if status == 0:
+            status = session.call(Command([program]), log, end - time.monotonic())
+            session.results["probe"] = readings(log.read_text(encoding="utf-8")) or None
+    if session.dry_run:
+        return PRINTED, ""
+    return (PASSED, "") if status == 0 else (FAILED, f"status {status}, see probe.log")
+
+
+def readings(text: str) -> Record:
+    """The probe's numbers, those before a failure too: it writes one after another."""
+    return {name: float(value) for name, value in re.findall(r'"(\w+)": ([0-9.]+)', text)}
