@@ -6,6 +6,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <numeric>
 
@@ -59,7 +62,6 @@ void fill_common(LayerParams<scalar_t>* p, const LayerShape& shape, const Layout
   p->w_hr = shape.has_projection ? data(shape.w_hr(tensors.weights, d)) : nullptr;
   p->ld_out = shape.D * shape.R;
   p->threads = threads;
-  p->block_rows = kBlockRows;
 }
 
 int threads_for(const LayerShape& shape, double passes, double rows) {
@@ -102,7 +104,7 @@ class Workspace {
 
 thread_local Workspace workspace;
 
-enum class Order { kOneByOne, kSideBySide, kChain };  // see Kernel
+enum class Order { kOneByOne, kSideBySide };  // of directions: see Kernel
 
 template <typename Params>
 Order order_of_directions(const Kernel<Params>& kernel, const std::vector<Params>& passes) {
@@ -112,8 +114,57 @@ Order order_of_directions(const Kernel<Params>& kernel, const std::vector<Params
              : Order::kOneByOne;
 }
 
+// With FASTBPTT_VERBOSE=1 each run of a kernel says to stderr what it was.
+bool is_verbose() {
+  static const bool value = [] {
+    const char* text = std::getenv("FASTBPTT_VERBOSE");
+    return text && *text && std::strcmp(text, "0") != 0;
+  }();
+  return value;
+}
+
+// What there is to say: the pass and its sizes.
+struct Description {
+  const char* pass;
+  const LayerShape& shape;
+  at::ScalarType dtype;
+};
+
+const char* name_of(at::ScalarType dtype) {
+  switch (dtype) {
+    case at::kDouble: return "float64";
+    case at::kFloat: return "float32";
+    case at::kHalf: return "float16";
+    default: return "bfloat16";
+  }
+}
+
 template <typename Params>
-void run_kernels(const Kernel<Params>& kernel, std::vector<Params>& passes, Order order) {
+void report(const Description& what, const Kernel<Params>& kernel,
+            const std::vector<Params>& passes, Order order, bool had_company, double ms) {
+  const LayerShape& shape = what.shape;
+  const int threads = passes[0].threads;
+  const Split split = choose_split(threads, kernel.work_of_step(passes[0]));
+  std::string how = std::to_string(threads) + (threads == 1 ? " thread" : " threads");
+  if (order == Order::kSideBySide) {
+    how += ", directions side by side";
+  } else if (threads > 1) {
+    how += ", steps by " + std::to_string(split.batch_parts) + " of the batch x " +
+           std::to_string(split.unit_parts) + " of the units";
+  }
+  if (!had_company) how += ", left to one";
+  std::fprintf(stderr,
+               "fastbptt: %s %s, %s, %s, T %lld, B %lld, I %lld, H %lld, %lld lanes, %s, %.3f ms\n",
+               kCellNames[size_t(shape.cell)], what.pass, name_of(what.dtype), kernels().isa,
+               (long long)shape.T, (long long)shape.B, (long long)shape.I, (long long)shape.H,
+               (long long)passes[0].num_lanes, how.c_str(), ms);
+}
+
+template <typename Params>
+void run_kernels(const Kernel<Params>& kernel, std::vector<Params>& passes, Order order,
+                 const Description& what) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = is_verbose() ? Clock::now() : Clock::time_point();
   std::vector<int64_t> bytes;
   for (const Params& p : passes) bytes.push_back(kernel.workspace(p));
   // One after another they take the same memory.
@@ -129,17 +180,20 @@ void run_kernels(const Kernel<Params>& kernel, std::vector<Params>& passes, Orde
     const std::vector<Params>& passes;
     Order order;
   } const call{kernel, passes, order};
-  run_team(
+  const bool had_company = run_team(
       passes[0].threads,
       [](const void* context, Team& team) {
         const Call& call = *static_cast<const Call*>(context);
         if (call.order != Order::kOneByOne) {
-          return call.kernel.run_side_by_side(call.passes, call.order == Order::kChain, team);
+          return call.kernel.run_side_by_side(call.passes, team);
         }
         for (const Params& p : call.passes) call.kernel.run(p, team);
       },
       &call);
   workspace.trim();
+  if (!is_verbose()) return;
+  const std::chrono::duration<double, std::milli> ms = Clock::now() - begin;
+  report(what, kernel, passes, order, had_company, ms.count());
 }
 
 ForwardResults forward_cpu(const ForwardArguments& args) {
@@ -174,7 +228,8 @@ ForwardResults forward_cpu(const ForwardArguments& args) {
       p.c_n = direction_of<scalar_t>(results.c_n, d, has_c);
     }
     const auto& kernel = kernels_for<scalar_t>()->forward[int(shape.cell)];
-    run_kernels(kernel, passes, order_of_directions(kernel, passes));
+    run_kernels(kernel, passes, order_of_directions(kernel, passes),
+                {"forward", shape, dtype});
   });
   return converted(results, args.input.scalar_type());
 }
@@ -296,7 +351,7 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
       passes[1].d_input = data<scalar_t>(d_input_reverse);
       passes[1].accumulate_d_input = false;
     }
-    run_kernels(kernel, passes, order);
+    run_kernels(kernel, passes, order, {"backward", shape, dtype});
     if (d_input_reverse.defined()) results.d_input.add_(d_input_reverse);
   });
   return converted(results, args.input.scalar_type());

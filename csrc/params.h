@@ -63,10 +63,6 @@ struct Lane {
   int64_t loss_end;
 };
 
-// A pass on the CPU takes whole steps in blocks, until there are so many rows: as many as one tile of a
-// weight gradient sums over, enough that adding a block's part to dW costs little.
-constexpr int64_t kBlockRows = 256;
-
 // What both passes of one direction need. Pointers that a cell has no use for are null.
 template <typename scalar_t>
 struct LayerParams {
@@ -86,7 +82,6 @@ struct LayerParams {
   const scalar_t* w_hr;   // [R, H] or null: no projection
   int64_t ld_out;         // row stride of output and its gradient: R times the layer's directions
   int threads;            // the team is at most this large
-  int64_t block_rows;     // of a block on the CPU, at most kBlockRows
   void* workspace;        // as many bytes as the kernel's workspace function asks for, 64-aligned
 };
 

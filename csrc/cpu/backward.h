@@ -69,7 +69,7 @@ struct Backward {
     gates_stride = padded_stride<scalar_t>(Cell::kSaved * p.H);
     const int64_t rows = max_block_rows(p);
     // A block that is not full before step 0 takes that one too, and there is no other.
-    const int num_blocks = lane_rows(p) - p.num_lanes < p.block_rows ? 1 : 2;
+    const int num_blocks = lane_rows(p) - p.num_lanes < kBlockRows ? 1 : 2;
     for (int i = 0; i < num_blocks; ++i) {
       Block<acc_t>& block = blocks[i];
       block.d = arena.take<acc_t>(rows * stride);
@@ -127,7 +127,7 @@ struct Backward {
   int64_t block_begin(int64_t end) const {
     const Share all = everyone(p);
     int64_t begin = end, rows = 0;
-    while (begin > 0 && rows < p.block_rows) rows += all.active_at(--begin);
+    while (begin > 0 && rows < kBlockRows) rows += all.active_at(--begin);
     return begin;
   }
 
@@ -460,12 +460,6 @@ class BackwardRun {
   static StepWork work_of(const Params& p) { return work_of_step(p, Cell::kGates * p.H, p.R, 1); }
   static int64_t workspace(const Params& p) {
     return Backward<Cell, scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
-  }
-
-  int64_t num_blocks() const {
-    int64_t count = 0;
-    for (int64_t end = p_.lanes[0].steps; end > 0; ++count) end = pass_.block_begin(end);
-    return count;
   }
 
   // What the steps need: to be called first.

@@ -102,7 +102,7 @@ struct Forward {
     if (!in_blocks() && !has_rows_in_order()) return p.lanes[0].steps;
     const Share all = everyone(p);
     int64_t end = begin, rows = 0;
-    while (end < p.lanes[0].steps && rows < p.block_rows) rows += all.active_at(end++);
+    while (end < p.lanes[0].steps && rows < kBlockRows) rows += all.active_at(end++);
     return end;
   }
 
@@ -140,11 +140,13 @@ struct Forward {
     const bool is_all = begin == 0 && end == p.lanes[0].steps;
     const int64_t num_rows = is_all ? lane_rows(p) : rows_of_steps(begin, end);
     if constexpr (!kIsRounded<scalar_t>) {
-      if (!in_blocks()) {
+      // A block kept apart has its rows in the order of steps.
+      if (!in_blocks() || (has_rows_in_order() && p.direction > 0)) {
         const int64_t first_step = p.direction > 0 ? begin : end - 1;
         const int64_t first = is_all ? 0 : row_at(p, p.lanes[0], first_step);
+        acc_t* const to = in_blocks() ? pre : pre + first * ld_pre;
         return team.run([&](const Worker& worker) {
-          project_rows(p.input + first * p.I, p.I, pre + first * ld_pre, num_rows, worker);
+          project_rows(p.input + first * p.I, p.I, to, num_rows, worker);
         });
       }
     }
@@ -316,12 +318,6 @@ class ForwardRun {
   static StepWork work_of(const Params& p) { return work_of_step(p, p.R, p.H, Cell::kGates); }
   static int64_t workspace(const Params& p) {
     return Forward<Cell, scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
-  }
-
-  int64_t num_blocks() const {
-    int64_t count = 0;
-    for (int64_t begin = 0; begin < p_.lanes[0].steps; ++count) begin = pass_.block_end(begin);
-    return count;
   }
 
   // What the steps need: to be called first.

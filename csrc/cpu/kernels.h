@@ -19,9 +19,8 @@ struct Kernel {
   StepWork (*work_of_step)(const Params& p);
   // What the thread that leads a team runs.
   void (*run)(const Params& p, Team& team);
-  // The same for several passes, each of which has one thread at a time. In a chain each reads what
-  // the one before it has written.
-  void (*run_side_by_side)(const std::vector<Params>& passes, bool is_chain, Team& team);
+  // The same for several passes that do not depend on each other, each of which has one thread.
+  void (*run_side_by_side)(const std::vector<Params>& passes, Team& team);
 };
 
 template <typename scalar_t>

@@ -30,6 +30,10 @@ struct Arena {
   }
 };
 
+// A pass takes whole steps in blocks, until there are so many rows: as many as one tile of a
+// weight gradient sums over, enough that adding a block's part to dW costs little.
+constexpr int64_t kBlockRows = 256;
+
 // Whether a matrix with K rows is packed for a pass that multiplies `rows` rows by it, all of them at
 // once or a few in each of many steps. What packing takes is measured.
 inline bool is_worth_packing(int64_t rows, int64_t K, bool at_once) {
@@ -122,7 +126,7 @@ inline int64_t lane_rows(const LayerParams<scalar_t>& p) {
 // The most rows of a block of steps.
 template <typename scalar_t>
 inline int64_t max_block_rows(const LayerParams<scalar_t>& p) {
-  return min(lane_rows(p), p.block_rows - 1 + p.num_lanes);
+  return min(lane_rows(p), kBlockRows - 1 + p.num_lanes);
 }
 
 // What one part of the work has of a recurrence: lane i of its group is lane first_lane + i * lane_step of all.

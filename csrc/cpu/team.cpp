@@ -88,11 +88,6 @@ constexpr uint64_t kClosed = ~uint64_t(0) << 32;  // a ticket without tasks
 
 }  // namespace
 
-void Arrivals::await(uint32_t least) const {
-  const auto is_there = [&] { return count.load(std::memory_order_acquire) >= least; };
-  if (!is_there()) wait_until(2, is_there);
-}
-
 void Barrier::arrive() const {
   if (size == 1) return;
   const uint32_t now = arrivals[id].count.load(std::memory_order_relaxed) + 1;
@@ -166,6 +161,7 @@ void Team::follow(int id) {
 void Team::lead(void (*fn)(const void* context, Team& team), const void* context) {
   open_ = true;
   fn(context, *this);
+  stayed_ = open_;
   if (open_) close();
 }
 
@@ -174,15 +170,17 @@ void Team::close() {
   ticket_.value.store(kClosed, std::memory_order_release);
 }
 
-void run_team(int parts, void (*fn)(const void* context, Team& team), const void* context) {
+bool run_team(int parts, void (*fn)(const void* context, Team& team), const void* context) {
   if (parts <= 1) {
     Team team;
-    return fn(context, team);
+    fn(context, team);
+    return true;
   }
   const auto arrivals = std::make_unique<Arrivals[]>(parts);
   Team team(parts, arrivals.get());
   if (omp_in_parallel() || in_forked_child || !experience.favours_teams()) {
-    return fn(context, team);
+    fn(context, team);
+    return false;
   }
   int64_t finished = 0;
 #pragma omp parallel num_threads(parts)
@@ -196,6 +194,7 @@ void run_team(int parts, void (*fn)(const void* context, Team& team), const void
   }
   // OpenMP has waited for all threads, whether they came or not.
   experience.add(team.saved_ - (now() - finished));
+  return team.stayed_;
 }
 
 }  // namespace fastbptt

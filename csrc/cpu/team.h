@@ -12,11 +12,9 @@
 
 namespace fastbptt {
 
-// How far some work has come: how many barriers a part of it has arrived at, for example.
+// How many barriers a part of the work has arrived at.
 struct alignas(64) Arrivals {
   std::atomic<uint32_t> count{0};
-
-  void await(uint32_t least) const;  // until the count is that
 };
 
 // One part's view of a barrier. Each part announces its own arrival and watches for the others', so
@@ -69,7 +67,7 @@ class Team {
  private:
   static constexpr int kMostTasks = 32;
 
-  friend void run_team(int, void (*)(const void*, Team&), const void*);
+  friend bool run_team(int, void (*)(const void*, Team&), const void*);
 
   struct Job {
     void (*run)(const void* fn, Parts parts);
@@ -98,7 +96,8 @@ class Team {
   const int parts_;
   Arrivals* const arrivals_;  // [parts]
   Arrivals own_arrivals_;
-  bool open_ = false;    // whether there are others
+  bool open_ = false;         // whether there are others
+  bool stayed_ = false;       // until the end
   uint32_t number_ = 0;  // of the last job
   int64_t saved_ = 0;    // ns that the others have saved the leader, less its waits for them
   // The job's number, and a bit for each of its tasks that nobody has taken. Only who has taken one
@@ -109,8 +108,9 @@ class Team {
   Shared<int> waiting_;  // threads beside the leader that have no task
 };
 
-// Runs fn(context, team) with `parts` parts on up to as many threads. Inside another parallel region,
-// and in a forked child, which has lost its parent's threads, the calling thread is alone.
-void run_team(int parts, void (*fn)(const void* context, Team& team), const void* context);
+// Runs fn(context, team) with `parts` parts on up to as many threads, and returns whether it was not
+// left alone. Inside another parallel region, and in a forked child, which has lost its parent's
+// threads, the calling thread is.
+bool run_team(int parts, void (*fn)(const void* context, Team& team), const void* context);
 
 }  // namespace fastbptt

@@ -5,6 +5,8 @@ Each runs in an interpreter of its own, against a time limit: what goes wrong he
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from functools import partial
 
 import pytest
 
+import fastbptt
 from common import python as interpreter
 
 # Threads spin for as long as they do by default; elsewhere conftest has them sleep.
@@ -215,6 +218,28 @@ finally:
         other.kill()
 """
     )
+
+
+def test_verbose():
+    """A line for each run of a kernel, on stderr, where it is asked for."""
+    script = """
+import torch, fastbptt
+torch.set_num_threads(2)
+fastbptt.LSTM(8, 128, dtype=torch.float64)(torch.randn(64, 3, 8).double())[0].sum().backward()
+fastbptt.GRU(8, 4, bidirectional=True)(torch.randn(5, 3, 8))
+"""
+    run = partial(subprocess.run, [sys.executable, "-c", script], capture_output=True, text=True)
+    lines = run(env=os.environ | {"FASTBPTT_VERBOSE": "1"}, check=True).stderr.splitlines()
+    assert [line.split(", ")[0] for line in lines] == [
+        "fastbptt: lstm forward",
+        "fastbptt: lstm backward",
+        "fastbptt: gru forward",
+    ]
+    isa = fastbptt._C.cpu_isa()
+    assert f", float64, {isa}, T 64, B 3, I 8, H 128, 3 lanes, 2 threads, steps by " in lines[1]
+    assert f", float32, {isa}, T 5, B 3, I 8, H 4, 3 lanes, 1 thread, " in lines[2]
+    assert all(re.fullmatch(r"\d+\.\d{3} ms", line.split(", ")[-1]) for line in lines)
+    assert run(env=os.environ | {"FASTBPTT_VERBOSE": "0"}, check=True).stderr == ""
 
 
 def test_more_threads_than_cores():
