@@ -228,8 +228,7 @@ ForwardResults forward_cpu(const ForwardArguments& args) {
       p.c_n = direction_of<scalar_t>(results.c_n, d, has_c);
     }
     const auto& kernel = kernels_for<scalar_t>()->forward[int(shape.cell)];
-    run_kernels(kernel, passes, order_of_directions(kernel, passes),
-                {"forward", shape, dtype});
+    run_kernels(kernel, passes, order_of_directions(kernel, passes), {"forward", shape, dtype});
   });
   return converted(results, args.input.scalar_type());
 }

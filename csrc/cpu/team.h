@@ -96,8 +96,8 @@ class Team {
   const int parts_;
   Arrivals* const arrivals_;  // [parts]
   Arrivals own_arrivals_;
-  bool open_ = false;         // whether there are others
-  bool stayed_ = false;       // until the end
+  bool open_ = false;    // whether there are others
+  bool stayed_ = false;  // until the end
   uint32_t number_ = 0;  // of the last job
   int64_t saved_ = 0;    // ns that the others have saved the leader, less its waits for them
   // The job's number, and a bit for each of its tasks that nobody has taken. Only who has taken one
