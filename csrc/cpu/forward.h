@@ -1,7 +1,7 @@
 // The forward pass of one direction:
 //
-//   pre = x W_ih^T + b for all steps at once, into memory that a step overwrites; then step by step
-//   rec_t = h_{t-1} W_hh^T, the cell, and with a projection h_t = W_hr h_t.
+//   pre = x W_ih^T for many steps at once, into memory that a step overwrites; then step by step
+//   rec_t = h_{t-1} W_hh^T, the cell of pre_t + b and rec_t, and with a projection h_t = W_hr h_t.
 //
 // The Elman cell's `pre` stands in the output, a gated cell's where its activations will be kept. If
 // they are not kept, or would be rounded there, the pass goes in blocks of steps, each with its own
@@ -28,7 +28,7 @@ struct Forward {
 
   const FwdParams<scalar_t>& p;
   Packed<scalar_t> w_ih, w_hh, w_hr;
-  acc_t* bias;          // [G*H] of `pre`, whole vectors
+  acc_t* bias;          // [G*H], whole vectors: what a cell adds to `pre`
   operand_t* state[2];  // [num_lanes, stride] h
   int64_t stride;
   operand_t* unprojected;  // [num_lanes, wide_stride] h before the projection
@@ -130,9 +130,7 @@ struct Forward {
   void project_rows(const operand_t* from, int64_t ld, acc_t* to, int64_t num_rows,
                     const Worker& worker) const {
     const auto [rows, panels] = share_product(num_rows, w_ih, worker);
-    gemm_rows(from, ld, w_ih, rows, panels, [&](int64_t row, int64_t column, auto count, V sum) {
-      store_first(to + row * ld_pre + column, sum + load(bias + column), count);
-    });
+    gemm_into(from, ld, w_ih, rows, panels, to, ld_pre);
   }
 
   // `pre` of the steps [begin, end): of a block, or of all.
@@ -192,7 +190,7 @@ struct Forward {
     for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
       V in[G], rec[G], saved[Cell::kSaved + 1], value, carry{};
       for (int g = 0; g < G; ++g) {
-        in[g] = load_first(pre_row + g * p.H + unit, count);
+        in[g] = load_first(pre_row + g * p.H + unit, count) + load(bias + g * p.H + unit);
         rec[g] = load(acc + (v * G + g) * W);
       }
       if constexpr (Cell::kRecurrentBias) {
@@ -301,52 +299,6 @@ struct Forward {
                });
     mine.group.arrive();
   }
-};
-
-// The pass, a block of steps at a time.
-template <typename Cell, typename scalar_t>
-class ForwardRun {
- public:
-  using Params = FwdParams<scalar_t>;
-
-  ForwardRun(const Params& p, int parts)
-      : p_(p),
-        work_(work_of(p)),
-        split_(choose_split(parts, work_)),
-        pass_(p, Arena{static_cast<char*>(p.workspace)}, split_) {}
-
-  static StepWork work_of(const Params& p) { return work_of_step(p, p.R, p.H, Cell::kGates); }
-  static int64_t workspace(const Params& p) {
-    return Forward<Cell, scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
-  }
-
-  // What the steps need: to be called first.
-  [[gnu::noinline]] void start(Team& team) {
-    shares_ = all_shares(p_, pass_.w_hh, pass_.w_hr, split_, team);
-    team.run([&](const Worker& worker) { pass_.pack(worker); });
-  }
-  bool is_done() const { return at_.step == p_.lanes[0].steps; }
-
-  [[gnu::noinline]] void run_block(Team& team) {
-    const int64_t stretch = steps_between_changes(split_, work_);
-    const int64_t block_end = pass_.block_end(at_.step);
-    pass_.project_input(at_.step, block_end, team);
-    at_.first_row = 0;
-    while (at_.step < block_end) {
-      const int64_t end = min(block_end, at_.step + stretch);
-      team.run_together([&](Parts parts) { pass_.run_steps(shares_, parts, at_, end); });
-      pass_.advance(&at_, end);
-    }
-  }
-  void finish(Team&) {}
-
- private:
-  const Params& p_;
-  const StepWork work_;
-  const Split split_;
-  const Forward<Cell, scalar_t> pass_;
-  std::vector<Share> shares_;
-  typename Forward<Cell, scalar_t>::Progress at_;
 };
 
 }  // namespace

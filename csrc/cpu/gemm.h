@@ -17,7 +17,7 @@ constexpr int64_t kGroupRows = 96;
 template <typename scalar_t>
 inline void multiply_panel(const Operand<scalar_t>* a, int64_t lda, int64_t rows,
                            const Packed<scalar_t>& b, int64_t panel, int64_t k, int64_t depth,
-                           bool accumulate, Accumulator<scalar_t>* acc) {
+                           bool accumulate, Accumulator<scalar_t>* acc, int64_t ldacc) {
   constexpr int W = kLanes<scalar_t>;
   const int64_t vecs = b.vecs_in(panel);
   for (int64_t v = 0; v < vecs; v += kStripVecs) {
@@ -25,7 +25,7 @@ inline void multiply_panel(const Operand<scalar_t>* a, int64_t lda, int64_t rows
     const scalar_t* strip = b.strip(panel, v) + k * width * W;
     for_each_tile(0, rows, tile_rows<scalar_t>(width), [&](int64_t first, int64_t height) {
       run_tile<scalar_t, Left::kByRow>(height, width, a + first * lda, lda, strip, depth,
-                                       accumulate, acc + (first * vecs + v) * W, vecs * W);
+                                       accumulate, acc + first * ldacc + v * W, ldacc);
     });
   }
 }
@@ -40,43 +40,74 @@ inline void panel_product(const Operand<scalar_t>* a, int64_t lda, const Packed<
   alignas(64) char storage[kGroupRows * kPanelVecs * kVecBytes];
   auto* acc = reinterpret_cast<Accumulator<scalar_t>*>(storage);
   const bool is_packed = !b.unpacked || K == 0;
-  for_each_tile(
-      begin, end, is_packed ? kGroupRows : kUnpackedRows, [&](int64_t first, int64_t rows) {
-        const Operand<scalar_t>* group = a + first * lda;
-        if (!is_packed && b.block_order) {
-          strided_product(group, lda, b, panel, rows, acc);
-        } else if (!is_packed) {
-          dot_product(group, lda, b, panel, rows, acc);
-        } else {
-          int64_t k = 0;
-          do {
-            multiply_panel(group + k, lda, rows, b, panel, k, min(kDepth, K - k), k > 0, acc);
-            k += kDepth;
-          } while (k < K);
-        }
-        for (int64_t i = 0; i < rows; ++i) fn(first + i, acc + i * vecs * W);
-      });
+  for_each_tile(begin, end, is_packed ? kGroupRows : kUnpackedRows,
+                [&](int64_t first, int64_t rows) {
+                  const Operand<scalar_t>* group = a + first * lda;
+                  if (!is_packed && b.block_order) {
+                    strided_product(group, lda, b, panel, rows, acc);
+                  } else if (!is_packed) {
+                    dot_product(group, lda, b, panel, rows, acc);
+                  } else {
+                    int64_t k = 0;
+                    do {
+                      multiply_panel(group + k, lda, rows, b, panel, k, min(kDepth, K - k), k > 0,
+                                     acc, vecs * W);
+                      k += kDepth;
+                    } while (k < K);
+                  }
+                  for (int64_t i = 0; i < rows; ++i) fn(first + i, acc + i * vecs * W);
+                });
 }
 
-// Computes a[r] B for some rows and panels and hands each result to fn(r, unit, count, sum), a vector at a
-// time; B has one gate. Rows are taken in blocks that stay in the second-level cache while the
-// panels pass over them.
+// Calls fn(panel, first row, last row) for blocks of rows that stay in the second-level cache while
+// the panels pass over them.
 template <typename scalar_t, typename Fn>
-void gemm_rows(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b, Range rows_in,
+inline void for_each_block(const Packed<scalar_t>& b, Range rows, Range panels, Fn&& fn) {
+  constexpr int64_t kElements = (256 << 10) / int64_t(sizeof(Operand<scalar_t>));
+  const int64_t block = max(kGroupRows, kElements / min(b.K, kDepth));
+  for (int64_t first = rows.begin; first < rows.end; first += block) {
+    const int64_t last = min(rows.end, first + block);
+    for (int64_t p = panels.begin; p < panels.end; ++p) fn(p, first, last);
+  }
+}
+
+// Computes a[r] B for some rows and panels and hands each result to fn(r, unit, count, sum), a vector
+// at a time; B has one gate.
+template <typename scalar_t, typename Fn>
+void gemm_rows(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b, Range rows,
                Range panels, Fn&& fn) {
   constexpr int W = kLanes<scalar_t>;
-  const int64_t block = max(kGroupRows, (256 << 10) / int64_t(sizeof(*a)) / min(b.K, kDepth));
-  for (int64_t first = rows_in.begin; first < rows_in.end; first += block) {
-    const int64_t last = min(rows_in.end, first + block);
-    for (int64_t p = panels.begin; p < panels.end; ++p) {
-      panel_product(a, lda, b, p, b.K, first, last,
-                    [&](int64_t r, const Accumulator<scalar_t>* acc) {
-                      for_each_unit_vec(b, p, [&](int64_t v, int64_t unit, auto count) {
-                        fn(r, unit, count, load(acc + v * W));
-                      });
-                    });
+  for_each_block(b, rows, panels, [&](int64_t p, int64_t first, int64_t last) {
+    panel_product(a, lda, b, p, b.K, first, last, [&](int64_t r, const Accumulator<scalar_t>* acc) {
+      for_each_unit_vec(b, p, [&](int64_t v, int64_t unit, auto count) {
+        fn(r, unit, count, load(acc + v * W));
+      });
+    });
+  });
+}
+
+// The same into memory, c[r][unit] with rows `ldc` apart.
+template <typename scalar_t>
+void gemm_into(const Operand<scalar_t>* a, int64_t lda, const Packed<scalar_t>& b, Range rows,
+               Range panels, Accumulator<scalar_t>* c, int64_t ldc) {
+  constexpr int W = kLanes<scalar_t>;
+  for_each_block(b, rows, panels, [&](int64_t p, int64_t first, int64_t last) {
+    const int64_t unit = b.first_unit(p);
+    if (b.unpacked || b.K == 0 || unit + b.unit_vecs_in(p) * W > b.units) {
+      return panel_product(a, lda, b, p, b.K, first, last,
+                           [&](int64_t r, const Accumulator<scalar_t>* acc) {
+                             for_each_unit_vec(b, p, [&](int64_t v, int64_t unit, auto count) {
+                               store_first(c + r * ldc + unit, load(acc + v * W), count);
+                             });
+                           });
     }
-  }
+    for_each_tile(first, last, kGroupRows, [&](int64_t r, int64_t count) {
+      for (int64_t k = 0; k < b.K; k += kDepth) {
+        multiply_panel(a + r * lda + k, lda, count, b, p, k, min(kDepth, b.K - k), k > 0,
+                       c + r * ldc + unit, ldc);
+      }
+    });
+  });
 }
 
 }  // namespace

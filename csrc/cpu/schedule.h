@@ -257,7 +257,7 @@ inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
   const auto add = [&](int64_t panel, int64_t k_begin, int64_t k_end, bool accumulate) {
     if (k_begin == k_end) return;
     multiply_panel(state + begin * stride + k_begin, stride, end - begin, packed, panel, k_begin,
-                   k_end - k_begin, accumulate, acc_of(panel));
+                   k_end - k_begin, accumulate, acc_of(panel), packed.vecs_in(panel) * W);
   };
   for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
     for (int64_t g = 0; g < own.groups; ++g) {

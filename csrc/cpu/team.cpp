@@ -64,8 +64,9 @@ class Experience {
   }
   void add(int64_t saved) {
     if (is_loss(saved)) {
-      const int64_t pause = std::clamp(2 * pause_.load(std::memory_order_relaxed),
-                                       kPauseForLoss * -saved, kLongestPause);
+      const int64_t longer =
+          std::max(2 * pause_.load(std::memory_order_relaxed), kPauseForLoss * -saved);
+      const int64_t pause = std::min(longer, kLongestPause);
       pause_.store(pause, std::memory_order_relaxed);
       alone_until_.store(now() + pause, std::memory_order_relaxed);
       saved_.store(0, std::memory_order_relaxed);
