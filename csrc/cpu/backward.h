@@ -180,22 +180,6 @@ struct Backward {
     const operand_t* d;  // [num_lanes, stride] of the step just taken, as W_hh saw it
   };
 
-  // The gradient of the state of a lane at step s: `sum` from the step after it, and what the loss
-  // adds at this step.
-  template <typename Count>
-  V add_gradients(V sum, const Lane& lane, int64_t s, int64_t row, int64_t lane_row, int64_t unit,
-                  Count count) const {
-    if (p.d_lanes) {
-      sum += load_first(p.d_lanes + lane_row * p.R + unit, count);
-    } else if (p.d_output && lane.loss_begin <= s && s < lane.loss_end) {
-      sum += load_first(p.d_output + row * p.ld_out + unit, count);
-    }
-    if (p.d_h_n && ends_sequence(lane, s)) {
-      sum += load_first(p.d_h_n + lane.batch * p.R + unit, count);
-    }
-    return sum;
-  }
-
   // The gate on what step s + 1 of a lane hands to step s, and on what step 0 hands to hx. It belongs
   // to the later of the two steps in time.
   acc_t gate_after(const Lane& lane, int64_t s) const {
@@ -210,48 +194,97 @@ struct Backward {
     return p.kappa && p.direction > 0 ? load_one(p.kappa + row_at(p, lane, 0)) : acc_t(1);
   }
 
-  // The cell's derivative for some units of one row of a block, given the gradient dh of its state
-  // and the gate behind it.
-  template <typename Count>
-  void finish_units(V dh, acc_t gate, const Lane& lane, int64_t lane_index, int64_t s,
-                    const Block<acc_t>& block, int64_t block_row, int64_t unit, Count count) const {
+  // What a step needs to know of a lane, for all of its units.
+  struct Row {
+    acc_t gate;                            // see gate_after
+    const scalar_t *loss, *d_h_n, *d_c_n;  // what the loss adds, or null
+    const scalar_t *output, *gates, *c;
+    const acc_t* recomputed;  // the activations, where they are not kept
+    const scalar_t* before;   // c, or h, of the step before, or null: zeros
+    acc_t* carried;
+    bool is_last;  // nothing is carried yet
+    acc_t *d, *d_projected, *unprojected;
+    operand_t *d_rounded, *projected_rounded;  // where products read rounded d
+  };
+
+  Row row_of(const Share& mine, int64_t i, const Block<acc_t>& block, Progress at) const {
+    const int64_t s = at.end - 1, index = mine.index(i), block_row = at.first_row + index;
+    const Lane& lane = mine.lane(i);
     const int64_t row = row_at(p, lane, s);
+    const bool ends = ends_sequence(lane, s);
+    Row r{};
+    r.gate = gate_after(lane, s);
+    if (p.d_lanes) {
+      r.loss = p.d_lanes + (block.lane_row + block_row) * p.R;
+    } else if (p.d_output && lane.loss_begin <= s && s < lane.loss_end) {
+      r.loss = p.d_output + row * p.ld_out;
+    }
+    r.d_h_n = p.d_h_n && ends ? p.d_h_n + lane.batch * p.R : nullptr;
+    r.output = p.output + row * p.ld_out;
+    if constexpr (Cell::kSaved > 0) {
+      r.gates = p.gates ? p.gates + row * Cell::kSaved * p.H : nullptr;
+      r.recomputed = p.gates ? nullptr : block.gates + block_row * gates_stride;
+      r.carried = carry + index * wide_stride;
+      r.is_last = s + 1 == lane.steps;
+      const int64_t before = row_before(p, lane, s);
+      if constexpr (Cell::kHasCellState) {
+        r.d_c_n = p.d_c_n && ends ? p.d_c_n + lane.batch * p.H : nullptr;
+        r.c = p.c + row * p.H;
+        r.before = state_row(p.c, p.H, p.cx, p.H, before);
+      } else {
+        r.before = h_before(before);
+      }
+    }
+    r.d = block.d + block_row * stride;
+    if (p.w_hr) {
+      r.d_projected = block.d_projected + block_row * projected_stride;
+      r.unprojected = block.unprojected + block_row * wide_stride;
+    }
+    if constexpr (kRoundsD) {
+      r.d_rounded = d_step[s % 2] + index * stride;
+      r.projected_rounded = p.w_hr ? projected_step + index * projected_stride : nullptr;
+    }
+    return r;
+  }
+
+  // The gradient of the state: `sum` from the step after it, and what the loss adds.
+  template <typename Count>
+  static V add_gradients(V sum, const Row& row, int64_t unit, Count count) {
+    if (row.loss) sum += load_first(row.loss + unit, count);
+    if (row.d_h_n) sum += load_first(row.d_h_n + unit, count);
+    return sum;
+  }
+
+  // The cell's derivative for some units, given the gradient dh of its state.
+  template <typename Count>
+  void finish_units(V dh, const Row& row, int64_t unit, Count count) const {
     V d[Cell::kColumns];
     if constexpr (Cell::kSaved == 0) {
-      Cell::backward(dh, load_first(p.output + row * p.ld_out + unit, count), d);
+      Cell::backward(dh, load_first(row.output + unit, count), d);
     } else {
       V saved[Cell::kSaved];
       for (int k = 0; k < Cell::kSaved; ++k) {
         const int64_t column = k * p.H + unit;
-        saved[k] = p.gates ? load_first(p.gates + row * Cell::kSaved * p.H + column, count)
-                           : load_first(block.gates + block_row * gates_stride + column, count);
+        saved[k] = row.gates ? load_first(row.gates + column, count)
+                             : load_first(row.recomputed + column, count);
       }
-      acc_t* carried = carry + lane_index * wide_stride + unit;
-      V from_after = s + 1 == lane.steps ? V{} : through(gate, load(carried));
+      V from_after = row.is_last ? V{} : through(row.gate, load(row.carried + unit));
       V to_before;
-      const int64_t before_row = row_before(p, lane, s);
+      const V before = row.before ? load_first(row.before + unit, count) : V{};
       if constexpr (Cell::kHasCellState) {
-        if (p.d_c_n && ends_sequence(lane, s)) {
-          from_after = load_first(p.d_c_n + lane.batch * p.H + unit, count);
-        }
-        const V c = load_first(p.c + row * p.H + unit, count);
-        const scalar_t* before = state_row(p.c, p.H, p.cx, p.H, before_row);
-        const V c_before = before ? load_first(before + unit, count) : V{};
-        Cell::backward(dh, from_after, saved, c_before, c, d, &to_before);
-        if (p.w_hr) store(block.unprojected + block_row * wide_stride + unit, saved[3] * tanh(c));
+        if (row.d_c_n) from_after = load_first(row.d_c_n + unit, count);
+        const V c = load_first(row.c + unit, count);
+        Cell::backward(dh, from_after, saved, before, c, d, &to_before);
+        if (p.w_hr) store(row.unprojected + unit, saved[3] * tanh(c));
       } else {
-        const scalar_t* before = h_before(before_row);
-        const V state = before ? load_first(before + unit, count) : V{};
-        Cell::backward(dh + from_after, saved, state, d, &to_before);
+        Cell::backward(dh + from_after, saved, before, d, &to_before);
       }
-      store(carried, to_before);
+      store(row.carried + unit, to_before);
     }
-    acc_t* d_row = block.d + block_row * stride + unit;
-    for (int k = 0; k < Cell::kColumns; ++k) store_first(d_row + k * p.H, d[k], count);
+    for (int k = 0; k < Cell::kColumns; ++k) store_first(row.d + k * p.H + unit, d[k], count);
     if constexpr (kRoundsD) {
-      operand_t* d_rounded = d_step[s % 2] + lane_index * stride + unit;
       for (int k = 0; k < G; ++k) {
-        store_first(d_rounded + k * p.H, d[Cell::kFirstRecurrent + k], count);
+        store_first(row.d_rounded + k * p.H + unit, d[Cell::kFirstRecurrent + k], count);
       }
     }
   }
@@ -285,48 +318,53 @@ struct Backward {
 
   void take_step(const Share& mine, const Block<acc_t>& block, Progress at) const {
     const int64_t s = at.end - 1, ld = stride * mine.lane_step;
-    const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, G);
-    const auto finish_row = [&](int64_t i, int64_t panel, const acc_t* acc) {
-      const Lane& lane = mine.lane(i);
-      const int64_t row = row_at(p, lane, s), block_row = at.first_row + mine.index(i);
-      const acc_t gate = gate_after(lane, s);
-      for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
-        const V dh = add_gradients(through(gate, load(acc + v * W)), lane, s, row,
-                                   block.lane_row + block_row, unit, count);
-        if (p.w_hr) {
-          store(block.d_projected + block_row * projected_stride + unit, dh);
-          if constexpr (kRoundsD) {
-            store(projected_step + mine.index(i) * projected_stride + unit, dh);
-          }
-        } else {
-          finish_units(dh, gate, lane, mine.index(i), s, block, block_row, unit, count);
-        }
-      });
-    };
     const int64_t entered = mine.active_at(s + 1), active = mine.active_at(s);
     const operand_t* d = at.d + (entered > 0 ? mine.first_lane * stride : 0);
+    const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, G);
     const auto await = [&] { mine.group.await(); };
-    step_tiles(mine.panels, w_hh, G * p.H, d, ld, own, 0, entered, await, finish_row);
-    step_tiles(mine.panels, w_hh, 0, d, ld, entered, active, finish_row);
+    const auto row_of_lane = [&](int64_t i) { return row_of(mine, i, block, at); };
+    const auto run = [&](int64_t begin, int64_t end, int64_t K) {
+      for_each_row_group<Row>(begin, end, row_of_lane,
+                              [&](int64_t first, int64_t last, const Row* rows) {
+                                step_tiles(mine.panels, w_hh, K, d, ld, own, first, last, await,
+                                           [&](int64_t i, int64_t panel, const acc_t* acc) {
+                                             finish_row(rows[i - first], panel, acc);
+                                           });
+                              });
+    };
+    run(0, entered, G * p.H);
+    if (entered < active) run(entered, active, 0);
     mine.group.arrive();
   }
 
+  void finish_row(const Row& row, int64_t panel, const acc_t* acc) const {
+    for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
+      const V dh = add_gradients(through(row.gate, load(acc + v * W)), row, unit, count);
+      if (p.w_hr) {
+        store(row.d_projected + unit, dh);
+        if constexpr (kRoundsD) store(row.projected_rounded + unit, dh);
+      } else {
+        finish_units(dh, row, unit, count);
+      }
+    });
+  }
+
   void project_step(const Share& mine, const Block<acc_t>& block, Progress at) const {
-    const int64_t s = at.end - 1;
     mine.group.await();
     const operand_t* d_projected = projected_step + mine.first_lane * projected_stride;
     if constexpr (!kRoundsD) {
       d_projected = block.d_projected + (at.first_row + mine.first_lane) * projected_stride;
     }
-    step_tiles(mine.projected, w_hr, p.R, d_projected, mine.lane_step * projected_stride, 0,
-               mine.active_at(s), [&](int64_t i, int64_t panel, const acc_t* acc) {
-                 const Lane& lane = mine.lane(i);
-                 const acc_t gate = gate_after(lane, s);
-                 for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
-                   finish_units(load(acc + v * W), gate, lane, mine.index(i), s, block,
-                                at.first_row + mine.index(i), unit, count);
-                 });
-               });
+    for_each_row_group<Row>(
+        0, mine.active_at(at.end - 1), [&](int64_t i) { return row_of(mine, i, block, at); },
+        [&](int64_t first, int64_t last, const Row* rows) {
+          step_tiles(mine.projected, w_hr, p.R, d_projected, mine.lane_step * projected_stride,
+                     first, last, [&](int64_t i, int64_t panel, const acc_t* acc) {
+                       for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
+                         finish_units(load(acc + v * W), rows[i - first], unit, count);
+                       });
+                     });
+        });
     mine.group.arrive();
   }
 

@@ -170,62 +170,91 @@ struct Forward {
     }
   }
 
-  // The cell for step s of one lane and the units of a panel. `first_row` is that of the step in its
-  // block, `h` where what the next step begins with goes, and `output` is null where a projection is
-  // still to come.
-  void finish_row(int64_t lane_index, int64_t s, int64_t first_row, int64_t panel, const acc_t* acc,
-                  operand_t* h, scalar_t* output, scalar_t* h_n) const {
-    constexpr int G = Cell::kGates;
-    const Lane& lane = p.lanes[lane_index];
+  // Where the next steps begin: the step, and the row of its first lane in its block.
+  struct Progress {
+    int64_t step = 0;
+    int64_t first_row = 0;
+  };
+
+  // What a step needs to know of a lane, for all of its units.
+  struct Row {
+    const acc_t* pre;
+    const scalar_t* kept;  // c, or h, of the step before, or null: zeros
+    acc_t* carried;        // the same before it was rounded, where kCarriesApart
+    bool is_carried;       // whether it is there
+    scalar_t *c, *c_n, *gates;
+    operand_t* h;  // what the next step begins with
+    bool clears_h;
+    scalar_t *output, *h_n;  // null where they are another's, or a projection is still to come
+  };
+
+  Row row_of(const Share& mine, int64_t i, Progress at) const {
+    const int64_t s = at.step, index = mine.index(i);
+    const Lane& lane = mine.lane(i);
     const int64_t row = row_at(p, lane, s), before = row_before(p, lane, s);
-    acc_t* const pre_row = pre + (in_blocks() ? first_row + lane_index : row) * ld_pre;
-    acc_t* const carried_row = carried + (kCarriesApart ? lane_index * wide_stride : 0);
-    const scalar_t* kept = nullptr;  // the row where c, or h, of the step before is kept
+    const bool ends = ends_sequence(lane, s);
+    Row r{};
+    r.pre = pre + (in_blocks() ? at.first_row + index : row) * ld_pre;
     if constexpr (Cell::kHasCellState) {
-      kept = state_row<scalar_t>(p.c, p.H, p.cx, p.H, before);
+      r.kept = state_row<scalar_t>(p.c, p.H, p.cx, p.H, before);
+      r.c = p.c + row * p.H;
+      r.c_n = ends ? p.c_n + lane.batch * p.H : nullptr;
     } else if constexpr (Cell::kHasCarry) {
-      kept = state_row<scalar_t>(p.output, p.ld_out, p.hx, p.R, before);
+      r.kept = state_row<scalar_t>(p.output, p.ld_out, p.hx, p.R, before);
     }
-    const bool clears_h = output && is_reset_after(p, lane, s);
+    if constexpr (kCarriesApart) {
+      r.carried = carried + index * wide_stride;
+      r.is_carried = before >= 0;
+    }
+    r.gates = p.gates ? p.gates + row * Cell::kSaved * p.H : nullptr;
+    if (p.w_hr) {
+      r.h = unprojected + index * wide_stride;
+    } else {
+      r.h = state[(s + 1) % 2] + index * stride;
+      r.clears_h = is_reset_after(p, lane, s);
+      r.output = p.output + row * p.ld_out;
+      r.h_n = ends ? p.h_n + lane.batch * p.R : nullptr;
+    }
+    return r;
+  }
+
+  // The cell for a step of one lane and the units of a panel.
+  void finish_row(const Row& row, int64_t panel, const acc_t* acc) const {
+    constexpr int G = Cell::kGates;
     for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
       V in[G], rec[G], saved[Cell::kSaved + 1], value, carry{};
       for (int g = 0; g < G; ++g) {
-        in[g] = load_first(pre_row + g * p.H + unit, count) + load(bias + g * p.H + unit);
+        in[g] = load_first(row.pre + g * p.H + unit, count) + load(bias + g * p.H + unit);
         rec[g] = load(acc + (v * G + g) * W);
       }
       if constexpr (Cell::kRecurrentBias) {
         if (p.b_hh) rec[G - 1] += load_first(p.b_hh + (G - 1) * p.H + unit, count);
       }
       if constexpr (Cell::kHasCarry) {
-        if (kCarriesApart && before >= 0) {
-          carry = load(carried_row + unit);
-        } else if (kept) {
-          carry = load_first(kept + unit, count);
+        if (kCarriesApart && row.is_carried) {
+          carry = load(row.carried + unit);
+        } else if (row.kept) {
+          carry = load_first(row.kept + unit, count);
         }
       }
       if constexpr (Cell::kHasCellState) {
         value = Cell::forward(in, rec, carry, saved, &carry);
-        store_first(p.c + row * p.H + unit, carry, count);
-        if (ends_sequence(lane, s)) store_first(p.c_n + lane.batch * p.H + unit, carry, count);
+        store_first(row.c + unit, carry, count);
+        if (row.c_n) store_first(row.c_n + unit, carry, count);
       } else {
         value = carry = Cell::forward(in, rec, carry, saved);
       }
-      if constexpr (kCarriesApart) store(carried_row + unit, carry);
-      if (p.gates) {
-        scalar_t* const gates = p.gates + row * Cell::kSaved * p.H + unit;
-        for (int k = 0; k < Cell::kSaved; ++k) store_first(gates + k * p.H, saved[k], count);
+      if constexpr (kCarriesApart) store(row.carried + unit, carry);
+      if (row.gates) {
+        for (int k = 0; k < Cell::kSaved; ++k) {
+          store_first(row.gates + k * p.H + unit, saved[k], count);
+        }
       }
-      store_operand<scalar_t>(h + unit, clears_h ? V{} : value);
-      if (output) store_first(output + row * p.ld_out + unit, value, count);
-      if (h_n) store_first(h_n + unit, value, count);
+      store_operand<scalar_t>(row.h + unit, row.clears_h ? V{} : value);
+      if (row.output) store_first(row.output + unit, value, count);
+      if (row.h_n) store_first(row.h_n + unit, value, count);
     });
   }
-
-  // Where the next steps begin: the step, and the row of its first lane in its block.
-  struct Progress {
-    int64_t step = 0;
-    int64_t first_row = 0;
-  };
 
   void advance(Progress* at, int64_t end) const {
     const Share all = everyone(p);
@@ -255,28 +284,19 @@ struct Forward {
   }
 
  private:
-  scalar_t* h_n_of(const Lane& lane, int64_t s) const {
-    return ends_sequence(lane, s) ? p.h_n + lane.batch * p.R : nullptr;
-  }
-
   void take_step(const Share& mine, Progress at) const {
-    const int64_t s = at.step, active = mine.active_at(s);
-    const int64_t ld = stride * mine.lane_step, wide_ld = wide_stride * mine.lane_step;
-    operand_t* const before = state[s % 2] + mine.first_lane * stride;
-    operand_t* const after = state[(s + 1) % 2] + mine.first_lane * stride;
-    operand_t* const wide = unprojected + mine.first_lane * wide_stride;
+    const int64_t s = at.step;
+    const operand_t* const before = state[s % 2] + mine.first_lane * stride;
     const OwnValues own = p.w_hr ? OwnValues{} : own_values(w_hh, mine.panels, 1);
     const auto await = [&] { mine.group.await(); };
-    step_tiles(mine.panels, w_hh, s > 0 || p.hx ? p.R : 0, before, ld, own, 0, active, await,
-               [&](int64_t i, int64_t panel, const acc_t* acc) {
-                 if (p.w_hr) {
-                   finish_row(mine.index(i), s, at.first_row, panel, acc, wide + i * wide_ld,
-                              nullptr, nullptr);
-                 } else {
-                   finish_row(mine.index(i), s, at.first_row, panel, acc, after + i * ld, p.output,
-                              h_n_of(mine.lane(i), s));
-                 }
-               });
+    for_each_row_group<Row>(
+        0, mine.active_at(s), [&](int64_t i) { return row_of(mine, i, at); },
+        [&](int64_t first, int64_t last, const Row* rows) {
+          step_tiles(mine.panels, w_hh, s > 0 || p.hx ? p.R : 0, before, stride * mine.lane_step,
+                     own, first, last, await, [&](int64_t i, int64_t panel, const acc_t* acc) {
+                       finish_row(rows[i - first], panel, acc);
+                     });
+        });
     mine.group.arrive();
   }
 
@@ -288,7 +308,7 @@ struct Forward {
                mine.active_at(s), [&](int64_t i, int64_t panel, const acc_t* acc) {
                  const Lane& lane = mine.lane(i);
                  const int64_t row = row_at(p, lane, s);
-                 scalar_t* h_n = h_n_of(lane, s);
+                 scalar_t* h_n = ends_sequence(lane, s) ? p.h_n + lane.batch * p.R : nullptr;
                  const bool clears_h = is_reset_after(p, lane, s);
                  for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
                    const V value = load(acc + v * W);

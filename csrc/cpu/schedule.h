@@ -226,6 +226,20 @@ OwnValues own_values(const Packed<scalar_t>& units, Range panels, int64_t groups
           groups};
 }
 
+// Calls fn(first, last, rows) for groups of the rows [begin, end) of a step, once if there are none, with
+// what row_of(i) says of each of them: found once for all panels.
+template <typename Row, typename RowOf, typename Fn>
+inline void for_each_row_group(int64_t begin, int64_t end, RowOf&& row_of, Fn&& fn) {
+  int64_t first = begin;
+  do {
+    const int64_t last = min(end, first + kGroupRows);
+    Row rows[kGroupRows];
+    for (int64_t i = first; i < last; ++i) rows[i - first] = row_of(i);
+    fn(first, last, static_cast<const Row*>(rows));
+    first = last;
+  } while (first < end);
+}
+
 // Multiplies the rows [begin, end) of `state`, `stride` apart, by the thread's panels and hands the
 // sums of each row and panel to fn(row, panel, acc). K = 0 leaves the product out. The values that
 // other threads make are read only after await(): few rows begin with the thread's own, so that the
