@@ -138,18 +138,19 @@ struct OuterProduct {
         const acc_t* factors = d + (first_group + j) * units + m;
         acc_t* to = dw + (order[j] * units + m) * columns;
         for (int64_t n = 0; n < columns; n += W) {
-          V sums[kAtOnce] = {};
+          V sums[2][kAtOnce] = {};  // of every other row: shorter sums are more accurate
           for (int64_t r = 0; r < num_rows; ++r) {
             if (!rows[r]) continue;
             const V x = load_first(rows[r] + n, columns - n);
             for (int64_t i = 0; i < height; ++i) {
-              sums[i] += x * round_to<operand_t>(Bits<V>::broadcast(factors[r * stride + i]));
+              sums[r % 2][i] += x * round_to<operand_t>(Bits<V>::broadcast(factors[r * stride + i]));
             }
           }
           for (int64_t i = 0; i < height; ++i) {
             acc_t* element = to + i * columns + n;
-            if (accumulate) sums[i] += load_first(element, columns - n);
-            store_first(element, sums[i], columns - n);
+            V sum = sums[0][i] + sums[1][i];
+            if (accumulate) sum += load_first(element, columns - n);
+            store_first(element, sum, columns - n);
           }
         }
       }

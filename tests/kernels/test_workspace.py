@@ -69,10 +69,10 @@ def test_a_thread_keeps_its_workspace(cell):
 
 
 def test_a_large_workspace_is_not_kept():
-    module = fastbptt.RNN(2400, 2400)  # 46 MB of packed weights
-    call = partial(module, torch.zeros(5, 1, 2400))
+    module = fastbptt.RNN(2400, 2400)  # 46 MB of weights, packed for so many rows
+    call = partial(module, torch.zeros(310, 1, 2400))
     with torch.no_grad():
         logs = [log_of(call)[0] for _ in range(2)]
     for log in logs:
         assert max(size for _, size in log) > 40e6
-        assert sum(size for _, size in log) < 1e6  # all is released but the results
+        assert sum(size for _, size in log) < 3.2e6  # all is released but the results
