@@ -143,7 +143,8 @@ struct OuterProduct {
             if (!rows[r]) continue;
             const V x = load_first(rows[r] + n, columns - n);
             for (int64_t i = 0; i < height; ++i) {
-              sums[r % 2][i] += x * round_to<operand_t>(Bits<V>::broadcast(factors[r * stride + i]));
+              sums[r % 2][i] +=
+                  x * round_to<operand_t>(Bits<V>::broadcast(factors[r * stride + i]));
             }
           }
           for (int64_t i = 0; i < height; ++i) {
