@@ -24,6 +24,7 @@ SOURCES = [
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/split.cpp",
     "csrc/cpu/team.cpp",
+    "csrc/cpu/waves.cpp",
     "csrc/cpu/isa_avx512_bf16.cpp",
     "csrc/cpu/isa_avx512.cpp",
     "csrc/cpu/isa_avx2.cpp",

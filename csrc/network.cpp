@@ -57,15 +57,10 @@ c10::List<bool> list_of(const std::vector<bool>& flags) {
   return list;
 }
 
-// Whether the dispatcher would hand a tensor straight to its device: nobody traces, transforms or
-// watches operators. To ask costs less than to go through it.
+// Whether the dispatcher would hand a tensor straight to its device.
 bool goes_to_kernel(const Tensor& tensor) {
-  using c10::DispatchKey;
-  const c10::DispatchKeySet passed({DispatchKey::ADInplaceOrView, DispatchKey::BackendSelect});
-  const c10::DispatchKeySet all(c10::DispatchKeySet::FULL);
-  const DispatchKey first =
-      (c10::impl::computeDispatchKeySet(tensor.key_set(), all) - passed).highestPriorityTypeId();
-  return first == DispatchKey::CPU || first == DispatchKey::CUDA;
+  const c10::DispatchKey key = first_key(tensor.key_set());
+  return key == c10::DispatchKey::CPU || key == c10::DispatchKey::CUDA;
 }
 
 // What one layer read and computed, as the backward pass will need it.
@@ -89,8 +84,35 @@ Tensor dropout_mask(const Tensor& like, double probability, bool batch_first) {
   return batch_first ? mask.transpose(0, 1) : mask;
 }
 
+// All layers by one call, where the CPU has one for them.
+std::optional<Result> run_stack(const Options& net, const Tensor& input, const Context& context,
+                                TensorList weights, bool keep_gates) {
+  TensorVector others{input};
+  context.append_to(&others);
+  if (!go_to_cpu({others, weights})) return {};
+  const std::vector<ForwardResults> layers =
+      forward_stack_cpu(net, input, context, weights, keep_gates);
+  if (layers.empty()) return {};
+  Result result;
+  std::vector<Tensor> h_n, c_n;
+  for (const ForwardResults& each : layers) {
+    const Tensor& below = result.layers.empty() ? input : result.layers.back().output;
+    result.layers.push_back({below, each.output, each.c, each.gates, Tensor()});
+    h_n.push_back(each.h_n);
+    c_n.push_back(each.c_n);
+  }
+  result.output = layers.back().output;
+  result.h_n = concatenate(h_n);
+  result.c_n = concatenate(c_n);
+  return result;
+}
+
 Result run_layers(const Options& net, const Tensor& input, const Context& context,
                   TensorList weights, bool keep_gates) {
+  if (net.num_layers > 1) {
+    std::optional<Result> together = run_stack(net, input, context, weights, keep_gates);
+    if (together) return *together;
+  }
   Result result;
   std::vector<Tensor> h_n, c_n;
   Tensor output = input;

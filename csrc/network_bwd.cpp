@@ -127,39 +127,64 @@ TensorVector network_gradients(const Options& net, const Context& context, Tenso
   if (needs_input && groups.size() > 1) {
     result[0] = at::zeros(layers[0].sizes(), sum_options);
   }
-  for (const Cuts& group : groups) {
+  std::vector<c10::List<bool>> layer_needs;
+  for (int64_t i = 0; i <= top; ++i) {
+    const auto first = needs.begin() + kOthers + i * per_layer;
+    const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
+    layer_needs.push_back(
+        c10::List<bool>({needs_input || i > 0, needs_hx, needs_cx, needs_weights}));
+  }
+  const auto add_layer = [&](int64_t i, const Tensor& layer_d_hx, const Tensor& layer_d_cx,
+                             TensorList d_weights) {
+    if (needs_hx) add(&d_hx[i], layer_d_hx, groups.size());
+    if (needs_cx) add(&d_cx[i], layer_d_cx, groups.size());
+    for (int64_t j = 0; j < per_layer; ++j) {
+      const int64_t index = i * per_layer + j;
+      if (needs[kOthers + index]) add(&result[kOthers + index], d_weights[j], groups.size());
+    }
+  };
+  const auto run_one_by_one = [&](const Cuts& group) {
     Tensor grad = grads[0];
     for (int64_t i = top; i >= 0; --i) {
       const Tensor* layer = layers + i * kKeptByLayer;
       const Tensor &input = layer[0], &output = layer[1], &c = layer[2], &gates = layer[3];
       const Tensor mask = i > 0 && !masks.empty() ? masks[i - 1] : Tensor();
-      const auto first = needs.begin() + kOthers + i * per_layer;
-      const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
       auto [d_input, layer_d_hx, layer_d_cx, d_weights] = rnn_bwd().call(
           optional(grad), of_layer(optional(grads[1]), net, i),
           of_layer(optional(grads[2]), net, i), input, output, c, gates,
           of_layer(context.hx, net, i), of_layer(context.cx, net, i), of_layer(weights, net, i),
-          net.has_biases, context.batch_sizes, net.batch_first, name_of(net.cell),
-          c10::List<bool>({needs_input || i > 0, needs_hx, needs_cx, needs_weights}), cuts.k1,
-          cuts.k2, net.last_only && (i == top || cuts.overlapping()), context.resets, context.kappa,
-          optional(mask), group.first_window, group.num_windows, cuts.overlapping() && i < top,
-          cuts.overlapping() && i > 0,
+          net.has_biases, context.batch_sizes, net.batch_first, name_of(net.cell), layer_needs[i],
+          cuts.k1, cuts.k2, net.last_only && (i == top || cuts.overlapping()), context.resets,
+          context.kappa, optional(mask), group.first_window, group.num_windows,
+          cuts.overlapping() && i < top, cuts.overlapping() && i > 0,
           cuts.overlapping() && i < top ? optional(grads[0]) : std::nullopt);
       // Where a group has no loss its gradients are zeros: the last group's are enough.
       const bool has_no_lanes =
           cuts.overlapping() && i > 0 && d_input.sym_size(0).maybe_as_int() == 0;
       if (has_no_lanes && &group != &groups.back()) {
-        grad = Tensor();
-        break;
+        return Tensor();
       }
       grad = d_input;
-      if (needs_hx) add(&d_hx[i], layer_d_hx, groups.size());
-      if (needs_cx) add(&d_cx[i], layer_d_cx, groups.size());
-      for (int64_t j = 0; j < per_layer; ++j) {
-        const int64_t index = i * per_layer + j;
-        if (needs[kOthers + index]) add(&result[kOthers + index], d_weights[j], groups.size());
-      }
+      add_layer(i, layer_d_hx, layer_d_cx, d_weights);
     }
+    return grad;
+  };
+  const auto run_together = [&] {
+    TensorVector others = grads;
+    context.append_to(&others);
+    if (!go_to_cpu({others, weights, kept, masks})) return std::vector<BackwardResults>();
+    return backward_stack_cpu(net, context, grads, weights, kept, masks, layer_needs);
+  };
+  for (const Cuts& group : groups) {
+    Tensor grad;
+    const std::vector<BackwardResults> together =
+        net.num_layers > 1 ? run_together() : std::vector<BackwardResults>();
+    for (size_t j = 0; j < together.size(); ++j) {
+      const BackwardResults& layer = together[j];
+      add_layer(top - int64_t(j), layer.d_hx, layer.d_cx, layer.d_weights);
+      grad = layer.d_input;
+    }
+    if (together.empty()) grad = run_one_by_one(group);
     if (!needs_input || !grad.defined()) continue;
     if (groups.size() == 1) {
       result[0] = grad;

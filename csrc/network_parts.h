@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "arguments.h"
 #include "checks.h"
 
 namespace fastbptt {
@@ -96,5 +97,37 @@ inline void check_states(const Options& net, const char* name, const OptionalTen
 TensorVector network_gradients(const Options& net, const Context& context, TensorVector grads,
                                TensorList weights, TensorList kept, TensorList masks,
                                const std::vector<bool>& needs);
+
+// The first place where the dispatcher would hand tensors with such keys, other than views' and
+// factories': their device, unless somebody traces, transforms or watches operators. To ask costs less
+// than to go through it.
+inline c10::DispatchKey first_key(c10::DispatchKeySet keys) {
+  using c10::DispatchKey;
+  const c10::DispatchKeySet passed({DispatchKey::ADInplaceOrView, DispatchKey::BackendSelect});
+  const c10::DispatchKeySet all(c10::DispatchKeySet::FULL);
+  return (c10::impl::computeDispatchKeySet(keys, all) - passed).highestPriorityTypeId();
+}
+
+inline bool go_to_cpu(std::initializer_list<TensorList> lists) {
+  c10::DispatchKeySet keys;
+  for (const TensorList& list : lists) {
+    for (const Tensor& tensor : list) {
+      if (tensor.defined()) keys = keys | tensor.key_set();
+    }
+  }
+  return first_key(keys) == c10::DispatchKey::CPU;
+}
+
+// On the CPU, all layers of a stack by one call that runs them together: their results, from the
+// bottom, or none where they had better be run one by one. Arguments as of the operators.
+std::vector<ForwardResults> forward_stack_cpu(const Options& net, const Tensor& input,
+                                              const Context& context, TensorList weights,
+                                              bool keep_gates);
+
+// Likewise; kept, masks and grads as of network_gradients, needs of each layer. From the top.
+std::vector<BackwardResults> backward_stack_cpu(const Options& net, const Context& context,
+                                                const TensorVector& grads, TensorList weights,
+                                                TensorList kept, TensorList masks,
+                                                const std::vector<c10::List<bool>>& needs);
 
 }  // namespace fastbptt

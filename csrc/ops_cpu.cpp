@@ -1,19 +1,14 @@
 // The operators on the CPU.
 #include <ATen/ATen.h>
-#include <ATen/Context.h>
 #include <ATen/Parallel.h>
-#include <c10/core/CPUAllocator.h>
+#include <ATen/record_function.h>
 #include <torch/library.h>
 
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <numeric>
+#include <array>
+#include <deque>
 
-#include "cpu/kernels.h"
-#include "tensors.h"
+#include "kernel_calls.h"
+#include "network_parts.h"
 #include "workspace.h"
 
 namespace fastbptt {
@@ -70,174 +65,68 @@ int threads_for(const LayerShape& shape, double passes, double rows) {
   return useful_threads(at::get_num_threads(), passes * rows * row);
 }
 
-// A kernel's workspace. It stays with the calling thread for its next call: the system clears memory
-// that is given back to it, which can take as long as a third of a call's own work.
-class Workspace {
- public:
-  // 64-aligned, like all that torch allocates, and seen by its profilers when it grows.
-  void* reserve(int64_t bytes) {
-    if (bytes > size_) {
-      release();
-      memory_ = c10::GetCPUAllocator()->allocate(size_t(bytes));
-      size_ = bytes;
-    }
-    const auto& context = at::globalContext();
-    if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()) {
-      std::memset(memory_.get(), 0xff, size_t(bytes));  // NaN in every dtype
-    }
-    return memory_.get();
-  }
-  // Gives back what is too much to keep.
-  void trim() {
-    constexpr int64_t kMostKept = 32 << 20;  // bytes: enough for 768 units of an LSTM
-    if (size_ > kMostKept) release();
-  }
-  void release() {
-    memory_.clear();
-    size_ = 0;
-  }
-
- private:
-  c10::DataPtr memory_;
-  int64_t size_ = 0;
-};
-
-thread_local Workspace workspace;
-
-enum class Order { kOneByOne, kSideBySide };  // of directions: see Kernel
-
-template <typename Params>
-Order order_of_directions(const Kernel<Params>& kernel, const std::vector<Params>& passes) {
-  const Params& p = passes[0];
-  return pays_side_by_side(int(passes.size()), p.threads, kernel.work_of_step(p))
-             ? Order::kSideBySide
-             : Order::kOneByOne;
-}
-
-// With FASTBPTT_VERBOSE=1 each run of a kernel says to stderr what it was.
-bool is_verbose() {
-  static const bool value = [] {
-    const char* text = std::getenv("FASTBPTT_VERBOSE");
-    return text && *text && std::strcmp(text, "0") != 0;
-  }();
-  return value;
-}
-
-// What there is to say: the pass and its sizes.
-struct Description {
-  const char* pass;
-  const LayerShape& shape;
-  at::ScalarType dtype;
-};
-
-const char* name_of(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kDouble: return "float64";
-    case at::kFloat: return "float32";
-    case at::kHalf: return "float16";
-    default: return "bfloat16";
-  }
-}
-
-template <typename Params>
-void report(const Description& what, const Kernel<Params>& kernel,
-            const std::vector<Params>& passes, Order order, bool had_company, double ms) {
-  const LayerShape& shape = what.shape;
-  const int threads = passes[0].threads;
-  const Split split = choose_split(threads, kernel.work_of_step(passes[0]));
-  std::string how = std::to_string(threads) + (threads == 1 ? " thread" : " threads");
-  if (order == Order::kSideBySide) {
-    how += ", directions side by side";
-  } else if (threads > 1) {
-    how += ", steps by " + std::to_string(split.batch_parts) + " of the batch x " +
-           std::to_string(split.unit_parts) + " of the units";
-  }
-  if (!had_company) how += ", left to one";
-  std::fprintf(stderr,
-               "fastbptt: %s %s, %s, %s, T %lld, B %lld, I %lld, H %lld, %lld lanes, %s, %.3f ms\n",
-               kCellNames[size_t(shape.cell)], what.pass, name_of(what.dtype), kernels().isa,
-               (long long)shape.T, (long long)shape.B, (long long)shape.I, (long long)shape.H,
-               (long long)passes[0].num_lanes, how.c_str(), ms);
-}
-
-template <typename Params>
-void run_kernels(const Kernel<Params>& kernel, std::vector<Params>& passes, Order order,
-                 const Description& what) {
-  using Clock = std::chrono::steady_clock;
-  const Clock::time_point begin = is_verbose() ? Clock::now() : Clock::time_point();
-  std::vector<int64_t> bytes;
-  for (const Params& p : passes) bytes.push_back(kernel.workspace(p));
-  // One after another they take the same memory.
-  char* memory = static_cast<char*>(workspace.reserve(
-      order == Order::kOneByOne ? *std::max_element(bytes.begin(), bytes.end())
-                                : std::accumulate(bytes.begin(), bytes.end(), int64_t(0))));
-  for (size_t i = 0; i < passes.size(); ++i) {
-    passes[i].workspace = memory;
-    if (order != Order::kOneByOne) memory += bytes[i];
-  }
-  struct Call {
-    const Kernel<Params>& kernel;
-    const std::vector<Params>& passes;
-    Order order;
-  } const call{kernel, passes, order};
-  const bool had_company = run_team(
-      passes[0].threads,
-      [](const void* context, Team& team) {
-        const Call& call = *static_cast<const Call*>(context);
-        if (call.order != Order::kOneByOne) {
-          return call.kernel.run_side_by_side(call.passes, team);
-        }
-        for (const Params& p : call.passes) call.kernel.run(p, team);
-      },
-      &call);
-  workspace.trim();
-  if (!is_verbose()) return;
-  const std::chrono::duration<double, std::milli> ms = Clock::now() - begin;
-  report(what, kernel, passes, order, had_company, ms.count());
-}
-
-ForwardResults forward_cpu(const ForwardArguments& args) {
-  const LayerShape shape = check_forward(args, HalfTypes::kBoth);
-  const at::ScalarType dtype = kernel_dtype(args.input.scalar_type());
-  LayerTensors tensors(args);
-  tensors.convert(dtype);
-  const auto options = tensors.input.options();
-  ForwardResults results = make_forward_results(
-      args, shape, [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, options); });
-  if (shape.N == 0) return converted(results, args.input.scalar_type());
-
-  const OwnedLayout layout(shape, args);
+// A layer's forward pass with all that the kernels need.
+struct ForwardLayer {
+  LayerShape shape;
+  at::ScalarType dtype;  // that the kernels compute in
+  LayerTensors tensors;
+  ForwardResults results;
+  OwnedLayout layout;
   Cuts cuts;
-  cuts.resets = rows_of<bool>(tensors.resets);
-  const bool has_c = shape.has_cell_state();
   std::vector<std::vector<Lane>> lanes;  // of each direction
-  for (int64_t d = 0; d < shape.D; ++d) {
-    lanes.push_back(make_lanes(layout.layout, d == 0 ? 1 : -1, cuts));
-  }
-  for_dtype(dtype, [&](auto number) {
-    using scalar_t = decltype(number);
-    std::vector<FwdParams<scalar_t>> passes(shape.D);
+
+  explicit ForwardLayer(const ForwardArguments& args)
+      : shape(check_forward(args, HalfTypes::kBoth)),
+        dtype(kernel_dtype(args.input.scalar_type())),
+        tensors(args),
+        layout(shape, args) {
+    tensors.convert(dtype);
+    const auto options = tensors.input.options();
+    results = make_forward_results(
+        args, shape, [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, options); });
+    if (shape.N == 0) return;
+    cuts.resets = rows_of<bool>(tensors.resets);
     for (int64_t d = 0; d < shape.D; ++d) {
-      FwdParams<scalar_t>& p = passes[d];
-      fill_common(&p, shape, layout.layout, cuts.resets, lanes[d], tensors, d,
-                  threads_for(shape, double(shape.D), double(shape.N)));
+      lanes.push_back(make_lanes(layout.layout, d == 0 ? 1 : -1, cuts));
+    }
+  }
+
+  template <typename scalar_t>
+  void append_passes(std::vector<FwdParams<scalar_t>>* passes, int threads) const {
+    const bool has_c = shape.has_cell_state();
+    for (int64_t d = 0; d < shape.D; ++d) {
+      FwdParams<scalar_t>& p = passes->emplace_back();
+      fill_common(&p, shape, layout.layout, cuts.resets, lanes[d], tensors, d, threads);
       p.output = data<scalar_t>(results.output) + d * shape.R;
       p.h_n = direction_of<scalar_t>(results.h_n, d, true);
       p.gates = direction_of<scalar_t>(results.gates, d, shape.has_gates(results.gates));
       p.c = direction_of<scalar_t>(results.c, d, has_c);
       p.c_n = direction_of<scalar_t>(results.c_n, d, has_c);
     }
-    const auto& kernel = kernels_for<scalar_t>()->forward[int(shape.cell)];
-    run_kernels(kernel, passes, order_of_directions(kernel, passes), {"forward", shape, dtype});
-  });
-  return converted(results, args.input.scalar_type());
+  }
+};
+
+ForwardResults forward_cpu(const ForwardArguments& args) {
+  const ForwardLayer layer(args);
+  const LayerShape& shape = layer.shape;
+  if (shape.N > 0) {
+    for_dtype(layer.dtype, [&](auto number) {
+      using scalar_t = decltype(number);
+      std::vector<FwdParams<scalar_t>> passes;
+      layer.append_passes(&passes, threads_for(shape, double(shape.D), double(shape.N)));
+      const auto& kernel = kernels_for<scalar_t>()->forward[int(shape.cell)];
+      run_kernels(kernel, passes, order_of_directions(kernel, passes),
+                  {"forward", shape, layer.dtype, 1});
+    });
+  }
+  return converted(layer.results, args.input.scalar_type());
 }
 
 // Where the gradients that a layer's direction is given are not zero. Layers that hand gradients to
-// each other by lane must come to the same lanes: so all of them go by the gradient of the stack's
-// output, and count each final state if there are gradients of some.
+// each other by lane, or are run together, must come to the same lanes: so all of them go by the
+// gradient of the stack's output, and count each final state if there are gradients of some.
 Losses losses_of(const BackwardArguments& args, const BackwardTensors& tensors,
-                 const LayerShape& shape, int64_t d) {
+                 const LayerShape& shape, int64_t d, bool in_stack) {
   const auto rows = [](const OptionalTensor& tensor, int64_t first, int64_t ld, int64_t columns) {
     if (!tensor.has_value() || tensor->numel() == 0) return GradientRows();
     const int64_t element = tensor->element_size();
@@ -249,61 +138,91 @@ Losses losses_of(const BackwardArguments& args, const BackwardTensors& tensors,
                        shape.D * shape.R, shape.R);
   losses.h_n = rows(tensors.d_h_n, d * shape.B * shape.R, shape.R, shape.R);
   losses.c_n = rows(tensors.d_c_n, d * shape.B * shape.H, shape.H, shape.H);
-  losses.all_ends = (args.grad_by_lane || args.input_by_lane) &&
+  losses.all_ends = (args.grad_by_lane || args.input_by_lane || in_stack) &&
                     (args.grad_h_n.has_value() || args.grad_c_n.has_value());
   return losses;
 }
 
-BackwardResults backward_cpu(const BackwardArguments& args) {
-  const LayerShape shape = check_backward(args, HalfTypes::kBoth);
-  const at::ScalarType dtype = kernel_dtype(args.input.scalar_type());
-  BackwardTensors tensors(args);
-  tensors.convert(dtype);
-  const Tensor closed = tensors.kappa.has_value() ? tensors.kappa->eq(0) : Tensor();
-  const OwnedLayout layout(shape, args);
-  Cuts cuts{args.k1,
+// A layer's backward pass, likewise.
+struct BackwardLayer {
+  LayerShape shape;
+  at::ScalarType dtype;
+  BackwardTensors tensors;
+  BackwardResults results;
+  OwnedLayout layout;
+  Cuts cuts;
+  std::vector<std::vector<Lane>> lanes;
+  int64_t lane_rows = 0;
+  Span span;
+  bool sums = false;  // over lanes that share steps
+  bool steps_are_left_out = false;
+  std::array<bool, 4> needs;
+  bool grad_by_lane, input_by_lane;
+
+  // In a stack, all layers have the lanes of the top one; a gradient comes to each of their steps
+  // from the layer `above`.
+  explicit BackwardLayer(const BackwardArguments& args, bool in_stack = false,
+                         const BackwardLayer* above = nullptr)
+      : shape(check_backward(args, HalfTypes::kBoth)),
+        dtype(kernel_dtype(args.input.scalar_type())),
+        tensors(args),
+        layout(shape, args),
+        needs{args.needs[0], args.needs[1], args.needs[2], args.needs[3]},
+        grad_by_lane(args.grad_by_lane),
+        input_by_lane(args.input_by_lane) {
+    tensors.convert(dtype);
+    if (tensors.kappa.has_value()) closed_ = tensors.kappa->eq(0);
+    cuts = {args.k1,
             args.k2,
             args.last_only,
             args.first_window,
             args.num_windows,
             rows_of<bool>(tensors.resets),
-            closed.defined() ? closed.const_data_ptr<bool>() : nullptr};
-  cuts.limit_to(shape.T);
-  const Span span = span_of(shape.T, cuts);
-  std::vector<std::vector<Lane>> lanes;  // of each direction
-  bool in_each_row = true;
-  int64_t lane_rows = 0;
-  for (int64_t d = 0; d < shape.D; ++d) {
-    const Losses losses = losses_of(args, tensors, shape, d);
-    lanes.push_back(make_lanes(layout.layout, d == 0 ? 1 : -1, cuts, &losses));
-    lane_rows += count_rows(lanes[d]);
-    in_each_row = in_each_row && count_rows(lanes[d]) == shape.N;
+            closed_.defined() ? closed_.const_data_ptr<bool>() : nullptr};
+    cuts.limit_to(shape.T);
+    span = span_of(shape.T, cuts);
+    if (above) {
+      lanes = above->lanes;
+      for (Lane& lane : lanes[0]) {
+        lane.loss_begin = 0;
+        lane.loss_end = lane.steps;
+      }
+    } else {
+      make_own_lanes(args, in_stack);
+    }
+    bool in_each_row = true;
+    for (const std::vector<Lane>& each : lanes) {
+      lane_rows += count_rows(each);
+      in_each_row = in_each_row && count_rows(each) == shape.N;
+    }
+    check_grad_by_lane(args, shape, lane_rows);
+
+    // Only where lanes share steps is there a sum over them, which the kernel begins with zeros in
+    // each row of the span. Else it fills the rows that lanes come to: the others, and the initial
+    // states that no lane begins with, have no gradient.
+    const bool has_rows_of_all =
+        span.end - span.begin == shape.T || args.input_by_lane || !args.needs[0];
+    sums = cuts.overlapping() && !(has_rows_of_all && are_apart(layout.layout, 1, lanes[0]));
+    const bool states_are_sums = args.resets.has_value() || sums || !in_each_row;
+    steps_are_left_out = !sums && !args.input_by_lane && !in_each_row;
+    const auto options = tensors.input.options();
+    results = make_backward_results(
+        args, d_input_sizes(args, shape, layout, span, lane_rows),
+        [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, options); },
+        [&](const std::vector<int64_t>& sizes) {
+          return states_are_sums ? at::zeros(sizes, options) : at::empty(sizes, options);
+        });
+    if (lane_rows == 0) {
+      zero(results);
+    } else if (steps_are_left_out) {
+      results.d_input.zero_();
+    }
   }
-  check_grad_by_lane(args, shape, lane_rows);
 
-  // Only where lanes share steps is there a sum over them, which the kernel begins with zeros in
-  // each row of the span. Else it fills the rows that lanes come to: the others, and the initial
-  // states that no lane begins with, have no gradient.
-  const bool has_rows_of_all =
-      span.end - span.begin == shape.T || args.input_by_lane || !args.needs[0];
-  const bool sums =
-      cuts.overlapping() && !(has_rows_of_all && are_apart(layout.layout, 1, lanes[0]));
-  const bool states_are_sums = args.resets.has_value() || sums || !in_each_row;
-  const bool steps_are_left_out = !sums && !args.input_by_lane && !in_each_row;
-  const auto options = tensors.input.options();
-  const auto empty = [&](const std::vector<int64_t>& sizes) { return at::empty(sizes, options); };
-  const auto state = [&](const std::vector<int64_t>& sizes) {
-    return states_are_sums ? at::zeros(sizes, options) : at::empty(sizes, options);
-  };
-  BackwardResults results = make_backward_results(
-      args, d_input_sizes(args, shape, layout, span, lane_rows), empty, state);
-  if (lane_rows == 0) return converted(zero(results), args.input.scalar_type());
-  if (steps_are_left_out) results.d_input.zero_();
-
-  const bool has_c = shape.has_cell_state(), needs_input = args.needs[0];
-  for_dtype(dtype, [&](auto number) {
-    using scalar_t = decltype(number);
-    std::vector<BwdParams<scalar_t>> passes;
+  // A pass for each direction in which there is anything to do.
+  template <typename scalar_t>
+  void append_passes(std::vector<BwdParams<scalar_t>>* passes, int threads) const {
+    const bool has_c = shape.has_cell_state();
     for (int64_t d = 0; d < shape.D; ++d) {
       if (lanes[d].empty()) {
         for (int64_t i = 0; i < shape.weights_per_direction(); ++i) {
@@ -311,27 +230,26 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
         }
         continue;
       }
-      BwdParams<scalar_t>& p = passes.emplace_back();
-      fill_common(&p, shape, layout.layout, cuts.resets, lanes[d], tensors, d,
-                  threads_for(shape, 2, double(lane_rows)));
+      BwdParams<scalar_t>& p = passes->emplace_back();
+      fill_common(&p, shape, layout.layout, cuts.resets, lanes[d], tensors, d, threads);
       p.output = const_data<scalar_t>(tensors.output) + d * shape.R;
       p.gates = shape.has_gates(tensors.gates) ? direction_of<scalar_t>(tensors.gates, d) : nullptr;
       p.c = has_c ? direction_of<scalar_t>(tensors.c, d) : nullptr;
       const scalar_t* d_out = rows_of<scalar_t>(tensors.d_output);
-      (args.grad_by_lane ? p.d_lanes : p.d_output) = d_out ? d_out + d * shape.R : nullptr;
+      (grad_by_lane ? p.d_lanes : p.d_output) = d_out ? d_out + d * shape.R : nullptr;
       p.d_h_n = direction_of<scalar_t>(tensors.d_h_n, d);
       p.d_c_n = has_c ? direction_of<scalar_t>(tensors.d_c_n, d) : nullptr;
-      p.d_input = needs_input ? data<scalar_t>(results.d_input) : nullptr;
-      p.d_input_by_lane = args.input_by_lane;
+      p.d_input = needs[0] ? data<scalar_t>(results.d_input) : nullptr;
+      p.d_input_by_lane = input_by_lane;
       p.accumulate_d_input = d > 0;
       p.kappa = rows_of<scalar_t>(tensors.kappa);
       p.mask = rows_of<scalar_t>(tensors.mask);
       p.overlapping = sums;
       p.begin = span.begin;
       p.end = span.end;
-      p.d_hx = direction_of<scalar_t>(results.d_hx, d, args.needs[1]);
-      p.d_cx = direction_of<scalar_t>(results.d_cx, d, args.needs[2]);
-      if (args.needs[3]) {
+      p.d_hx = direction_of<scalar_t>(results.d_hx, d, needs[1]);
+      p.d_cx = direction_of<scalar_t>(results.d_cx, d, needs[2]);
+      if (needs[3]) {
         const std::vector<Tensor>& d_weights = results.d_weights;
         p.d_w_ih = data<scalar_t>(shape.w_ih(d_weights, d));
         p.d_w_hh = data<scalar_t>(shape.w_hh(d_weights, d));
@@ -340,23 +258,143 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
         p.d_w_hr = shape.has_projection ? data<scalar_t>(shape.w_hr(d_weights, d)) : nullptr;
       }
     }
-    if (passes.empty()) return;
-    const auto& kernel = kernels_for<scalar_t>()->backward[int(shape.cell)];
-    const Order order = args.input_by_lane ? Order::kOneByOne : order_of_directions(kernel, passes);
-    Tensor d_input_reverse;
-    if (order == Order::kSideBySide && needs_input) {
-      d_input_reverse = at::empty_like(results.d_input);
-      if (steps_are_left_out) d_input_reverse.zero_();
-      passes[1].d_input = data<scalar_t>(d_input_reverse);
-      passes[1].accumulate_d_input = false;
+  }
+
+ private:
+  void make_own_lanes(const BackwardArguments& args, bool in_stack) {
+    for (int64_t d = 0; d < shape.D; ++d) {
+      const Losses losses = losses_of(args, tensors, shape, d, in_stack);
+      lanes.push_back(make_lanes(layout.layout, d == 0 ? 1 : -1, cuts, &losses));
     }
-    run_kernels(kernel, passes, order, {"backward", shape, dtype});
-    if (d_input_reverse.defined()) results.d_input.add_(d_input_reverse);
-  });
-  return converted(results, args.input.scalar_type());
+  }
+
+  Tensor closed_;  // where kappa is 0
+};
+
+BackwardResults backward_cpu(const BackwardArguments& args) {
+  const BackwardLayer layer(args);
+  const LayerShape& shape = layer.shape;
+  const Tensor& d_input = layer.results.d_input;
+  if (layer.lane_rows > 0) {
+    for_dtype(layer.dtype, [&](auto number) {
+      using scalar_t = decltype(number);
+      std::vector<BwdParams<scalar_t>> passes;
+      layer.append_passes(&passes, threads_for(shape, 2, double(layer.lane_rows)));
+      const auto& kernel = kernels_for<scalar_t>()->backward[int(shape.cell)];
+      const Order order =
+          args.input_by_lane ? Order::kOneByOne : order_of_directions(kernel, passes);
+      Tensor d_input_reverse;
+      if (order == Order::kSideBySide && layer.needs[0]) {
+        d_input_reverse = at::empty_like(d_input);
+        if (layer.steps_are_left_out) d_input_reverse.zero_();
+        passes[1].d_input = data<scalar_t>(d_input_reverse);
+        passes[1].accumulate_d_input = false;
+      }
+      run_kernels(kernel, passes, order, {"backward", shape, layer.dtype, 1});
+      if (d_input_reverse.defined()) d_input.add_(d_input_reverse);
+    });
+  }
+  return converted(layer.results, args.input.scalar_type());
+}
+
+// Whether layers are run by one call. It holds on to what lies between them, `columns` wide, which
+// only short sequences have room for.
+bool run_together(const Options& net, const Tensor& input, int64_t columns) {
+  constexpr int64_t kMostBetween = 4 << 20;  // bytes
+  const int64_t rows = input.numel() / std::max<int64_t>(input.size(-1), 1);
+  const int64_t between = net.num_layers * rows * columns * input.element_size();
+  return net.num_layers > 1 && net.directions == 1 && between <= kMostBetween && rows > 0 &&
+         kernel_dtype(input.scalar_type()) == input.scalar_type();
+}
+
+template <typename Layers>
+std::vector<decltype(Layers::value_type::results)> results_of(const Layers& layers) {
+  std::vector<decltype(Layers::value_type::results)> results;
+  for (const auto& layer : layers) results.push_back(layer.results);
+  return results;
 }
 
 }  // namespace
+
+std::vector<ForwardResults> forward_stack_cpu(const Options& net, const Tensor& input,
+                                              const Context& context, TensorList weights,
+                                              bool keep_gates) {
+  if (net.dropout > 0 || !run_together(net, input, weights[1].size(-1))) return {};
+  RECORD_FUNCTION("fastbptt::rnn_fwd", std::vector<c10::IValue>());
+  std::deque<ForwardLayer> layers;
+  for (int64_t i = 0; i < net.num_layers; ++i) {
+    const OptionalTensor hx = of_layer(context.hx, net, i), cx = of_layer(context.cx, net, i);
+    layers.emplace_back(ForwardArguments{
+        {i == 0 ? input : layers[i - 1].results.output, hx, cx, of_layer(weights, net, i),
+         net.has_biases, context.batch_sizes, net.batch_first, name_of(net.cell), context.resets},
+        keep_gates});
+  }
+  const LayerShape& shape = layers.back().shape;
+  for_dtype(layers[0].dtype, [&](auto number) {
+    using scalar_t = decltype(number);
+    std::vector<FwdParams<scalar_t>> passes;
+    const int threads = threads_for(shape, double(net.num_layers), double(shape.N));
+    for (const ForwardLayer& layer : layers) layer.append_passes(&passes, threads);
+    const auto& kernel = kernels_for<scalar_t>()->forward[int(shape.cell)];
+    run_kernels(kernel, passes, order_of_layers(kernel, passes),
+                {"forward", shape, layers[0].dtype, net.num_layers});
+  });
+  return results_of(layers);
+}
+
+std::vector<BackwardResults> backward_stack_cpu(const Options& net, const Context& context,
+                                                const TensorVector& grads, TensorList weights,
+                                                TensorList kept, TensorList masks,
+                                                const std::vector<c10::List<bool>>& needs) {
+  if (net.k2 > net.k1 || !run_together(net, kept[0], weights[1].size(-1))) return {};
+  RECORD_FUNCTION("fastbptt::rnn_bwd", std::vector<c10::IValue>());
+  std::deque<BackwardLayer> layers;  // from the top
+  for (int64_t i = net.num_layers - 1; i >= 0; --i) {
+    const BackwardLayer* above = layers.empty() ? nullptr : &layers.back();
+    const Tensor* const layer = &kept[i * kKeptByLayer];
+    const OptionalTensor hx = of_layer(context.hx, net, i), cx = of_layer(context.cx, net, i);
+    const OptionalTensor grad_output = optional(above ? above->results.d_input : grads[0]);
+    const OptionalTensor grad_h_n = of_layer(optional(grads[1]), net, i);
+    const OptionalTensor grad_c_n = of_layer(optional(grads[2]), net, i);
+    const OptionalTensor mask =
+        i > 0 && !masks.empty() ? OptionalTensor(masks[i - 1]) : std::nullopt;
+    const OptionalTensor none;
+    layers.emplace_back(
+        BackwardArguments{{layer[0], hx, cx, of_layer(weights, net, i), net.has_biases,
+                           context.batch_sizes, net.batch_first, name_of(net.cell), context.resets},
+                          grad_output,
+                          grad_h_n,
+                          grad_c_n,
+                          layer[1],
+                          layer[2],
+                          layer[3],
+                          needs[i],
+                          net.k1,
+                          net.k2,
+                          net.last_only && !above,
+                          context.kappa,
+                          mask,
+                          0,
+                          0,
+                          false,
+                          false,
+                          none},
+        true, above);
+    if (layers.back().lane_rows == 0) return {};
+  }
+  const LayerShape& shape = layers[0].shape;
+  for_dtype(layers[0].dtype, [&](auto number) {
+    using scalar_t = decltype(number);
+    std::vector<BwdParams<scalar_t>> passes;
+    const int threads =
+        threads_for(shape, 2.0 * double(net.num_layers), double(layers[0].lane_rows));
+    for (const BackwardLayer& layer : layers) layer.append_passes(&passes, threads);
+    const auto& kernel = kernels_for<scalar_t>()->backward[int(shape.cell)];
+    run_kernels(kernel, passes, order_of_layers(kernel, passes),
+                {"backward", shape, layers[0].dtype, net.num_layers});
+  });
+  return results_of(layers);
+}
 
 void release_workspace() { workspace.release(); }
 

@@ -407,41 +407,36 @@ struct Backward {
     }
   }
 
-  // Where dx is that of rounded d: a block's rows of it.
-  void round_d(const Block<acc_t>& block, bool wants_input_gradient, Team& team) const {
+  // dx of some rows of a block.
+  void input_gradient(const Block<acc_t>& block, Range rows, Team& team) const {
+    const int64_t count = rows.end - rows.begin;
     if constexpr (kRoundsD) {
-      if (!wants_input_gradient) return;
       team.run([&](const Worker& worker) {
-        d_rows.gather(share(block.num_rows, worker.id, worker.count),
-                      [&](int64_t r) { return block.d + r * stride; });
+        d_rows.gather(share(count, worker.id, worker.count),
+                      [&](int64_t r) { return block.d + (rows.begin + r) * stride; });
       });
     }
+    const int64_t* const to_row = p.overlapping ? block.sum_rows : block.rows;
+    team.run([&](const Worker& worker) {
+      const auto [mine, panels] = share_product(count, w_ih, worker);
+      const auto finish = [&](int64_t i, int64_t column, auto columns, V sum) {
+        const int64_t r = rows.begin + i;
+        const int64_t row = p.d_input_by_lane ? block.lane_row + r : to_row[r];
+        scalar_t* to = p.d_input + row * p.I + column;
+        if (p.mask) sum *= load_first(p.mask + block.rows[r] * p.I + column, columns);
+        if (p.accumulate_d_input) sum += load_first(to, columns);
+        store_first(to, sum, columns);
+      };
+      if constexpr (kRoundsD) {
+        gemm_rows(d_rows.rows, d_rows.stride, w_ih, mine, panels, finish);
+      } else {
+        gemm_rows(block.d + rows.begin * stride, stride, w_ih, mine, panels, finish);
+      }
+    });
   }
 
-  // dx of a block of rows, for a share of them: row r goes to row row_to(r) of d_input.
-  template <typename RowTo>
-  void input_gradient(const Block<acc_t>& block, RowTo&& row_to, const Worker& worker) const {
-    const auto [rows, panels] = share_product(block.num_rows, w_ih, worker);
-    const auto finish = [&](int64_t r, int64_t column, auto count, V sum) {
-      scalar_t* to = p.d_input + row_to(r) * p.I + column;
-      if (p.mask) sum *= load_first(p.mask + block.rows[r] * p.I + column, count);
-      if (p.accumulate_d_input) sum += load_first(to, count);
-      store_first(to, sum, count);
-    };
-    if constexpr (kRoundsD) {
-      gemm_rows(d_rows.rows, d_rows.stride, w_ih, rows, panels, finish);
-    } else {
-      gemm_rows(block.d, stride, w_ih, rows, panels, finish);
-    }
-  }
-
-  // The products of a finished block of rows: dx for a share of its rows, and its part of the
-  // weights' gradients for a share of the units.
+  // The part that a finished block of rows has in the weights' gradients, for a share of the units.
   void add_products(const Block<acc_t>& block, bool first_block, const Worker& worker) const {
-    if (p.d_input && !p.d_input_by_lane) {
-      const int64_t* to = p.overlapping ? block.sum_rows : block.rows;
-      input_gradient(block, [&](int64_t r) { return to[r]; }, worker);
-    }
     if (!p.d_w_ih) return;
     for_each_tile(0, block.num_rows, kBlockRows, [&](int64_t first, int64_t count) {
       add_weight_gradients(block, {first, first + count}, first_block && first == 0, worker);

@@ -96,10 +96,13 @@ struct Forward {
     return by_time && !p.resets && (!p.layout.offsets || p.direction > 0);
   }
 
+  // Whether `pre` may be made for some steps at a time.
+  bool goes_in_pieces() const { return in_blocks() || has_rows_in_order(); }
+
   // The last step of the block that begins with `begin`. Where `pre` is not kept apart, blocks have it
   // read while it is still in the cache.
   int64_t block_end(int64_t begin) const {
-    if (!in_blocks() && !has_rows_in_order()) return p.lanes[0].steps;
+    if (!goes_in_pieces()) return p.lanes[0].steps;
     const Share all = everyone(p);
     int64_t end = begin, rows = 0;
     while (end < p.lanes[0].steps && rows < kBlockRows) rows += all.active_at(end++);

@@ -1,6 +1,7 @@
 // The kernels of one instruction set, and the choice of the set that runs.
 #pragma once
 
+#include <deque>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "cpu/numbers.h"
 #include "cpu/split.h"
 #include "cpu/team.h"
+#include "cpu/waves.h"
 #include "params.h"
 
 namespace fastbptt {
@@ -17,10 +19,14 @@ template <typename Params>
 struct Kernel {
   int64_t (*workspace)(const Params& p);  // bytes
   StepWork (*work_of_step)(const Params& p);
+  // Whether the pass can wait in its midst for its input to go on.
+  bool (*goes_in_pieces)(const Params& p);
   // What the thread that leads a team runs.
   void (*run)(const Params& p, Team& team);
   // The same for several passes that do not depend on each other, each of which has one thread.
   void (*run_side_by_side)(const std::vector<Params>& passes, Team& team);
+  // The same for passes that go in pieces, each of which reads what the one before gives.
+  void (*run_in_waves)(const std::vector<Params>& passes, Team& team);
 };
 
 template <typename scalar_t>

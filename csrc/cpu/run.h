@@ -1,13 +1,17 @@
-// The passes as a team runs them, block by block: one, or several side by side.
+// The passes as a team runs them, piece by piece: one, or several side by side.
 #pragma once
 
 #include "cpu/backward.h"
 #include "cpu/forward.h"
+#include "cpu/waves.h"
 
 namespace fastbptt {
 namespace {
 
-// The forward pass of one direction, a block of steps at a time.
+constexpr int64_t kAllSteps = INT64_MAX;
+
+// The forward pass of one direction, a piece after another: some of a block's steps, with all that
+// they need.
 template <typename Cell, typename scalar_t>
 class ForwardRun {
  public:
@@ -20,9 +24,8 @@ class ForwardRun {
         pass_(p, Arena{static_cast<char*>(p.workspace)}, split_) {}
 
   static StepWork work_of(const Params& p) { return work_of_step(p, p.R, p.H, Cell::kGates); }
-  static int64_t workspace(const Params& p) {
-    return Forward<Cell, scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
-  }
+  static int64_t workspace(const Params& p) { return of_one(p).bytes; }
+  static bool goes_in_pieces(const Params& p) { return of_one(p).goes_in_pieces(); }
 
   // What the steps need: to be called first.
   [[gnu::noinline]] void start(Team& team) {
@@ -31,20 +34,26 @@ class ForwardRun {
   }
   bool is_done() const { return at_.step == p_.lanes[0].steps; }
 
-  [[gnu::noinline]] void run_block(Team& team) {
+  // Takes at most so many steps, where the pass goes in pieces.
+  [[gnu::noinline]] void run_piece(Team& team, int64_t most_steps = kAllSteps) {
     const int64_t stretch = steps_between_changes(split_, work_);
-    const int64_t block_end = pass_.block_end(at_.step);
-    pass_.project_input(at_.step, block_end, team);
+    const int64_t piece_end = at_.step + min(most_steps, pass_.block_end(at_.step) - at_.step);
+    pass_.project_input(at_.step, piece_end, team);
     at_.first_row = 0;
-    while (at_.step < block_end) {
-      const int64_t end = min(block_end, at_.step + stretch);
+    while (at_.step < piece_end) {
+      const int64_t end = min(piece_end, at_.step + stretch);
       team.run_together([&](Parts parts) { pass_.run_steps(shares_, parts, at_, end); });
       pass_.advance(&at_, end);
     }
   }
+  // There are no products to come.
+  bool owes_products() const { return false; }
+  void run_products(const Worker&) const {}
   void finish(Team&) {}
 
  private:
+  static Forward<Cell, scalar_t> of_one(const Params& p) { return {p, Arena{nullptr}, {1, 1}}; }
+
   const Params& p_;
   const StepWork work_;
   const Split split_;
@@ -53,7 +62,8 @@ class ForwardRun {
   typename Forward<Cell, scalar_t>::Progress at_;
 };
 
-// The backward pass of one direction, a block of steps at a time.
+// The backward pass of one direction, a piece after another: some of a block's steps and their
+// gradient of the input. When a block is done its part in the weights' gradients is owed.
 template <typename Cell, typename scalar_t>
 class BackwardRun {
  public:
@@ -70,6 +80,7 @@ class BackwardRun {
   static int64_t workspace(const Params& p) {
     return Backward<Cell, scalar_t>(p, Arena{nullptr}, {1, 1}).bytes;
   }
+  static bool goes_in_pieces(const Params& p) { return !p.overlapping; }
 
   // What the steps need: to be called first.
   [[gnu::noinline]] void start(Team& team) {
@@ -81,33 +92,30 @@ class BackwardRun {
   }
   bool is_done() const { return at_.end == 0; }
 
-  [[gnu::noinline]] void run_block(Team& team) {
+  // Takes at most so many steps.
+  [[gnu::noinline]] void run_piece(Team& team, int64_t most_steps = kAllSteps) {
     const int64_t stretch = steps_between_changes(split_, work_);
-    Block<acc_t>& block = pass_.blocks[turn_];
-    turn_ ^= 1;
-    pass_.start_block(&block, pass_.block_begin(at_.end), at_.end, lane_row_);
-    team.run([&](const Worker& worker) { pass_.find_rows(block, worker); });
-    if (pass_.recomputes()) {
-      team.run([&](const Worker& worker) { pass_.recompute(block, worker); });
-    }
-    at_.first_row = 0;
-    while (at_.end > block.begin) {
-      const int64_t begin = max(block.begin, at_.end - stretch);
+    if (!block_ || at_.end == block_->begin) start_block(team);
+    const Block<acc_t>& block = *block_;
+    const int64_t piece_begin = at_.end - min(most_steps, at_.end - block.begin);
+    const int64_t first_row = at_.first_row;
+    while (at_.end > piece_begin) {
+      const int64_t begin = max(piece_begin, at_.end - stretch);
       team.run_together([&](Parts parts) { pass_.run_steps(shares_, parts, block, at_, begin); });
       pass_.advance(&at_, block, begin);
     }
-    pass_.round_d(block, p_.d_input && (p_.d_input_by_lane || !p_.overlapping), team);
-    team.run([&](const Worker& worker) {
-      if (p_.d_input && p_.d_input_by_lane) {
-        pass_.input_gradient(block, [&](int64_t r) { return lane_row_ + r; }, worker);
-      }
-      if (p_.overlapping) {
-        pass_.sum.add(block, worker);
-      } else {
-        pass_.add_products(block, lane_row_ == 0, worker);
-      }
-    });
-    lane_row_ += block.num_rows;
+    if (p_.d_input && (p_.d_input_by_lane || !p_.overlapping)) {
+      pass_.input_gradient(block, {first_row, at_.first_row}, team);
+    }
+  }
+  bool owes_products() const { return block_ && at_.end == block_->begin; }
+  // For a share of the units. The next block is only begun when all shares are done.
+  void run_products(const Worker& worker) const {
+    if (p_.overlapping) {
+      pass_.sum.add(*block_, worker);
+    } else {
+      pass_.add_products(*block_, block_->lane_row == 0, worker);
+    }
   }
 
   // What is left when all steps are taken.
@@ -125,6 +133,17 @@ class BackwardRun {
  private:
   using acc_t = Accumulator<scalar_t>;
 
+  void start_block(Team& team) {
+    const int64_t lane_row = block_ ? block_->lane_row + block_->num_rows : 0;
+    block_ = &pass_.blocks[block_ == &pass_.blocks[0]];
+    pass_.start_block(block_, pass_.block_begin(at_.end), at_.end, lane_row);
+    team.run([&](const Worker& worker) { pass_.find_rows(*block_, worker); });
+    if (pass_.recomputes()) {
+      team.run([&](const Worker& worker) { pass_.recompute(*block_, worker); });
+    }
+    at_.first_row = 0;
+  }
+
   void finish_overlapping(Team& team) {
     team.run([&](const Worker& worker) {
       if (p_.d_hx) {
@@ -137,7 +156,9 @@ class BackwardRun {
       }
     });
     pass_.sum.for_each_block([&](const auto& block, bool first_block) {
-      pass_.round_d(block, p_.d_input && !p_.d_input_by_lane, team);
+      if (p_.d_input && !p_.d_input_by_lane) {
+        pass_.input_gradient(block, {0, block.num_rows}, team);
+      }
       team.run([&](const Worker& worker) { pass_.add_products(block, first_block, worker); });
     });
   }
@@ -148,15 +169,19 @@ class BackwardRun {
   Backward<Cell, scalar_t> pass_;
   std::vector<Share> shares_;
   typename Backward<Cell, scalar_t>::Progress at_;
-  int turn_ = 0;          // of the two blocks
-  int64_t lane_row_ = 0;  // rows of the blocks before
+  Block<acc_t>* block_ = nullptr;  // the one that was begun last
 };
 
 template <typename Run>
 void run_pass(const typename Run::Params& p, Team& team) {
   Run run(p, team.parts());
   run.start(team);
-  while (!run.is_done()) run.run_block(team);
+  while (!run.is_done()) {
+    run.run_piece(team);
+    if (run.owes_products()) {
+      team.run([&](const Worker& worker) { run.run_products(worker); });
+    }
+  }
   run.finish(team);
 }
 
@@ -169,6 +194,29 @@ void run_side_by_side(const std::vector<typename Run::Params>& passes, Team& tea
     for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < passes.size();) {
       Team alone;
       run_pass<Run>(passes[i], alone);
+    }
+  });
+}
+
+// Passes that each depend on the one before, likewise: see Waves.
+template <typename Run>
+void run_in_waves(const std::vector<typename Run::Params>& passes, Team& team) {
+  const typename Run::Params& first = passes[0];
+  const int64_t piece = steps_of_piece(first.lanes[0].steps, Run::work_of(first));
+  std::deque<Run> runs;
+  for (const typename Run::Params& p : passes) runs.emplace_back(p, 1);
+  Waves waves(int(passes.size()), team.parts());
+  team.run([&](const Worker&) {
+    Team alone;
+    for (Waves::Task task; (task = waves.next()).kind != Waves::Kind::kNothing;) {
+      Run& run = runs[task.pass];
+      switch (task.kind) {
+        case Waves::Kind::kStart: run.start(alone); break;
+        case Waves::Kind::kPiece: run.run_piece(alone, piece); break;
+        case Waves::Kind::kProducts: run.run_products({task.part, team.parts(), nullptr}); break;
+        default: run.finish(alone);
+      }
+      waves.complete(task, run.is_done(), run.owes_products());
     }
   });
 }

@@ -162,8 +162,12 @@ Share everyone(const LayerParams<scalar_t>& p) {
 // A recurrence whose step multiplies K values by the gates of `units` units.
 template <typename scalar_t>
 StepWork work_of_step(const LayerParams<scalar_t>& p, int64_t K, int64_t units, int64_t gates) {
-  return {p.num_lanes, K, ceil_div(units, kLanes<scalar_t>), gates,
-          kLanes<scalar_t> * int(sizeof(scalar_t))};
+  return {p.num_lanes,
+          K,
+          ceil_div(units, kLanes<scalar_t>),
+          gates,
+          kLanes<scalar_t> * int(sizeof(scalar_t)),
+          tile_rows<scalar_t>(kStripVecs)};
 }
 
 // Unit vectors in a panel: as many as a tile takes, fewer where the units are shared.

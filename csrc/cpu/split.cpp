@@ -7,10 +7,16 @@ namespace {
 
 // A rough machine, in cycles; only ratios matter. Vectors of weights that a core reads a cycle by
 // the size of its share: from the first, the second and the last cache.
+constexpr double kCoreCache = 768 << 10;  // bytes of the second that weights may fill
+constexpr double kBytesPerCycle = 14;     // from the last
+
 double vectors_per_cycle(double bytes, int vec_bytes) {
-  const double rate = bytes <= (32 << 10) ? 128 : bytes <= (768 << 10) ? 48 : 14;
+  const double rate = bytes <= (32 << 10) ? 128 : bytes <= kCoreCache ? 48 : kBytesPerCycle;
   return std::min(2.0, rate / vec_bytes);
 }
+
+// Tiles that a piece's rows fill: enough that what begins and ends a piece costs little.
+constexpr int64_t kTilesOfPiece = 2;
 
 // A barrier: the transfer of one cache line, and of one more for each further thread.
 constexpr double kBarrierCycles = 400, kFurtherArrivalCycles = 100;
@@ -51,11 +57,34 @@ Split choose_split(int parts, const StepWork& work) {
   return best;
 }
 
+// Beyond what is certain to be worth it.
+constexpr double kLeastGain = 1.1;
+
 bool pays_side_by_side(int passes, int parts, const StepWork& work) {
   if (passes == 1 || parts == 1) return false;
-  constexpr double kLeastGain = 1.1;
   const double one = split_cycles({1, 1}, work) / std::min(passes, parts);
   return kLeastGain * one < split_cycles(choose_split(parts, work), work);
+}
+
+int64_t steps_of_piece(int64_t steps, const StepWork& work) {
+  constexpr int64_t kPieces = 16;
+  const int64_t least = ceil_div(kTilesOfPiece * work.tile_rows, work.rows);
+  return ceil_div(std::max(steps / kPieces, least), least) * least;
+}
+
+bool pays_in_waves(int passes, int parts, int64_t steps, const StepWork& work) {
+  if (passes == 1 || parts == 1) return false;
+  const int64_t piece = steps_of_piece(steps, work), pieces = ceil_div(steps, piece);
+  const int busy = std::min(passes, parts);
+  // Threads change between passes: where the weights of all have no room in a core's cache, each
+  // piece reads those of its pass, W_hh and W_ih, from the last one.
+  const double bytes = 2.0 * work.K * work.unit_vecs * work.gates * work.vec_bytes;
+  const double read = bytes * passes > kCoreCache ? bytes / kBytesPerCycle : 0;
+  const double one = piece * split_cycles({1, 1}, work) + read;
+  // The last of the threads begins when each pass before its own has made a piece.
+  const double waves = one * (double(pieces) * passes / busy + (busy - 1) / 2.0);
+  const double each = steps * split_cycles(choose_split(parts, work), work) * passes;
+  return kLeastGain * waves < each;
 }
 
 int64_t steps_between_changes(Split split, const StepWork& work) {

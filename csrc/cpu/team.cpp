@@ -107,6 +107,10 @@ void Barrier::await() const {
   }
 }
 
+void await_change(const std::atomic<uint32_t>& count, uint32_t seen, int team) {
+  wait_until(team, [&] { return count.load(std::memory_order_acquire) != seen; });
+}
+
 int Team::members() const {
   if (!open_) return 1;
   return 1 + std::min({waiting_.value.load(std::memory_order_acquire), parts_ - 1, kMostTasks - 1});

@@ -41,6 +41,9 @@ struct Parts {
   int begin, end;
 };
 
+// Waits until a count is another than the one seen, as the threads of a team of so many wait for each other.
+void await_change(const std::atomic<uint32_t>& count, uint32_t seen, int team);
+
 class Team {
  public:
   Team() : Team(1, &own_arrivals_) {}  // of the calling thread, with one part
