@@ -1,10 +1,10 @@
 // A whole network, every layer and direction of one module call, as one autograd node.
 //
 // Truncation is defined on the network, not on a layer, so the node spans the stack. The forward pass
-// is an operator per layer, the backward pass one operator (network_bwd.cpp). The node keeps what the
-// backward pass cannot do without: each layer's input and output, the mask of the dropout between
-// layers, and of a gated cell its activations (for the Elman cell the derivative follows from the
-// output alone). It is a torch::autograd::Function in C++ because the same node in Python costs a short
+// is an operator per layer, the backward pass one operator (network_bwd.cpp); the CPU runs short stacks
+// as a whole. The node keeps what the backward pass cannot do without: each layer's input and output,
+// the mask of the dropout between layers, and of a gated cell its activations (for the Elman cell the
+// derivative follows from the output alone). It is a torch::autograd::Function in C++ because the same node in Python costs a short
 // sequence a third of its time.
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>

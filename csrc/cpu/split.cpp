@@ -5,11 +5,12 @@
 namespace fastbptt {
 namespace {
 
-// A rough machine, in cycles; only ratios matter. Vectors of weights that a core reads a cycle by
-// the size of its share: from the first, the second and the last cache.
-constexpr double kCoreCache = 768 << 10;  // bytes of the second that weights may fill
-constexpr double kBytesPerCycle = 14;     // from the last
+// A rough machine, in cycles; only ratios matter.
+constexpr double kCoreCache = 768 << 10;  // bytes of a core's second cache that weights may fill
+constexpr double kBytesPerCycle = 14;     // from the last cache
 
+// Vectors of weights that a core reads a cycle by the size of its share: from the first, the second
+// and the last cache.
 double vectors_per_cycle(double bytes, int vec_bytes) {
   const double rate = bytes <= (32 << 10) ? 128 : bytes <= kCoreCache ? 48 : kBytesPerCycle;
   return std::min(2.0, rate / vec_bytes);
@@ -57,7 +58,7 @@ Split choose_split(int parts, const StepWork& work) {
   return best;
 }
 
-// Beyond what is certain to be worth it.
+// What another way than steps by all threads must promise.
 constexpr double kLeastGain = 1.1;
 
 bool pays_side_by_side(int passes, int parts, const StepWork& work) {

@@ -1,4 +1,4 @@
-"""Stacks whose layers a team of threads runs together: in waves, or one after another in one call."""
+"""Stacks whose layers are run together: in waves, or one after another by one call."""
 
 from __future__ import annotations
 
