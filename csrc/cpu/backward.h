@@ -292,14 +292,11 @@ struct Backward {
   // Takes steps down to `begin` with some of the parts.
   void run_steps(const std::vector<Share>& shares, Parts parts, const Block<acc_t>& block,
                  Progress at, int64_t begin) const {
-    const auto for_each_share = [&](auto&& fn) {
-      for (int part = parts.begin; part < parts.end; ++part) {
-        if (!shares[part].idle) fn(shares[part]);
-      }
-    };
     while (at.end > begin) {
-      for_each_share([&](const Share& mine) { take_step(mine, block, at); });
-      if (p.w_hr) for_each_share([&](const Share& mine) { project_step(mine, block, at); });
+      for_each_share(shares, parts, [&](const Share& mine) { take_step(mine, block, at); });
+      if (p.w_hr) {
+        for_each_share(shares, parts, [&](const Share& mine) { project_step(mine, block, at); });
+      }
       advance(&at, block, at.end - 1);
     }
   }

@@ -3,9 +3,10 @@
 //   pre = x W_ih^T for many steps at once, into memory that a step overwrites; then step by step
 //   rec_t = h_{t-1} W_hh^T, the cell of pre_t + b and rec_t, and with a projection h_t = W_hr h_t.
 //
-// The Elman cell's `pre` stands in the output, a gated cell's where its activations will be kept. If
-// they are not kept, or would be rounded there, the pass goes in blocks of steps, each with its own
-// `pre`. A row of a block is that of a step and a lane, by step, then by lane.
+// The Elman cell's `pre` stands in the output, a gated cell's where its activations will be kept, or if
+// they are not kept, or would be rounded there, apart, for a block of steps at a time. Else too it is
+// made block by block, where the rows of a block lie side by side. A row of a block is that of a step
+// and a lane, by step, then by lane.
 //
 // The state that a step hands to the next is kept twice: in the output, where rows lie as the
 // layout says, and in a small double buffer [2][lanes][stride] that tiles read with one stride. What
@@ -267,22 +268,18 @@ struct Forward {
 
   // Takes steps up to `end` with some of the parts.
   void run_steps(const std::vector<Share>& shares, Parts parts, Progress at, int64_t end) const {
-    const Share all = everyone(p);
-    const auto for_each_share = [&](auto&& fn) {
-      for (int part = parts.begin; part < parts.end; ++part) {
-        if (!shares[part].idle) fn(shares[part]);
-      }
-    };
     if (at.step == 0 && p.hx) {
-      for_each_share([&](const Share& mine) {
+      for_each_share(shares, parts, [&](const Share& mine) {
         load_hx(mine, state[0] + mine.first_lane * stride, stride * mine.lane_step);
         mine.group.arrive();
       });
     }
-    for (; at.step < end; ++at.step) {
-      for_each_share([&](const Share& mine) { take_step(mine, at); });
-      if (p.w_hr) for_each_share([&](const Share& mine) { project_step(mine, at.step); });
-      if (in_blocks()) at.first_row += all.active_at(at.step);
+    while (at.step < end) {
+      for_each_share(shares, parts, [&](const Share& mine) { take_step(mine, at); });
+      if (p.w_hr) {
+        for_each_share(shares, parts, [&](const Share& mine) { project_step(mine, at.step); });
+      }
+      advance(&at, at.step + 1);
     }
   }
 

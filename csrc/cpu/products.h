@@ -131,31 +131,46 @@ struct OuterProduct {
   template <typename number_t>
   [[gnu::noinline]] void add_few(acc_t* dw, int64_t columns, int first_group, int gates,
                                  const int* order, Range range, const number_t* const* rows) const {
-    constexpr int64_t kAtOnce = 4;
+    constexpr int kAtOnce = 4;
     for (int j = 0; j < gates; ++j) {
-      for (int64_t m = range.begin; m < range.end; m += kAtOnce) {
-        const int64_t height = min(kAtOnce, range.end - m);
-        const acc_t* factors = d + (first_group + j) * units + m;
-        acc_t* to = dw + (order[j] * units + m) * columns;
-        for (int64_t n = 0; n < columns; n += W) {
-          V sums[2][kAtOnce] = {};  // of every other row: shorter sums are more accurate
-          for (int64_t r = 0; r < num_rows; ++r) {
-            if (!rows[r]) continue;
-            const V x = load_first(rows[r] + n, columns - n);
-            for (int64_t i = 0; i < height; ++i) {
-              sums[r % 2][i] +=
-                  x * round_to<operand_t>(Bits<V>::broadcast(factors[r * stride + i]));
-            }
-          }
-          for (int64_t i = 0; i < height; ++i) {
-            acc_t* element = to + i * columns + n;
-            V sum = sums[0][i] + sums[1][i];
-            if (accumulate) sum += load_first(element, columns - n);
-            store_first(element, sum, columns - n);
-          }
-        }
+      const acc_t* factors = d + (first_group + j) * units;
+      acc_t* to = dw + order[j] * units * columns;
+      int64_t m = range.begin;
+      for (; m + kAtOnce <= range.end; m += kAtOnce) {
+        add_to_rows<kAtOnce>(to + m * columns, columns, factors + m, rows);
       }
+      for (; m < range.end; ++m) add_to_rows<1>(to + m * columns, columns, factors + m, rows);
     }
+  }
+
+  // sums[i][n] (+)= sum over r of factors[r][i] rows[r][n]
+  template <int height, typename number_t>
+  void add_to_rows(acc_t* to, int64_t columns, const acc_t* factors,
+                   const number_t* const* rows) const {
+    const auto add = [&](int64_t n, auto count) {
+      V even[height] = {}, odd[height] = {};  // shorter sums are more accurate
+      const auto add_row = [&](V(&sums)[height], int64_t r) {
+        if (!rows[r]) return;
+        const V x = load_first(rows[r] + n, count);
+        for (int i = 0; i < height; ++i) {
+          sums[i] += x * round_to<operand_t>(Bits<V>::broadcast(factors[r * stride + i]));
+        }
+      };
+      for (int64_t r = 0; r + 1 < num_rows; r += 2) {
+        add_row(even, r);
+        add_row(odd, r + 1);
+      }
+      if (num_rows % 2 == 1) add_row(even, num_rows - 1);
+      for (int i = 0; i < height; ++i) {
+        acc_t* element = to + i * columns + n;
+        V sum = even[i] + odd[i];
+        if (accumulate) sum += load_first(element, count);
+        store_first(element, sum, count);
+      }
+    };
+    int64_t n = 0;
+    for (; n + W <= columns; n += W) add(n, Whole<W>());
+    if (n < columns) add(n, Part<W>(columns - n));
   }
 
   template <typename number_t>

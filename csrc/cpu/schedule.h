@@ -215,6 +215,14 @@ std::vector<Share> all_shares(const LayerParams<scalar_t>& p, const Packed<scala
   return shares;
 }
 
+// Calls fn(share) for those of some parts that have work to do.
+template <typename Fn>
+inline void for_each_share(const std::vector<Share>& shares, Parts parts, Fn&& fn) {
+  for (int part = parts.begin; part < parts.end; ++part) {
+    if (!shares[part].idle) fn(shares[part]);
+  }
+}
+
 // Which values of a state a part of the work made itself: `made` of each of `groups` groups of `size`.
 struct OwnValues {
   Range made;
