@@ -102,19 +102,28 @@ inline void transpose_block(Vec<scalar_t> (&x)[kLanes<scalar_t>]) {
   }
 }
 
-// A vector's worth of packed memory: of bfloat16 a pair in each lane, whose bits are moved as a
-// float's, which they are not.
+// Numbers in a vector's worth of packed memory.
 template <typename scalar_t>
-inline Vec<scalar_t> load_lanes(const scalar_t* p, int64_t n) {
+constexpr int kPackedLanes = kPair<scalar_t> * kLanes<scalar_t>;
+
+// The first n of them, the rest is zero: of bfloat16 a pair in each lane, whose bits are moved as a
+// float's, which they are not.
+template <typename scalar_t, typename Count>
+inline Vec<scalar_t> load_lanes(const scalar_t* p, Count n) {
   if constexpr (kPair<scalar_t> == 1) {
     return load_first(p, n);
-  } else {
+  } else if constexpr (std::is_same_v<Count, Part<kPackedLanes<scalar_t>>>) {
+#ifdef FASTBPTT_AVX512
+    return (Vec<scalar_t>)_mm512_maskz_loadu_epi16(n.mask, p);
+#else
     Vec<scalar_t> v{};
-    if (n >= 2 * kLanes<scalar_t>) {
-      __builtin_memcpy(&v, p, sizeof v);
-    } else {
-      __builtin_memcpy(&v, p, n * sizeof(scalar_t));
-    }
+    __builtin_memcpy(&v, p, n * sizeof(scalar_t));
+    return v;
+#endif
+  } else {
+    if (n < kPackedLanes<scalar_t>) return load_lanes(p, Part<kPackedLanes<scalar_t>>(n));
+    Vec<scalar_t> v;
+    __builtin_memcpy(&v, p, sizeof v);
     return v;
   }
 }

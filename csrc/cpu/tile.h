@@ -49,6 +49,15 @@ inline void store_operand(Operand<scalar_t>* p, Vec<scalar_t> v) {
   store(p, std::is_same_v<Operand<scalar_t>, scalar_t> ? v : round_to<scalar_t>(v));
 }
 
+// sum + x * y, or where lanes hold pairs, sum plus the products of both.
+template <typename scalar_t>
+inline Vec<scalar_t> add_product(Vec<scalar_t> sum, Vec<scalar_t> x, Vec<scalar_t> y) {
+#ifdef FASTBPTT_AVX512_BF16
+  if constexpr (kPair<scalar_t> == 2) return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
+#endif
+  return sum + x * y;
+}
+
 template <typename scalar_t>
 constexpr int tile_rows(int vecs) {
   const int rows = (kAccumulators - (kSplitsPairs<scalar_t> ? vecs : 0)) / vecs;

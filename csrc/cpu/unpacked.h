@@ -16,28 +16,36 @@ template <typename scalar_t>
 constexpr int kDotColumns = kLanes<scalar_t> < 4 ? kLanes<scalar_t> : 4;
 constexpr int64_t kUnpackedRows = 24;
 
-// sums[i][c] = the products of row i of `a` and row c of `w`, in the lanes of a vector.
+// sums[i][c] = the products of row i of `a` and row c of `w`, in the lanes of a vector. Pairs lie side
+// by side along k already; where they cannot be multiplied as such, `w` is widened instead.
 template <typename scalar_t, int rows, int columns>
 [[gnu::always_inline]] inline void dot_tile(const Operand<scalar_t>* a, int64_t lda,
                                             const scalar_t* w, int64_t K,
                                             Vec<scalar_t> (*out)[kLanes<scalar_t>]) {
   using V = Vec<scalar_t>;
-  constexpr int W = kLanes<scalar_t>;
+  constexpr int depth = kPackedLanes<Operand<scalar_t>>;
   V sums[rows][columns] = {};
+  const auto read = [](const auto* p, auto count) __attribute__((always_inline)) {
+    if constexpr (depth == kLanes<scalar_t>) {
+      return load_first(p, count);
+    } else {
+      return load_lanes(p, count);
+    }
+  };
   const auto add = [&](int64_t k, auto count) __attribute__((always_inline)) {
     V x[rows];
 #pragma GCC unroll 8
-    for (int i = 0; i < rows; ++i) x[i] = load_first(a + i * lda + k, count);
+    for (int i = 0; i < rows; ++i) x[i] = read(a + i * lda + k, count);
 #pragma GCC unroll 8
     for (int c = 0; c < columns; ++c) {
-      const V y = load_first(w + c * K + k, count);
+      const V y = read(w + c * K + k, count);
 #pragma GCC unroll 8
-      for (int i = 0; i < rows; ++i) sums[i][c] += x[i] * y;
+      for (int i = 0; i < rows; ++i) sums[i][c] = add_product<scalar_t>(sums[i][c], x[i], y);
     }
   };
   int64_t k = 0;
-  for (; k + W <= K; k += W) add(k, Whole<W>());
-  if (k < K) add(k, Part<W>(K - k));
+  for (; k + depth <= K; k += depth) add(k, Whole<depth>());
+  if (k < K) add(k, Part<depth>(K - k));
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 8

@@ -53,7 +53,15 @@ typedef uint16_t HalfBits __attribute__((vector_size(kVecBytes / 2)));
 template <typename scalar_t>
 inline Vec<float> widen(HalfBits bits) {
   if constexpr (std::is_same_v<scalar_t, bfloat16_t>) {
-    return (Vec<float>)(__builtin_convertvector(bits, FloatBits) << 16);
+    // Of __builtin_convertvector GCC 12 makes two halves that it puts together.
+#if defined(FASTBPTT_AVX512)
+    const FloatBits wide = (FloatBits)_mm512_maskz_cvtepu16_epi32(__mmask16(-1), (__m256i)bits);
+#elif defined(FASTBPTT_F16C)
+    const FloatBits wide = (FloatBits)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+    const FloatBits wide = __builtin_convertvector(bits, FloatBits);
+#endif
+    return (Vec<float>)(wide << 16);
   } else {
 #if defined(FASTBPTT_AVX512)
     return _mm512_maskz_cvtph_ps(__mmask16(-1), (__m256i)bits);  // all; without a mask GCC 12 warns
