@@ -449,28 +449,31 @@ struct Backward {
     const OuterProduct<operand_t> product{
         block.d + rows.begin * stride, stride, count, p.H, !is_first, max_depth, packed, mine};
     product.pack(Cell::kColumns, units);
-    product.add(d_weights.w_ih, p.I, 0, G, Cell::kInputGate, units,
-                [&](int64_t r) { return p.input + block.rows[rows.begin + r] * p.I; });
-    product.add(d_weights.w_hh, p.R, Cell::kFirstRecurrent, G, kInOrder, units,
-                [&](int64_t r) { return h_before(block.before[rows.begin + r]); });
-    if (p.d_b_ih) {
-      product.add_sums(d_weights.b_ih, 0, G, Cell::kInputGate, units);
-      product.add_sums(d_weights.b_hh, Cell::kFirstRecurrent, G, kInOrder, units);
-    }
-    if (p.d_w_hr) {
-      const Range projected = share(p.R, worker.id, worker.count);
-      const OuterProduct<operand_t> projection{block.d_projected + rows.begin * projected_stride,
-                                               projected_stride,
-                                               count,
-                                               p.R,
-                                               !is_first,
-                                               max_depth,
-                                               projected_packed,
-                                               mine};
-      projection.pack(1, projected);
-      projection.add(d_weights.w_hr, p.H, 0, 1, kInOrder, projected,
-                     [&](int64_t r) { return block.unprojected + (rows.begin + r) * wide_stride; });
-    }
+    d_weights.visit(p, [&](const auto& to) {
+      product.add(to.w_ih, p.I, 0, G, Cell::kInputGate, units,
+                  [&](int64_t r) { return p.input + block.rows[rows.begin + r] * p.I; });
+      product.add(to.w_hh, p.R, Cell::kFirstRecurrent, G, kInOrder, units,
+                  [&](int64_t r) { return h_before(block.before[rows.begin + r]); });
+      if (p.d_b_ih) {
+        product.add_sums(to.b_ih, 0, G, Cell::kInputGate, units);
+        product.add_sums(to.b_hh, Cell::kFirstRecurrent, G, kInOrder, units);
+      }
+      if (p.d_w_hr) {
+        const Range projected = share(p.R, worker.id, worker.count);
+        const OuterProduct<operand_t> projection{block.d_projected + rows.begin * projected_stride,
+                                                 projected_stride,
+                                                 count,
+                                                 p.R,
+                                                 !is_first,
+                                                 max_depth,
+                                                 projected_packed,
+                                                 mine};
+        projection.pack(1, projected);
+        projection.add(to.w_hr, p.H, 0, 1, kInOrder, projected, [&](int64_t r) {
+          return block.unprojected + (rows.begin + r) * wide_stride;
+        });
+      }
+    });
   }
 };
 

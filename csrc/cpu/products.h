@@ -13,22 +13,41 @@ void convert(scalar_t* to, const Accumulator<scalar_t>* from, Range elements) {
   }
 }
 
+// Where products go, as in BwdParams.
+template <typename number_t>
+struct WeightPointers {
+  number_t *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;
+};
+
 // The sums that become the weights' gradients. Where those have 16 bits the sums are kept apart from
-// them, and rounded when they are complete; else they are the same.
+// them, and rounded when they are complete, but for a pass of so few rows that one product makes
+// them; else they are the same.
 template <typename scalar_t>
-struct WeightGradients {
+struct WeightGradients : WeightPointers<Accumulator<scalar_t>> {
   using acc_t = Accumulator<scalar_t>;
-  acc_t *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;  // as in BwdParams
+  bool are_apart = false;
 
   WeightGradients() = default;
-  WeightGradients(const BwdParams<scalar_t>& p, int64_t gates, Arena* arena) {
+  WeightGradients(const BwdParams<scalar_t>& p, int64_t gates, Arena* arena)
+      : are_apart(kIsRounded<scalar_t> && (p.overlapping || lane_rows(p) > kBlockRows)) {
     for_each(p, gates, [&](acc_t** sum, scalar_t* result, int64_t count) {
       if constexpr (kIsRounded<scalar_t>) {
-        *sum = arena->take<acc_t>(result ? count : 0);
+        *sum = arena->take<acc_t>(are_apart && result ? count : 0);
       } else {
         *sum = result;
       }
     });
+  }
+
+  // Calls fn with where products go.
+  template <typename Fn>
+  void visit(const BwdParams<scalar_t>& p, Fn&& fn) const {
+    if constexpr (kIsRounded<scalar_t>) {
+      if (!are_apart) {
+        return fn(WeightPointers<scalar_t>{p.d_w_ih, p.d_w_hh, p.d_b_ih, p.d_b_hh, p.d_w_hr});
+      }
+    }
+    fn(static_cast<const WeightPointers<acc_t>&>(*this));
   }
 
   // Rounds a share of each.
@@ -41,11 +60,11 @@ struct WeightGradients {
  private:
   template <typename Fn>
   void for_each(const BwdParams<scalar_t>& p, int64_t gates, Fn&& fn) {
-    fn(&w_ih, p.d_w_ih, gates * p.H * p.I);
-    fn(&w_hh, p.d_w_hh, gates * p.H * p.R);
-    fn(&b_ih, p.d_b_ih, gates * p.H);
-    fn(&b_hh, p.d_b_hh, gates * p.H);
-    fn(&w_hr, p.d_w_hr, p.R * p.H);
+    fn(&this->w_ih, p.d_w_ih, gates * p.H * p.I);
+    fn(&this->w_hh, p.d_w_hh, gates * p.H * p.R);
+    fn(&this->b_ih, p.d_b_ih, gates * p.H);
+    fn(&this->b_hh, p.d_b_hh, gates * p.H);
+    fn(&this->w_hr, p.d_w_hr, p.R * p.H);
   }
 };
 
@@ -97,9 +116,9 @@ struct OuterProduct {
   }
 
   // dw[order[j] * units + m][n] (+)= sum over r of d[r][(first_group + j) * units + m] row_at(r)[n]
-  // for the units m in `range`; a null row is zero. Rows may be stored as any type.
-  template <typename RowAt>
-  void add(acc_t* dw, int64_t columns, int first_group, int gates, const int* order, Range range,
+  // for the units m in `range`; a null row is zero. Rows and results may be stored as any type.
+  template <typename result_t, typename RowAt>
+  void add(result_t* dw, int64_t columns, int first_group, int gates, const int* order, Range range,
            RowAt&& row_at) const {
     decltype(row_at(0)) rows[kBlockRows];
     for (int64_t r = 0; r < num_rows; ++r) rows[r] = row_at(r);
@@ -109,13 +128,14 @@ struct OuterProduct {
 
   // sums[order[j] * units + m] (+)= sum over r of d[r][(first_group + j) * units + m] for the units m
   // in `range`.
-  void add_sums(acc_t* sums, int first_group, int gates, const int* order, Range range) const {
+  template <typename result_t>
+  void add_sums(result_t* sums, int first_group, int gates, const int* order, Range range) const {
     static_assert(kBlockRows <= kSumLength);
     for (int j = 0; j < gates; ++j) {
       const acc_t* from = d + (first_group + j) * units;
       for (int64_t m = range.begin; m < range.end; m += W) {
         const int64_t count = min(W, range.end - m);
-        acc_t* to = sums + order[j] * units + m;
+        result_t* to = sums + order[j] * units + m;
         V sum{};
         for (int64_t r = 0; r < num_rows; ++r) sum += load(from + r * stride + m);
         if (accumulate) sum += load_first(to, count);
@@ -128,13 +148,13 @@ struct OuterProduct {
   // So few that the time goes into writing the result: along its own rows, a few at once.
   static constexpr int64_t kFewRows = 8;
 
-  template <typename number_t>
-  [[gnu::noinline]] void add_few(acc_t* dw, int64_t columns, int first_group, int gates,
+  template <typename result_t, typename number_t>
+  [[gnu::noinline]] void add_few(result_t* dw, int64_t columns, int first_group, int gates,
                                  const int* order, Range range, const number_t* const* rows) const {
     constexpr int kAtOnce = 4;
     for (int j = 0; j < gates; ++j) {
       const acc_t* factors = d + (first_group + j) * units;
-      acc_t* to = dw + order[j] * units * columns;
+      result_t* to = dw + order[j] * units * columns;
       int64_t m = range.begin;
       for (; m + kAtOnce <= range.end; m += kAtOnce) {
         add_to_rows<kAtOnce>(to + m * columns, columns, factors + m, rows);
@@ -144,8 +164,8 @@ struct OuterProduct {
   }
 
   // sums[i][n] (+)= sum over r of factors[r][i] rows[r][n]
-  template <int height, typename number_t>
-  void add_to_rows(acc_t* to, int64_t columns, const acc_t* factors,
+  template <int height, typename result_t, typename number_t>
+  void add_to_rows(result_t* to, int64_t columns, const acc_t* factors,
                    const number_t* const* rows) const {
     const auto add = [&](int64_t n, auto count) {
       V even[height] = {}, odd[height] = {};  // shorter sums are more accurate
@@ -162,7 +182,7 @@ struct OuterProduct {
       }
       if (num_rows % 2 == 1) add_row(even, num_rows - 1);
       for (int i = 0; i < height; ++i) {
-        acc_t* element = to + i * columns + n;
+        result_t* element = to + i * columns + n;
         V sum = even[i] + odd[i];
         if (accumulate) sum += load_first(element, count);
         store_first(element, sum, count);
@@ -173,8 +193,8 @@ struct OuterProduct {
     if (n < columns) add(n, Part<W>(columns - n));
   }
 
-  template <typename number_t>
-  [[gnu::noinline]] void add_rows(acc_t* dw, int64_t columns, int first_group, int gates,
+  template <typename result_t, typename number_t>
+  [[gnu::noinline]] void add_rows(result_t* dw, int64_t columns, int first_group, int gates,
                                   const int* order, Range range,
                                   const number_t* const* rows) const {
     for (int64_t n = 0; n < columns; n += kPanelVecs * W) {
@@ -183,7 +203,7 @@ struct OuterProduct {
       pack_rows(right, n, rows);
       for (int j = 0; j < gates; ++j) {
         const operand_t* left = packed + (first_group + j) * units * max_depth;
-        acc_t* to = dw + order[j] * units * columns + n;
+        result_t* to = dw + order[j] * units * columns + n;
         for_each_group(range, [&](Range group) {
           for (int64_t v = 0; v < right.unit_vecs(); v += kStripVecs) {
             for_each_left_tile(group, [&](int64_t m, int64_t height) {
@@ -229,18 +249,21 @@ struct OuterProduct {
   }
 
   // c (+)= a tile's product with the strip of `right` that begins with vector v.
+  template <typename result_t>
   void add_tile(const Packed<operand_t>& right, int64_t v, const operand_t* left, int64_t height,
-                acc_t* c, int64_t ldc) const {
+                result_t* c, int64_t ldc) const {
     const int64_t width = right.strip_vecs(0, v), columns = right.units - v * W;
     const operand_t* strip = right.strip(0, v);
     // The sums so far come from a farther cache while the tile runs.
     for (int64_t i = 0; i < height; ++i) {
       for (int64_t u = 0; u < width; ++u) __builtin_prefetch(c + i * ldc + u * W);
     }
-    if (columns >= width * W) {
-      run_tile<operand_t, Left::kPacked>(height, width, left, 0, strip, right.depth(), accumulate,
-                                         c, ldc);
-      return;
+    if constexpr (std::is_same_v<result_t, acc_t>) {
+      if (columns >= width * W) {
+        run_tile<operand_t, Left::kPacked>(height, width, left, 0, strip, right.depth(), accumulate,
+                                           c, ldc);
+        return;
+      }
     }
     alignas(64) char storage[kAccumulators * kVecBytes];
     acc_t* sums = reinterpret_cast<acc_t*>(storage);
@@ -248,7 +271,7 @@ struct OuterProduct {
                                        width * W);
     for (int64_t i = 0; i < height; ++i) {
       for (int64_t u = 0; u < width; ++u) {
-        acc_t* to = c + i * ldc + u * W;
+        result_t* to = c + i * ldc + u * W;
         V sum = load(sums + (i * width + u) * W);
         if (accumulate) sum += load_first(to, columns - u * W);
         store_first(to, sum, columns - u * W);

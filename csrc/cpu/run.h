@@ -125,7 +125,7 @@ class BackwardRun {
       if (!mine.idle) pass_.finish_initial_states(mine, at_.d);
     });
     if (p_.overlapping) finish_overlapping(team);
-    if (kIsRounded<scalar_t> && p_.d_w_ih) {
+    if (pass_.d_weights.are_apart && p_.d_w_ih) {
       team.run([&](const Worker& worker) { pass_.d_weights.finish(p_, Cell::kGates, worker); });
     }
   }
