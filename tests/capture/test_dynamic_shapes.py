@@ -22,7 +22,8 @@ OPTIONS = [
     {"truncation": fastbptt.Randomized(0.5), "per_sequence": True},
     {"truncation": 3, "num_layers": 2, "bidirectional": True, "batch_first": True},
 ]
-every_class = pytest.mark.parametrize("cls", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+CLASSES = [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM]
+every_class = pytest.mark.parametrize("cls", CLASSES)
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 
 
@@ -63,9 +64,16 @@ def gradients(module: torch.nn.RNNBase, call, x) -> dict[str, torch.Tensor]:
     return dict(zip(leaves, torch.autograd.grad(loss, leaves.values()), strict=True))
 
 
-@every_class
-@every_option
-@pytest.mark.parametrize("dynamic, most", [(True, 1), (None, 2)])
+def training_cases():
+    """True with every class and option, None with every option and each class by turns."""
+    for i, options in enumerate(OPTIONS):
+        for j, cls in enumerate(CLASSES):
+            yield pytest.param(cls, options, True, 1, id=f"{cls.__name__}-{options}-True")
+            if i % 3 == j:
+                yield pytest.param(cls, options, None, 2, id=f"{cls.__name__}-{options}-None")
+
+
+@pytest.mark.parametrize("cls, options, dynamic, most", training_cases())
 def test_training(cls, options, dynamic, most):
     """dynamic=None learns one size after the other: T and B each cost a graph beside the first."""
     module = made(cls, options)
@@ -120,13 +128,17 @@ PACKED = {
 }
 
 
+GIVEN = ["input", "states, gates and resets"]
+
+
 @every_class
-@pytest.mark.parametrize("options", PACKED.values(), ids=PACKED)
-@pytest.mark.parametrize("sorted_by", ["pack", "caller"])
-@pytest.mark.parametrize("given", ["input", "states, gates and resets"])
-def test_packed(cls, options, sorted_by, given):
-    """Which B the batch_sizes hold is a symbol too."""
-    module = made(cls, options)
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("given", GIVEN)
+def test_packed(cls, name, given):
+    """Which B the batch_sizes hold is a symbol too. Who has sorted them goes by turns."""
+    turn = CLASSES.index(cls) + list(PACKED).index(name) + GIVEN.index(given)
+    sorted_by = ["pack", "caller"][turn % 2]
+    module = made(cls, PACKED[name])
     layers = module.num_layers * (2 if module.bidirectional else 1)
 
     def call(data, batch_sizes, order, inverse, *more):
