@@ -170,13 +170,18 @@ def one_thread():
         torch.set_num_threads(before)
 
 
+CACHES: list[Callable] = []  # of `once`; cleared after each file of tests
+
+
 def once(function: Callable) -> Callable:
     """Has what a function gives computed once for the same arguments, and on one thread.
 
     For what ours is held against: it is the same whichever instruction set and number of threads a
     test runs ours with.
     """
-    return functools.cache(one_thread()(function))
+    cached = functools.cache(one_thread()(function))
+    CACHES.append(cached)
+    return cached
 
 
 def detach_loop(module: torch.nn.RNNBase, k: int):

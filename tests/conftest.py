@@ -17,6 +17,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+import common  # noqa: E402
 import fastbptt  # noqa: E402
 
 # Derandomized: a run finds today what it found yesterday. FASTBPTT_TEST_EXPLORE=1 looks further.
@@ -55,6 +56,14 @@ def threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_was_computed_once():
+    """Is given up with the file of tests: together it takes a gigabyte."""
+    yield
+    for cached in common.CACHES:
+        cached.cache_clear()
 
 
 @pytest.fixture

@@ -64,18 +64,13 @@ def gradients(module: torch.nn.RNNBase, call, x) -> dict[str, torch.Tensor]:
     return dict(zip(leaves, torch.autograd.grad(loss, leaves.values()), strict=True))
 
 
-def training_cases():
-    """True with every class and option, None with every option and each class by turns."""
-    for i, options in enumerate(OPTIONS):
-        for j, cls in enumerate(CLASSES):
-            yield pytest.param(cls, options, True, 1, id=f"{cls.__name__}-{options}-True")
-            if i % 3 == j:
-                yield pytest.param(cls, options, None, 2, id=f"{cls.__name__}-{options}-None")
+# Every option with a class, and every class with some.
+by_turns = pytest.mark.parametrize(
+    "options, cls", [(options, CLASSES[i % 3]) for i, options in enumerate(OPTIONS)], ids=str
+)
 
 
-@pytest.mark.parametrize("cls, options, dynamic, most", training_cases())
-def test_training(cls, options, dynamic, most):
-    """dynamic=None learns one size after the other: T and B each cost a graph beside the first."""
+def check_training(cls: type, options: dict, dynamic: bool | None, most: int) -> None:
     module = made(cls, options)
     compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for T, B in SHAPES:
@@ -86,6 +81,17 @@ def test_training(cls, options, dynamic, most):
 
 @every_class
 @every_option
+def test_training(cls, options):
+    check_training(cls, options, dynamic=True, most=1)
+
+
+@by_turns
+def test_training_that_learns_the_sizes(cls, options):
+    """One after the other: T and B each cost a graph beside the first."""
+    check_training(cls, options, dynamic=None, most=2)
+
+
+@by_turns
 def test_inference(cls, options):
     module = made(cls, options).eval()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
