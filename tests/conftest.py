@@ -105,7 +105,8 @@ def pytest_runtestloop(session):
     Until it is built its fixture waits, and tells what went wrong if it could not be.
     """
     needed = any("emulation" in getattr(item, "fixturenames", ()) for item in session.items)
-    if not needed or session.config.option.collectonly:
+    first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"  # each collects all tests
+    if not needed or not first or session.config.option.collectonly:
         return (yield)
     command = [sys.executable, Path(__file__).parent / "emulation" / "build.py"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
