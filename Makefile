@@ -7,6 +7,7 @@
 # PIP_FIND_LINKS at a folder that has the wheel, before the first `make`.
 #
 #   make test ARGS="-k packed"         passes arguments to the program
+#   make test WORKERS=0                runs the tests in one process, as --pdb and -s need it
 #   make test PYTHON=path/to/python    uses that environment and the torch it has, not .venv
 #   make test BASE_PYTHON=python3.12   makes .venv with that Python
 
@@ -15,6 +16,7 @@ BUILD_TOOLS := "setuptools>=77" ninja
 LINT_TOOLS := $(shell grep -oE '(clang-format|ruff)==[0-9.]+' pyproject.toml)
 
 BASE_PYTHON ?= python3
+WORKERS ?= 2
 PY := $(or $(PYTHON),.venv/bin/python)
 PIP_INSTALL := $(PY) -m pip -qq --disable-pip-version-check install
 export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 1)
@@ -32,7 +34,7 @@ run: build/.installed ## train the example with torch.nn.RNN and with fastbptt a
 	@$(PY) examples/char_lm.py --backend both $(ARGS)
 
 test: build/.installed ## run the tests
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 clients: .venv-clients/.installed ## install other packages that use torch.nn's modules and test the swap
 	@.venv-clients/bin/python -m pytest tests/clients $(ARGS)

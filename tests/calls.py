@@ -75,6 +75,10 @@ class Call:
         is_turned = case.batch_first and case.lengths is None and resets.dim() == 2
         return resets.T if is_turned else resets
 
+    def seed_dropout(self) -> None:
+        if self.dropout > 0:  # seeding every device takes as long as a small pass
+            torch.manual_seed(self.case.seed)
+
     def make_masks(self, device: str = "cpu") -> list[Tensor]:
         """The masks that the module draws: the seed's first numbers, one layer after another."""
         case = self.case
@@ -104,7 +108,7 @@ class Call:
         def call(input, hx=None):
             truncation, resets = self.make_truncation(), self.make_resets()
             resets = None if resets is None else resets.to(device)
-            torch.manual_seed(self.case.seed)  # dropout's
+            self.seed_dropout()
             return module(input, hx, truncation=truncation, resets=resets)
 
         return self.run(call, module, device)
@@ -114,7 +118,7 @@ class Call:
         module = referee(self.module())[0].to(dtype)
 
         def call(input, hx=None):
-            torch.manual_seed(self.case.seed)
+            self.seed_dropout()
             masks = [mask.to(dtype) for mask in self.make_masks(device)]
             return fastbptt.reference.run(
                 module,

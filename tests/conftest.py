@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 # Read when libgomp is loaded, so before torch: OpenMP's threads sleep while they wait rather than
 # spin. On a busy machine they would hold the cores that the threads they wait for need.
@@ -12,6 +17,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+import common  # noqa: E402
 import fastbptt  # noqa: E402
 
 # Derandomized: a run finds today what it found yesterday. FASTBPTT_TEST_EXPLORE=1 looks further.
@@ -52,6 +58,14 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_was_computed_once():
+    """Is given up with the file of tests: together it takes a gigabyte."""
+    yield
+    for cached in common.CACHES:
+        cached.cache_clear()
+
+
 @pytest.fixture
 def few_kernels(monkeypatch):
     """The CPU as a device that has kernels in float32 and float64 alone, without autocast."""
@@ -76,6 +90,32 @@ def poisoned():
     yield
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(False)
+
+
+def pytest_collection_finish():
+    """What is loaded by now stays, so no collection of garbage need look through it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session):
+    """Builds the emulation, if a test needs it, beside the tests before: most keep one core busy.
+
+    Until it is built its fixture waits, and tells what went wrong if it could not be.
+    """
+    needed = any("emulation" in getattr(item, "fixturenames", ()) for item in session.items)
+    first = os.environ.get("PYTEST_XDIST_WORKER", "gw0") == "gw0"  # each collects all tests
+    if not needed or not first or session.config.option.collectonly:
+        return (yield)
+    command = [sys.executable, Path(__file__).parent / "emulation" / "build.py"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, start_new_session=True, **quiet) as build:
+        try:
+            return (yield)
+        finally:
+            if build.poll() is None:
+                os.killpg(build.pid, signal.SIGTERM)  # the compilers too
 
 
 @pytest.fixture(scope="session")

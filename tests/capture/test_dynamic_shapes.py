@@ -22,7 +22,8 @@ OPTIONS = [
     {"truncation": fastbptt.Randomized(0.5), "per_sequence": True},
     {"truncation": 3, "num_layers": 2, "bidirectional": True, "batch_first": True},
 ]
-every_class = pytest.mark.parametrize("cls", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+CLASSES = [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM]
+every_class = pytest.mark.parametrize("cls", CLASSES)
 every_option = pytest.mark.parametrize("options", OPTIONS, ids=str)
 
 
@@ -63,11 +64,13 @@ def gradients(module: torch.nn.RNNBase, call, x) -> dict[str, torch.Tensor]:
     return dict(zip(leaves, torch.autograd.grad(loss, leaves.values()), strict=True))
 
 
-@every_class
-@every_option
-@pytest.mark.parametrize("dynamic, most", [(True, 1), (None, 2)])
-def test_training(cls, options, dynamic, most):
-    """dynamic=None learns one size after the other: T and B each cost a graph beside the first."""
+# Every option with a class, and every class with some.
+by_turns = pytest.mark.parametrize(
+    "options, cls", [(options, CLASSES[i % 3]) for i, options in enumerate(OPTIONS)], ids=str
+)
+
+
+def check_training(cls: type, options: dict, dynamic: bool | None, most: int) -> None:
     module = made(cls, options)
     compiled = torch.compile(module, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for T, B in SHAPES:
@@ -78,6 +81,17 @@ def test_training(cls, options, dynamic, most):
 
 @every_class
 @every_option
+def test_training(cls, options):
+    check_training(cls, options, dynamic=True, most=1)
+
+
+@by_turns
+def test_training_that_learns_the_sizes(cls, options):
+    """One after the other: T and B each cost a graph beside the first."""
+    check_training(cls, options, dynamic=None, most=2)
+
+
+@by_turns
 def test_inference(cls, options):
     module = made(cls, options).eval()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -120,13 +134,17 @@ PACKED = {
 }
 
 
+GIVEN = ["input", "states, gates and resets"]
+
+
 @every_class
-@pytest.mark.parametrize("options", PACKED.values(), ids=PACKED)
-@pytest.mark.parametrize("sorted_by", ["pack", "caller"])
-@pytest.mark.parametrize("given", ["input", "states, gates and resets"])
-def test_packed(cls, options, sorted_by, given):
-    """Which B the batch_sizes hold is a symbol too."""
-    module = made(cls, options)
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("given", GIVEN)
+def test_packed(cls, name, given):
+    """Which B the batch_sizes hold is a symbol too. Who has sorted them goes by turns."""
+    turn = CLASSES.index(cls) + list(PACKED).index(name) + GIVEN.index(given)
+    sorted_by = ["pack", "caller"][turn % 2]
+    module = made(cls, PACKED[name])
     layers = module.num_layers * (2 if module.bidirectional else 1)
 
     def call(data, batch_sizes, order, inverse, *more):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import torch
 from torch import Tensor
 
-import fastbptt
 from calls import Call, Gates
-from common import CELLS, Case, Results, cotangent, referee, step, twin
+from common import CELLS, Case, Results, cotangent, once, referee, step, twin
 from fastbptt import TBPTT, Chunked, Sliding
 from test_operators import forward_arguments, named, rnn_bwd, rnn_fwd
 
@@ -89,21 +89,21 @@ def operators_step(case: Case, device: str, recompute: bool = False) -> Results:
     return {name: result.cpu() for name, result in results.items() if result.numel()}
 
 
+@once
+def peer_and_truth(case: Case) -> tuple[Results, Results]:
+    """torch's results on the CPU in the case's dtype, and the reference's."""
+    module, data = case.module(), case.data()
+    exact, call = referee(module)
+    peer = step(twin(module), *data)
+    return peer, step(exact, *data, call=call, rounded=case.dtype)
+
+
 def rounded_results(case: Case, device: str) -> list[Results]:
     """Ours on the device, torch's on the CPU in the same dtype, and the truth, of some seeds."""
     of_seeds = []
     for seed in range(3):  # the largest error of a few numbers is less by luck than that of many
-        seeded = Case(**{**case.__dict__, "seed": seed})
-        module, data = seeded.module(), seeded.data()
-        exact, _ = referee(module)
-        peer = step(twin(module), *data)
-        truth = step(
-            exact,
-            *data,
-            call=lambda x, hx=None, module=exact: fastbptt.reference.run(module, x, hx),
-            rounded=case.dtype,
-        )
-        of_seeds.append((operators_step(seeded, device), peer, truth))
+        seeded = dataclasses.replace(case, seed=seed)
+        of_seeds.append((operators_step(seeded, device), *peer_and_truth(seeded)))
     return [
         {name: torch.stack([results[name] for results in of_all]) for name in of_all[0]}
         for of_all in zip(*of_seeds, strict=True)

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cuda_calls
 import fastbptt
 from calls import Call
-from common import CELLS, Case, assert_as_exact, assert_matches
+from common import CELLS, Case, Results, assert_as_exact, assert_matches, once
 from fastbptt import TBPTT, Sliding
+from test_modes import expected_of, peer_of
 
 ROOT = Path(__file__).parents[2]
 VARIABLE = "FASTBPTT_CUDA_KERNEL"
@@ -68,7 +69,7 @@ def modes() -> list[Call]:
 
 def check(call: Call, device: str = "cpu") -> None:
     """The error is at most twice that of torch's own operations in the dtype, step after step."""
-    assert_as_exact(call.ours(device), call.reference(call.case.dtype), call.reference())
+    assert_as_exact(call.ours(device), peer_of(call), expected_of(call))
 
 
 @pytest.mark.parametrize("call", modes(), ids=str)
@@ -129,15 +130,19 @@ def round_to_tf32(values: Tensor) -> Tensor:
     return ((values.contiguous().view(torch.int32) + 2**12) & ~(2**13 - 1)).view(torch.float32)
 
 
+@once
+def peer_in_tf32(call: Call) -> Results:
+    with RoundedOperands():
+        return call.reference(torch.float32)
+
+
 @pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
 def test_modes_in_tf32(kernel, call, tf32):
     exact = call.ours()
-    with RoundedOperands():
-        peer = call.reference(torch.float32)
     tf32()
     rounded = call.ours()
     assert not torch.equal(rounded["output"], exact["output"])
-    assert_as_exact(rounded, peer, call.reference())
+    assert_as_exact(rounded, peer_in_tf32(call), expected_of(call))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,8 @@ def start(program: str, out: Path, *arguments: str, launcher: tuple[str, ...] = 
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A shell's background jobs ignore it, and so would what they start.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

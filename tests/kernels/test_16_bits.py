@@ -7,7 +7,6 @@ a rounding error is another derivative, and with so few bits it comes near it ev
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import warnings
 from functools import partial
@@ -33,7 +32,7 @@ from common import (
 )
 from fastbptt import TBPTT, Sliding
 from test_accuracy import check
-from test_modes import LARGER, MODES, expected_of, random_call
+from test_modes import LARGER, MODES, expected_of, peer_of, random_call
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -65,11 +64,6 @@ def test_error_of_stacks(dtype, cell, proj, isa_of_16_bits):
     check(case(layers=3, bidirectional=True))
     check(case(layers=2, bidirectional=True, lengths=(9, 2, 5, 5, 1)))
     check(case(layers=3, batch_first=True), k=4)
-
-
-@functools.cache
-def peer_of(call: Call):
-    return call.reference(call.case.dtype)
 
 
 def check_call(call: Call) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import os
@@ -17,7 +16,17 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fastbptt
 from calls import Call, Draws, Gates
-from common import CELLS, Case, assert_as_exact, assert_matches, cotangent, parts, tensors_of, whole
+from common import (
+    CELLS,
+    Case,
+    assert_as_exact,
+    assert_matches,
+    cotangent,
+    once,
+    parts,
+    tensors_of,
+    whole,
+)
 from fastbptt import TBPTT, Chunked, Sliding
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -25,15 +34,16 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 BOOLS = (False, True)
 
 
-@functools.cache
+@once
 def expected_of(call: Call):
-    """The reference's results; its many small operators are fastest on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return call.reference()
-    finally:
-        torch.set_num_threads(before)
+    """The reference's results."""
+    return call.reference()
+
+
+@once
+def peer_of(call: Call):
+    """Those that it has in the call's own dtype."""
+    return call.reference(call.case.dtype)
 
 
 # Each mode: a truncation by chance for a sequence of T steps.
@@ -153,8 +163,8 @@ def test_little_workspace(call, workspace_limit):
 @pytest.mark.parametrize("call", [c for c in LARGER if c.case.cell != "relu"], ids=str)
 def test_float32_error(call, isa):
     # Not the rectifier: a rounding error at its kink is another derivative.
-    call = dataclasses.replace(call, case=dataclasses.replace(call.case, dtype=torch.float32))
-    assert_as_exact(call.ours(), call.reference(torch.float32), expected_of(call))
+    call = call.in_dtype(torch.float32)
+    assert_as_exact(call.ours(), peer_of(call), expected_of(call))
 
 
 # As many lanes as rows, and fewer: however a pass is cut, a sum over all rows is as exact.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from functools import partial
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastbptt
-from common import Case, States, assert_matches, parts, step, tensors_of, twin, whole
+from common import Case, States, assert_matches, once, parts, step, tensors_of, twin, whole
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -63,16 +62,11 @@ def test_step_loop(hx, cell, proj):
             assert_matches(actual, expected)
 
 
-@functools.cache
+@once
 def by_step_loop(case: Case):
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # many small operators
-    try:
-        other = twin(case.module())
-        call = step_loop(other, random_resets(case.T, case.B).double())
-        return step(other, *case.data(), call=call)
-    finally:
-        torch.set_num_threads(before)
+    other = twin(case.module())
+    call = step_loop(other, random_resets(case.T, case.B).double())
+    return step(other, *case.data(), call=call)
 
 
 @every_cell

@@ -15,8 +15,10 @@ import fastbptt
 from common import (
     CELLS,
     Case,
+    Results,
     assert_matches,
     detach_loop,
+    once,
     parts,
     referee,
     step,
@@ -96,14 +98,19 @@ SHAPES = [
 ]
 
 
+@once
+def by_detach_loop(case: Case, k: int) -> Results:
+    other = twin(case.module())
+    return step(other, *case.data(), call=detach_loop(other, k))
+
+
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_detach_loop_shapes(shape, cell, isa, threads):
     *sizes, k = shape
     case = Case(*sizes, cell=cell)
-    other = twin(case.module())
     actual = step(case.module(truncation=k), *case.data())
-    assert_matches(actual, step(other, *case.data(), call=detach_loop(other, k)))
+    assert_matches(actual, by_detach_loop(case, k))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5, 6])  # T = 7 and 6: with and without a short chunk
