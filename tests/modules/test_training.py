@@ -43,7 +43,8 @@ def losses(cls: type, dtype: torch.dtype, seed: int) -> torch.Tensor:
 def test_the_loss_curve_of_a_stacked_bidirectional_lstm():
     """What rounding does to a curve is measured: torch's float32 curve against its float64 one.
 
-    Ours may stray twice as far; in float64 as far as that times the ratio of the two precisions.
+    Ours may stray twice as far; in float64 as far as that times the ratio of the two precisions, and
+    there torch's curve, which counts as the truth, strays as much as its own share.
     It is the root mean square over steps and seeds that counts: the loss is off by a few units in
     its last place, and the largest of so few differences says more about luck than about a program
     (over 16 seeds, 2.3e-7 for ours and 2.1e-7 for torch's, where the first 4 have 2.3 and 0.9).
@@ -71,4 +72,4 @@ def test_the_loss_curve_of_a_stacked_bidirectional_lstm():
     single, double = (torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64))
     bound = 2 * strays(theirs)
     assert 0 < strays(ours) <= bound
-    assert strays(ours_double) <= bound * double / single
+    assert strays(ours_double) <= 5**0.5 / 2 * bound * double / single
