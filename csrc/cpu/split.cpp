@@ -12,15 +12,17 @@ constexpr double kBytesPerCycle = 14;     // from the last cache
 // Vectors of weights that a core reads a cycle by the size of its share: from the first, the second
 // and the last cache.
 double vectors_per_cycle(double bytes, int vec_bytes) {
-  const double rate = bytes <= (32 << 10) ? 128 : bytes <= kCoreCache ? 48 : kBytesPerCycle;
+  const double rate = bytes <= (24 << 10) ? 128 : bytes <= kCoreCache ? 32 : kBytesPerCycle;
   return std::min(2.0, rate / vec_bytes);
 }
 
 // Tiles that a piece's rows fill: enough that what begins and ends a piece costs little.
 constexpr int64_t kTilesOfPiece = 2;
 
-// A barrier: the transfer of one cache line, and of one more for each further thread.
-constexpr double kBarrierCycles = 400, kFurtherArrivalCycles = 100;
+// A barrier: the transfer of one cache line, which takes a few hundred cycles between cores that share a
+// cache and thousands where a virtual machine has them apart, and of one more for each further thread.
+// It is not measured, since the split decides which bits come out.
+constexpr double kBarrierCycles = 800, kFurtherArrivalCycles = 100;
 constexpr double kStepCycles = 60;  // activation latency and loop overhead
 
 // One step of one thread with `rows` lanes and `vecs` vectors of columns.
@@ -68,7 +70,7 @@ bool pays_side_by_side(int passes, int parts, const StepWork& work) {
 }
 
 int64_t steps_of_piece(int64_t steps, const StepWork& work) {
-  constexpr int64_t kPieces = 16;
+  constexpr int64_t kPieces = 32;
   const int64_t least = ceil_div(kTilesOfPiece * work.tile_rows, work.rows);
   return ceil_div(std::max(steps / kPieces, least), least) * least;
 }
@@ -77,10 +79,10 @@ bool pays_in_waves(int passes, int parts, int64_t steps, const StepWork& work) {
   if (passes == 1 || parts == 1) return false;
   const int64_t piece = steps_of_piece(steps, work), pieces = ceil_div(steps, piece);
   const int busy = std::min(passes, parts);
-  // Threads change between passes: where the weights of all have no room in a core's cache, each
-  // piece reads those of its pass, W_hh and W_ih, from the last one.
+  // Threads change between passes: where the weights of one, W_hh and W_ih, have no room in a core's
+  // cache, each piece reads them from the last one.
   const double bytes = 2.0 * work.K * work.unit_vecs * work.gates * work.vec_bytes;
-  const double read = bytes * passes > kCoreCache ? bytes / kBytesPerCycle : 0;
+  const double read = bytes > kCoreCache ? bytes / kBytesPerCycle : 0;
   const double one = piece * split_cycles({1, 1}, work) + read;
   // The last of the threads begins when each pass before its own has made a piece.
   const double waves = one * (double(pieces) * passes / busy + (busy - 1) / 2.0);
