@@ -43,11 +43,11 @@ def losses(cls: type, dtype: torch.dtype, seed: int) -> torch.Tensor:
 def test_the_loss_curve_of_a_stacked_bidirectional_lstm():
     """What rounding does to a curve is measured: torch's float32 curve against its float64 one.
 
-    Ours may stray twice as far; in float64 as far as that times the ratio of the two precisions, and
-    there torch's curve, which counts as the truth, strays as much as its own share.
-    It is the root mean square over steps and seeds that counts: the loss is off by a few units in
-    its last place, and the largest of so few differences says more about luck than about a program
-    (over 16 seeds, 2.3e-7 for ours and 2.1e-7 for torch's, where the first 4 have 2.3 and 0.9).
+    Ours may stray twice as far; in float64 as far as that times the ratio of the two precisions,
+    from a truth that strays there, too. It is the root mean square over steps and seeds that
+    counts: the loss is off by a few units in its last place, and the largest of so few differences
+    says more about luck than about a program (over 16 seeds, 2.3e-7 for ours and 2.1e-7 for
+    torch's, where the first 4 have 2.3 and 0.9).
     """
     drawn = []
     for dtype in (torch.float32, torch.float64):
