@@ -145,7 +145,7 @@ struct OuterProduct {
   }
 
  private:
-  // So few that the time goes into writing the result: along its own rows, a few at once.
+  // So few that the time goes into writing the result: in the order in which it lies.
   static constexpr int64_t kFewRows = 8;
 
   template <typename result_t, typename number_t>
@@ -153,44 +153,40 @@ struct OuterProduct {
                                  const int* order, Range range, const number_t* const* rows) const {
     constexpr int kAtOnce = 4;
     for (int j = 0; j < gates; ++j) {
-      const acc_t* factors = d + (first_group + j) * units;
-      result_t* to = dw + order[j] * units * columns;
-      int64_t m = range.begin;
-      for (; m + kAtOnce <= range.end; m += kAtOnce) {
-        add_to_rows<kAtOnce>(to + m * columns, columns, factors + m, rows);
+      for (int64_t m = range.begin; m < range.end; ++m) {
+        const acc_t* factors = d + (first_group + j) * units + m;
+        result_t* to = dw + (order[j] * units + m) * columns;
+        int64_t n = 0;
+        for (; n + kAtOnce * W <= columns; n += kAtOnce * W) {
+          add_few_vecs<kAtOnce>(to, n, Whole<W>(), factors, rows);
+        }
+        for (; n + W <= columns; n += W) add_few_vecs<1>(to, n, Whole<W>(), factors, rows);
+        if (n < columns) add_few_vecs<1>(to, n, Part<W>(columns - n), factors, rows);
       }
-      for (; m < range.end; ++m) add_to_rows<1>(to + m * columns, columns, factors + m, rows);
     }
   }
 
-  // sums[i][n] (+)= sum over r of factors[r][i] rows[r][n]
-  template <int height, typename result_t, typename number_t>
-  void add_to_rows(result_t* to, int64_t columns, const acc_t* factors,
-                   const number_t* const* rows) const {
-    const auto add = [&](int64_t n, auto count) {
-      V even[height] = {}, odd[height] = {};  // shorter sums are more accurate
-      const auto add_row = [&](V(&sums)[height], int64_t r) {
-        if (!rows[r]) return;
-        const V x = load_first(rows[r] + n, count);
-        for (int i = 0; i < height; ++i) {
-          sums[i] += x * round_to<operand_t>(Bits<V>::broadcast(factors[r * stride + i]));
-        }
-      };
-      for (int64_t r = 0; r + 1 < num_rows; r += 2) {
-        add_row(even, r);
-        add_row(odd, r + 1);
-      }
-      if (num_rows % 2 == 1) add_row(even, num_rows - 1);
-      for (int i = 0; i < height; ++i) {
-        result_t* element = to + i * columns + n;
-        V sum = even[i] + odd[i];
-        if (accumulate) sum += load_first(element, count);
-        store_first(element, sum, count);
-      }
+  // to[n] (+)= sum over r of factors[r] rows[r][n] for some vectors from n on
+  template <int vecs, typename result_t, typename number_t, typename Count>
+  void add_few_vecs(result_t* to, int64_t n, Count count, const acc_t* factors,
+                    const number_t* const* rows) const {
+    V even[vecs] = {}, odd[vecs] = {};  // shorter sums are more accurate
+    const auto add_row = [&](V(&sums)[vecs], int64_t r) {
+      if (!rows[r]) return;
+      const V factor = round_to<operand_t>(Bits<V>::broadcast(factors[r * stride]));
+      for (int v = 0; v < vecs; ++v) sums[v] += load_first(rows[r] + n + v * W, count) * factor;
     };
-    int64_t n = 0;
-    for (; n + W <= columns; n += W) add(n, Whole<W>());
-    if (n < columns) add(n, Part<W>(columns - n));
+    for (int64_t r = 0; r + 1 < num_rows; r += 2) {
+      add_row(even, r);
+      add_row(odd, r + 1);
+    }
+    if (num_rows % 2 == 1) add_row(even, num_rows - 1);
+    for (int v = 0; v < vecs; ++v) {
+      result_t* element = to + n + v * W;
+      V sum = even[v] + odd[v];
+      if (accumulate) sum += load_first(element, count);
+      store_first(element, sum, count);
+    }
   }
 
   template <typename result_t, typename number_t>
