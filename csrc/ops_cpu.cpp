@@ -4,6 +4,7 @@
 #include <ATen/record_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
 #include <deque>
 
@@ -297,14 +298,18 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
   return converted(layer.results, args.input.scalar_type());
 }
 
-// Whether layers are run by one call. It holds on to what lies between them, `columns` wide, which
-// only short sequences have room for.
-bool run_together(const Options& net, const Tensor& input, int64_t columns) {
+// Whether layers are run by one call. It holds on to what lies between them, which only short
+// sequences have room for. Called before the layers' checks.
+bool run_together(const Options& net, const Tensor& input, const Tensor& w_hh) {
   constexpr int64_t kMostBetween = 4 << 20;  // bytes
+  const auto dtypes = {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16};
+  const at::ScalarType dtype = input.scalar_type();
+  if (std::find(dtypes.begin(), dtypes.end(), dtype) == dtypes.end()) return false;
+  const int64_t columns = w_hh.dim() > 0 ? w_hh.size(-1) : 0;
   const int64_t rows = input.numel() / std::max<int64_t>(input.size(-1), 1);
   const int64_t between = net.num_layers * rows * columns * input.element_size();
   return net.num_layers > 1 && net.directions == 1 && between <= kMostBetween && rows > 0 &&
-         kernel_dtype(input.scalar_type()) == input.scalar_type();
+         kernel_dtype(dtype) == dtype;
 }
 
 template <typename Layers>
@@ -319,7 +324,7 @@ std::vector<decltype(Layers::value_type::results)> results_of(const Layers& laye
 std::vector<ForwardResults> forward_stack_cpu(const Options& net, const Tensor& input,
                                               const Context& context, TensorList weights,
                                               bool keep_gates) {
-  if (net.dropout > 0 || !run_together(net, input, weights[1].size(-1))) return {};
+  if (net.dropout > 0 || !run_together(net, input, weights[1])) return {};
   RECORD_FUNCTION("fastbptt::rnn_fwd", std::vector<c10::IValue>());
   std::deque<ForwardLayer> layers;
   for (int64_t i = 0; i < net.num_layers; ++i) {
@@ -346,7 +351,7 @@ std::vector<BackwardResults> backward_stack_cpu(const Options& net, const Contex
                                                 const TensorVector& grads, TensorList weights,
                                                 TensorList kept, TensorList masks,
                                                 const std::vector<c10::List<bool>>& needs) {
-  if (net.k2 > net.k1 || !run_together(net, kept[0], weights[1].size(-1))) return {};
+  if (net.k2 > net.k1 || !run_together(net, kept[0], weights[1])) return {};
   RECORD_FUNCTION("fastbptt::rnn_bwd", std::vector<c10::IValue>());
   std::deque<BackwardLayer> layers;  // from the top
   for (int64_t i = net.num_layers - 1; i >= 0; --i) {

@@ -84,6 +84,8 @@ def _peer_cells(record: Record | None, peer: str, *, detailed: bool) -> list[str
         return [""] * width
     if record["error"] is not None:
         return ["FAILED"] + [""] * (width - 1)
+    if peer not in record["speedup"]:  # it has no such mode
+        return [""] * width
     ratio = record["speedup"][peer]
     times = [_ms(record["ms"][name]["q1"]) for name in (OURS, peer)]
     cells = [*times, f"**{_times(ratio['median'])}**"]

@@ -168,12 +168,14 @@ struct OuterProduct {
 
   // to[n] (+)= sum over r of factors[r] rows[r][n] for some vectors from n on
   template <int vecs, typename result_t, typename number_t, typename Count>
-  void add_few_vecs(result_t* to, int64_t n, Count count, const acc_t* factors,
-                    const number_t* const* rows) const {
+  [[gnu::always_inline]] void add_few_vecs(result_t* to, int64_t n, Count count,
+                                           const acc_t* factors,
+                                           const number_t* const* rows) const {
     V even[vecs] = {}, odd[vecs] = {};  // shorter sums are more accurate
-    const auto add_row = [&](V(&sums)[vecs], int64_t r) {
+    const auto add_row = [&](V(&sums)[vecs], int64_t r) __attribute__((always_inline)) {
       if (!rows[r]) return;
       const V factor = round_to<operand_t>(Bits<V>::broadcast(factors[r * stride]));
+#pragma GCC unroll 8
       for (int v = 0; v < vecs; ++v) sums[v] += load_first(rows[r] + n + v * W, count) * factor;
     };
     for (int64_t r = 0; r + 1 < num_rows; r += 2) {
@@ -181,6 +183,7 @@ struct OuterProduct {
       add_row(odd, r + 1);
     }
     if (num_rows % 2 == 1) add_row(even, num_rows - 1);
+#pragma GCC unroll 8
     for (int v = 0; v < vecs; ++v) {
       result_t* element = to + n + v * W;
       V sum = even[v] + odd[v];

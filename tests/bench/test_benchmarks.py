@@ -377,3 +377,16 @@ def test_tables_show_failures_and_several_peers(measured):
         ["`torch.nn.RNN`", "FAILED"],
         ["`other`", "FAILED"],
     ]
+
+
+def test_tables_leave_room_for_a_peer_of_one_mode(measured):
+    found = json.loads(json.dumps(measured[0]))
+    forward, backward = found["records"]
+    for key in ("ms", "speedup"):
+        forward[key]["other"] = forward[key]["torch.nn.RNN"]
+    table = tables.markdown_table(found).splitlines()
+    assert len({line.count("|") for line in table}) == 1
+    fields = [field.strip() for field in table[3].split("|")[2:-1]]
+    assert fields[0] == "`other`"
+    assert all(fields[1:4])
+    assert not any(fields[4:])

@@ -45,6 +45,16 @@ def test_every_use_agrees_with_torch(use):
         assert all(value > 0 for value in record["under_one"].values())
 
 
+def test_a_peer_that_cannot_run_is_named_with_its_reason(monkeypatch):
+    def fail(self):
+        raise RuntimeError("no kernel for this\nsee elsewhere")
+
+    monkeypatch.setattr(ModuleStep, "results", fail)
+    record = uses.measure("steps", tiny(SUITES["steps"][0]), "rnn", FORWARD, [1], **FAST)
+    assert record["error"] == "torch.nn does not run: no kernel for this"
+    assert "FAILED" in uses.terminal_line(record)
+
+
 def test_suites_are_what_they_say():
     labels = {name: [use.label for use in suite] for name, suite in SUITES.items()}
     assert len(labels["steps"]) == 16

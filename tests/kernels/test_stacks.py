@@ -126,3 +126,22 @@ def test_profilers_see_the_stack():
         module(torch.randn(6, 2, 4))[0].sum().backward()
     names = {event.key for event in profile.key_averages()}
     assert {"fastbptt::rnn_fwd", "fastbptt::rnn_bwd"} <= names
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x, w: (x.long(), w), "dtype"),
+        (lambda x, w: (x, [*w[:4], w[4][:, :3], *w[5:]]), "weight_ih must have shape"),
+        (lambda x, w: (x, [w[0], torch.tensor(1.0), *w[2:]]), "weight_hh must have 2 dimensions"),
+        (lambda x, w: (x, [*w[:5], w[5].double(), *w[6:]]), "weight_hh must have input's dtype"),
+        (lambda x, w: (x, [*w[:7], w[7][:5]]), "bias_hh must have shape"),
+    ],
+    ids=["input's dtype", "shape above", "no dimensions", "dtype above", "bias above"],
+)
+def test_each_layers_arguments_are_checked(change, message):
+    """As those of one layer are, before anything is computed."""
+    module = fastbptt.RNN(3, 6, 2)
+    x, weights = change(torch.randn(5, 2, 3), [w.detach() for w in module.parameters()])
+    with pytest.raises((RuntimeError, TypeError, ValueError), match=message):
+        torch.ops.fastbptt.network(x, None, None, weights, True, 2, False, None, False, "tanh", 0.0)
