@@ -139,6 +139,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("workspace_limit", workspace_limit, "Bytes that stacked windows may take.");
   m.def("set_workspace_limit", set_workspace_limit, pybind11::arg("bytes"),
         "Sets the bytes that stacked windows may take.");
+  m.def("stack_limit", stack_limit,
+        "Bytes that may lie between the layers of a stack that the CPU runs by one call.");
+  m.def("set_stack_limit", set_stack_limit, pybind11::arg("bytes"),
+        "Sets these bytes; 0: layers run one by one, each by its operator.");
 }
 
 }  // namespace fastbptt

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <deque>
 
 #include "kernel_calls.h"
@@ -298,17 +299,18 @@ BackwardResults backward_cpu(const BackwardArguments& args) {
   return converted(layer.results, args.input.scalar_type());
 }
 
+std::atomic<int64_t> stack_bytes{4 << 20};
+
 // Whether layers are run by one call. It holds on to what lies between them, which only short
 // sequences have room for. Called before the layers' checks.
 bool run_together(const Options& net, const Tensor& input, const Tensor& w_hh) {
-  constexpr int64_t kMostBetween = 4 << 20;  // bytes
   const auto dtypes = {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16};
   const at::ScalarType dtype = input.scalar_type();
   if (std::find(dtypes.begin(), dtypes.end(), dtype) == dtypes.end()) return false;
   const int64_t columns = w_hh.dim() > 0 ? w_hh.size(-1) : 0;
   const int64_t rows = input.numel() / std::max<int64_t>(input.size(-1), 1);
   const int64_t between = net.num_layers * rows * columns * input.element_size();
-  return net.num_layers > 1 && net.directions == 1 && between <= kMostBetween && rows > 0 &&
+  return net.num_layers > 1 && net.directions == 1 && between <= stack_limit() && rows > 0 &&
          kernel_dtype(dtype) == dtype;
 }
 
@@ -402,6 +404,9 @@ std::vector<BackwardResults> backward_stack_cpu(const Options& net, const Contex
 }
 
 void release_workspace() { workspace.release(); }
+
+int64_t stack_limit() { return stack_bytes; }
+void set_stack_limit(int64_t bytes) { stack_bytes = bytes; }
 
 TORCH_LIBRARY_IMPL(fastbptt, CPU, m) {
   m.impl("rnn_fwd", rnn_fwd<forward_cpu>);

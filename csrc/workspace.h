@@ -12,4 +12,8 @@ void set_workspace_limit(int64_t bytes);
 // Frees the memory that the calling thread keeps for its next call on the CPU.
 void release_workspace();
 
+// Bytes that may lie between the layers of a stack that the CPU runs by one call; 0: it runs none so.
+int64_t stack_limit();
+void set_stack_limit(int64_t bytes);
+
 }  // namespace fastbptt

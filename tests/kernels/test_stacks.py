@@ -120,12 +120,18 @@ for cls, H, T in ((fastbptt.LSTM, 48, 230), (fastbptt.LSTM, 600, 230), (fastbptt
         assert (", layers in waves, " in line) == (i < together)
 
 
-def test_profilers_see_the_stack():
-    module = fastbptt.LSTM(4, 5, 2)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        module(torch.randn(6, 2, 4))[0].sum().backward()
-    names = {event.key for event in profile.key_averages()}
-    assert {"fastbptt::rnn_fwd", "fastbptt::rnn_bwd"} <= names
+@pytest.mark.parametrize("limit, calls", [(4 << 20, 1), (0, 2)])
+def test_profilers_see_the_stack(limit, calls):
+    """One call, or where the limit leaves no room for one, each layer's."""
+    module, before = fastbptt.LSTM(4, 5, 2), fastbptt._C.stack_limit()
+    fastbptt._C.set_stack_limit(limit)
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            module(torch.randn(6, 2, 4))[0].sum().backward()
+    finally:
+        fastbptt._C.set_stack_limit(before)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["fastbptt::rnn_fwd"] == counts["fastbptt::rnn_bwd"] == calls
 
 
 @pytest.mark.parametrize(
