@@ -53,22 +53,17 @@ thread_local Workspace workspace;
 
 enum class Order { kOneByOne, kSideBySide, kInWaves };  // of passes: see Kernel
 
-// Of the directions of a layer.
+// Of the directions of a layer, or of the layers of a stack of one direction.
 template <typename Params>
-Order order_of_directions(const Kernel<Params>& kernel, const std::vector<Params>& passes) {
+Order order_of(const Kernel<Params>& kernel, const std::vector<Params>& passes, size_t layers) {
   const Params& p = passes[0];
-  return pays_side_by_side(int(passes.size()), p.threads, kernel.work_of_step(p))
-             ? Order::kSideBySide
-             : Order::kOneByOne;
-}
-
-// Of the layers of a stack.
-template <typename Params>
-Order order_of_layers(const Kernel<Params>& kernel, const std::vector<Params>& passes) {
-  const Params& p = passes[0];
+  const int count = int(passes.size());
+  const StepWork work = kernel.work_of_step(p);
+  if (layers == 1) {
+    return pays_side_by_side(count, p.threads, work) ? Order::kSideBySide : Order::kOneByOne;
+  }
   const bool pays =
-      kernel.goes_in_pieces(p) &&
-      pays_in_waves(int(passes.size()), p.threads, p.lanes[0].steps, kernel.work_of_step(p));
+      kernel.goes_in_pieces(p) && pays_in_waves(count, p.threads, p.lanes[0].steps, work);
   return pays ? Order::kInWaves : Order::kOneByOne;
 }
 
@@ -86,7 +81,7 @@ struct Description {
   const char* pass;
   const LayerShape& shape;
   at::ScalarType dtype;
-  int64_t layers;
+  size_t layers;
 };
 
 const char* name_of(at::ScalarType dtype) {

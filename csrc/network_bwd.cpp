@@ -169,16 +169,16 @@ TensorVector network_gradients(const Options& net, const Context& context, Tenso
     }
     return grad;
   };
-  const auto run_together = [&] {
+  const auto run_together = [&]() -> std::vector<BackwardResults> {
+    if (net.num_layers == 1 || cuts.overlapping()) return {};
     TensorVector others = grads;
     context.append_to(&others);
-    if (!go_to_cpu({others, weights, kept, masks})) return std::vector<BackwardResults>();
+    if (!go_to_cpu({others, weights, kept, masks})) return {};
     return backward_stack_cpu(net, context, grads, weights, kept, masks, layer_needs);
   };
   for (const Cuts& group : groups) {
     Tensor grad;
-    const std::vector<BackwardResults> together =
-        net.num_layers > 1 ? run_together() : std::vector<BackwardResults>();
+    const std::vector<BackwardResults> together = run_together();
     for (size_t j = 0; j < together.size(); ++j) {
       const BackwardResults& layer = together[j];
       add_layer(top - int64_t(j), layer.d_hx, layer.d_cx, layer.d_weights);

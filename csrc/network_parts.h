@@ -124,7 +124,8 @@ std::vector<ForwardResults> forward_stack_cpu(const Options& net, const Tensor& 
                                               const Context& context, TensorList weights,
                                               bool keep_gates);
 
-// Likewise; kept, masks and grads as of network_gradients, needs of each layer. From the top.
+// Likewise, for windows that do not overlap; kept, masks and grads as of network_gradients, needs of
+// each layer. From the top.
 std::vector<BackwardResults> backward_stack_cpu(const Options& net, const Context& context,
                                                 const TensorVector& grads, TensorList weights,
                                                 TensorList kept, TensorList masks,

@@ -108,20 +108,27 @@ struct ForwardLayer {
   }
 };
 
+// Runs a layer, or the layers of a stack, by one call.
+template <typename Layers>
+void run_forward(const Layers& layers) {
+  const ForwardLayer& last = layers.back();  // the others are as large but for their input
+  const LayerShape& shape = last.shape;
+  const double count = double(layers.size()) * double(shape.D);
+  for_dtype(last.dtype, [&](auto number) {
+    using scalar_t = decltype(number);
+    std::vector<FwdParams<scalar_t>> passes;
+    const int threads = threads_for(shape, count, double(shape.N));
+    for (const ForwardLayer& layer : layers) layer.append_passes(&passes, threads);
+    const auto& kernel = kernels_for<scalar_t>()->forward[int(shape.cell)];
+    run_kernels(kernel, passes, order_of(kernel, passes, layers.size()),
+                {"forward", shape, last.dtype, layers.size()});
+  });
+}
+
 ForwardResults forward_cpu(const ForwardArguments& args) {
-  const ForwardLayer layer(args);
-  const LayerShape& shape = layer.shape;
-  if (shape.N > 0) {
-    for_dtype(layer.dtype, [&](auto number) {
-      using scalar_t = decltype(number);
-      std::vector<FwdParams<scalar_t>> passes;
-      layer.append_passes(&passes, threads_for(shape, double(shape.D), double(shape.N)));
-      const auto& kernel = kernels_for<scalar_t>()->forward[int(shape.cell)];
-      run_kernels(kernel, passes, order_of_directions(kernel, passes),
-                  {"forward", shape, layer.dtype, 1});
-    });
-  }
-  return converted(layer.results, args.input.scalar_type());
+  const std::array<ForwardLayer, 1> layers{ForwardLayer(args)};
+  if (layers[0].shape.N > 0) run_forward(layers);
+  return converted(layers[0].results, args.input.scalar_type());
 }
 
 // Where the gradients that a layer's direction is given are not zero. Layers that hand gradients to
@@ -273,30 +280,35 @@ struct BackwardLayer {
   Tensor closed_;  // where kappa is 0
 };
 
+// Likewise; the layers from the top.
+template <typename Layers>
+void run_backward(const Layers& layers) {
+  const BackwardLayer& first = layers.front();
+  const LayerShape& shape = first.shape;
+  for_dtype(first.dtype, [&](auto number) {
+    using scalar_t = decltype(number);
+    std::vector<BwdParams<scalar_t>> passes;
+    const int threads = threads_for(shape, 2 * double(layers.size()), double(first.lane_rows));
+    for (const BackwardLayer& layer : layers) layer.append_passes(&passes, threads);
+    const auto& kernel = kernels_for<scalar_t>()->backward[int(shape.cell)];
+    const Order order =
+        first.input_by_lane ? Order::kOneByOne : order_of(kernel, passes, layers.size());
+    Tensor d_input_reverse;
+    if (order == Order::kSideBySide && first.needs[0]) {
+      d_input_reverse = at::empty_like(first.results.d_input);
+      if (first.steps_are_left_out) d_input_reverse.zero_();
+      passes[1].d_input = data<scalar_t>(d_input_reverse);
+      passes[1].accumulate_d_input = false;
+    }
+    run_kernels(kernel, passes, order, {"backward", shape, first.dtype, layers.size()});
+    if (d_input_reverse.defined()) first.results.d_input.add_(d_input_reverse);
+  });
+}
+
 BackwardResults backward_cpu(const BackwardArguments& args) {
-  const BackwardLayer layer(args);
-  const LayerShape& shape = layer.shape;
-  const Tensor& d_input = layer.results.d_input;
-  if (layer.lane_rows > 0) {
-    for_dtype(layer.dtype, [&](auto number) {
-      using scalar_t = decltype(number);
-      std::vector<BwdParams<scalar_t>> passes;
-      layer.append_passes(&passes, threads_for(shape, 2, double(layer.lane_rows)));
-      const auto& kernel = kernels_for<scalar_t>()->backward[int(shape.cell)];
-      const Order order =
-          args.input_by_lane ? Order::kOneByOne : order_of_directions(kernel, passes);
-      Tensor d_input_reverse;
-      if (order == Order::kSideBySide && layer.needs[0]) {
-        d_input_reverse = at::empty_like(d_input);
-        if (layer.steps_are_left_out) d_input_reverse.zero_();
-        passes[1].d_input = data<scalar_t>(d_input_reverse);
-        passes[1].accumulate_d_input = false;
-      }
-      run_kernels(kernel, passes, order, {"backward", shape, layer.dtype, 1});
-      if (d_input_reverse.defined()) d_input.add_(d_input_reverse);
-    });
-  }
-  return converted(layer.results, args.input.scalar_type());
+  const std::array<BackwardLayer, 1> layers{BackwardLayer(args)};
+  if (layers[0].lane_rows > 0) run_backward(layers);
+  return converted(layers[0].results, args.input.scalar_type());
 }
 
 std::atomic<int64_t> stack_bytes{4 << 20};
@@ -304,14 +316,10 @@ std::atomic<int64_t> stack_bytes{4 << 20};
 // Whether layers are run by one call. It holds on to what lies between them, which only short
 // sequences have room for. Called before the layers' checks.
 bool run_together(const Options& net, const Tensor& input, const Tensor& w_hh) {
-  const auto dtypes = {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16};
-  const at::ScalarType dtype = input.scalar_type();
-  if (std::find(dtypes.begin(), dtypes.end(), dtype) == dtypes.end()) return false;
   const int64_t columns = w_hh.dim() > 0 ? w_hh.size(-1) : 0;
   const int64_t rows = input.numel() / std::max<int64_t>(input.size(-1), 1);
   const int64_t between = net.num_layers * rows * columns * input.element_size();
-  return net.num_layers > 1 && net.directions == 1 && between <= stack_limit() && rows > 0 &&
-         kernel_dtype(dtype) == dtype;
+  return net.num_layers > 1 && net.directions == 1 && between <= stack_limit() && rows > 0;
 }
 
 template <typename Layers>
@@ -335,17 +343,9 @@ std::vector<ForwardResults> forward_stack_cpu(const Options& net, const Tensor& 
         {i == 0 ? input : layers[i - 1].results.output, hx, cx, of_layer(weights, net, i),
          net.has_biases, context.batch_sizes, net.batch_first, name_of(net.cell), context.resets},
         keep_gates});
+    if (layers[i].dtype != input.scalar_type()) return {};  // each layer's results are rounded
   }
-  const LayerShape& shape = layers.back().shape;
-  for_dtype(layers[0].dtype, [&](auto number) {
-    using scalar_t = decltype(number);
-    std::vector<FwdParams<scalar_t>> passes;
-    const int threads = threads_for(shape, double(net.num_layers), double(shape.N));
-    for (const ForwardLayer& layer : layers) layer.append_passes(&passes, threads);
-    const auto& kernel = kernels_for<scalar_t>()->forward[int(shape.cell)];
-    run_kernels(kernel, passes, order_of_layers(kernel, passes),
-                {"forward", shape, layers[0].dtype, net.num_layers});
-  });
+  run_forward(layers);
   return results_of(layers);
 }
 
@@ -353,7 +353,7 @@ std::vector<BackwardResults> backward_stack_cpu(const Options& net, const Contex
                                                 const TensorVector& grads, TensorList weights,
                                                 TensorList kept, TensorList masks,
                                                 const std::vector<c10::List<bool>>& needs) {
-  if (net.k2 > net.k1 || !run_together(net, kept[0], weights[1])) return {};
+  if (!run_together(net, kept[0], weights[1])) return {};
   RECORD_FUNCTION("fastbptt::rnn_bwd", std::vector<c10::IValue>());
   std::deque<BackwardLayer> layers;  // from the top
   for (int64_t i = net.num_layers - 1; i >= 0; --i) {
@@ -387,19 +387,9 @@ std::vector<BackwardResults> backward_stack_cpu(const Options& net, const Contex
                           false,
                           none},
         true, above);
-    if (layers.back().lane_rows == 0) return {};
+    if (layers.back().lane_rows == 0 || layers.back().dtype != kept[0].scalar_type()) return {};
   }
-  const LayerShape& shape = layers[0].shape;
-  for_dtype(layers[0].dtype, [&](auto number) {
-    using scalar_t = decltype(number);
-    std::vector<BwdParams<scalar_t>> passes;
-    const int threads =
-        threads_for(shape, 2.0 * double(net.num_layers), double(layers[0].lane_rows));
-    for (const BackwardLayer& layer : layers) layer.append_passes(&passes, threads);
-    const auto& kernel = kernels_for<scalar_t>()->backward[int(shape.cell)];
-    run_kernels(kernel, passes, order_of_layers(kernel, passes),
-                {"backward", shape, layers[0].dtype, net.num_layers});
-  });
+  run_backward(layers);
   return results_of(layers);
 }
 

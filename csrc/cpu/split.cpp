@@ -16,9 +16,6 @@ double vectors_per_cycle(double bytes, int vec_bytes) {
   return std::min(2.0, rate / vec_bytes);
 }
 
-// Tiles that a piece's rows fill: enough that what begins and ends a piece costs little.
-constexpr int64_t kTilesOfPiece = 2;
-
 // A barrier: the transfer of one cache line, which takes a few hundred cycles between cores that share a
 // cache and thousands where a virtual machine has them apart, and of one more for each further thread.
 // It is not measured, since the split decides which bits come out.
@@ -71,7 +68,8 @@ bool pays_side_by_side(int passes, int parts, const StepWork& work) {
 
 int64_t steps_of_piece(int64_t steps, const StepWork& work) {
   constexpr int64_t kPieces = 32;
-  const int64_t least = ceil_div(kTilesOfPiece * work.tile_rows, work.rows);
+  constexpr int64_t kTiles = 2;  // enough that what begins and ends a piece costs little
+  const int64_t least = ceil_div(kTiles * work.tile_rows, work.rows);
   return ceil_div(std::max(steps / kPieces, least), least) * least;
 }
 

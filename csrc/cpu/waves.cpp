@@ -5,9 +5,7 @@
 namespace fastbptt {
 
 bool Waves::has_input(int pass) const {
-  if (pass == 0) return true;
-  const Pass& before = passes_[pass - 1];
-  return before.pieces > passes_[pass].pieces || before.has_all_steps;
+  return pass == 0 || passes_[pass - 1].pieces > passes_[pass].pieces;
 }
 
 // Pieces go before all else, since others wait for them, and the last pass before the first: so no
@@ -64,7 +62,6 @@ void Waves::complete(const Task& task, bool is_last, bool owes_products) {
     if (task.kind == Kind::kStart) pass.phase = Kind::kPiece;
     if (task.kind == Kind::kPiece) {
       ++pass.pieces;
-      pass.has_all_steps = is_last;
       if (is_last) pass.phase = Kind::kFinish;
       if (owes_products) pass.parts_to_take = pass.parts_to_finish = parts_;
     }

@@ -31,10 +31,9 @@ class Waves {
 
  private:
   struct Pass {
-    Kind phase = Kind::kStart;  // kPiece until nothing but its finish is left
-    bool is_taken = false;      // the phase's task
-    bool has_all_steps = false;
-    int64_t pieces = 0;                          // that are done
+    Kind phase = Kind::kStart;                   // kPiece until nothing but its finish is left
+    bool is_taken = false;                       // the phase's task
+    int64_t pieces = 0;                          // that are done; in the end all have the same
     int parts_to_take = 0, parts_to_finish = 0;  // of a block's products
   };
 

@@ -40,14 +40,12 @@ CALLS = [
 ]
 
 
-@pytest.fixture(params=[2, 4, 7], ids="threads={}".format)
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+several_threads = pytest.mark.parametrize(
+    "threads", [2, 4, 7], indirect=True, ids="threads={}".format
+)
 
 
+@several_threads
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_long_stacks(call, threads):
     """The reference's numbers, and the same bits whoever computes them."""
@@ -57,6 +55,7 @@ def test_long_stacks(call, threads):
         assert_matches(call.ours(), actual, rtol=0)
 
 
+@several_threads
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 def test_without_gradients(cell, threads):
     """What is not kept for a backward pass changes no bit."""
@@ -82,6 +81,7 @@ def test_losses_of_some_layers_states():
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+@several_threads
 def test_some_gradients_are_not_wanted(threads):
     module = Case(**LONG, cell="lstm").module()
     x, hx = Case(**LONG, cell="lstm").data()
