@@ -1,5 +1,6 @@
 // The arithmetic of the cells, written once over a value type V: a vector register on the CPU, a
-// scalar on a GPU. V supplies + - * /, comparisons, ?: on their results, and Bits<V>.
+// scalar on a GPU, or a dual number over either (dual.h), of which a cell's derivative comes. V supplies
+// + - *, comparisons, `select` on their results, and a register or scalar / and Bits<V> too.
 #pragma once
 
 #include "host_device.h"
@@ -11,6 +12,12 @@ namespace {  // compiled once per instruction set: nothing here may be merged ac
 // exp2_of_shifted.
 template <typename V>
 struct Bits;
+
+// a where the comparison `is_so` holds, else b.
+template <typename Flags, typename V>
+[[gnu::always_inline]] FASTBPTT_HD inline V select(Flags is_so, V a, V b) {
+  return is_so ? a : b;
+}
 
 // Constants of exp's argument reduction x = n ln2 + r, |r| <= ln2 / 2. kLn2High has so few digits
 // that n * kLn2High is exact. kTanhLimit: beyond it tanh rounds to 1. kExpLimit: exp(-kExpLimit)
@@ -100,7 +107,8 @@ template <typename V>
 //             W_ih saw, in the order of kInputGate; the kGates columns from kFirstRecurrent on are
 //             what W_hh saw, in torch's order. `carry` is what reaches the previous step other than
 //             through W_hh: of the state for GRU, of the cell state for LSTM.
-// What a cell has no use for is left out of the call by `if constexpr` on these constants.
+// What a cell has no use for is left out of the call by `if constexpr` on these constants. `act` gives
+// forward its activations: of the k-th kept, or of phi.
 struct CellTraits {
   static constexpr int kGates = 1;           // gates of a unit
   static constexpr int kSaved = 0;           // activations kept for the backward pass, or 0
@@ -110,6 +118,22 @@ struct CellTraits {
   static constexpr bool kHasCellState = false;  // LSTM's c
   static constexpr bool kHasCarry = false;
   static constexpr bool kRecurrentBias = false;  // the last gate's b_hh stays with `rec`
+};
+
+// Activations as they are computed.
+struct Evaluate {
+  template <typename V>
+  [[gnu::always_inline]] FASTBPTT_HD static V sigmoid(int, V pre) {
+    return fastbptt::sigmoid(pre);
+  }
+  template <typename V>
+  [[gnu::always_inline]] FASTBPTT_HD static V tanh(int, V pre) {
+    return fastbptt::tanh(pre);
+  }
+  template <typename Phi, typename V>
+  [[gnu::always_inline]] FASTBPTT_HD static V phi(V pre) {
+    return Phi::value(pre);
+  }
 };
 
 // The nonlinearities phi of the Elman cell: h = phi(pre), and phi'(pre) from h alone.
@@ -127,11 +151,11 @@ struct Tanh {
 struct Relu {
   template <typename V>
   FASTBPTT_HD static V value(V pre) {
-    return pre < 0 ? V{} : pre;  // a NaN stays a NaN, as in torch
+    return select(pre < 0, V{}, pre);  // a NaN stays a NaN, as in torch
   }
   template <typename V>
   FASTBPTT_HD static V derivative(V h) {
-    return h <= 0 ? V{} : V{} + 1;  // a NaN lets the gradient through, as in torch
+    return select(h <= 0, V{}, V{} + 1);  // a NaN lets the gradient through, as in torch
   }
 };
 
@@ -149,9 +173,9 @@ struct Identity {
 // h = phi(pre + rec). Elman, "Finding structure in time", 1990.
 template <typename Phi>
 struct Elman : CellTraits {
-  template <typename V>
-  FASTBPTT_HD static V forward(const V* pre, const V* rec, V, V*) {
-    return Phi::value(pre[0] + rec[0]);
+  template <typename V, typename Act = Evaluate>
+  FASTBPTT_HD static V forward(const V* pre, const V* rec, V, V*, Act act = {}) {
+    return act.template phi<Phi>(pre[0] + rec[0]);
   }
   template <typename V>
   FASTBPTT_HD static void backward(V dh, V h, V* d) {
@@ -171,10 +195,10 @@ struct Gru : CellTraits {
   static constexpr bool kHasCarry = true;
   static constexpr bool kRecurrentBias = true;
 
-  template <typename V>
-  FASTBPTT_HD static V forward(const V* pre, const V* rec, V h_before, V* saved) {
-    const V r = sigmoid(pre[0] + rec[0]), z = sigmoid(pre[1] + rec[1]);
-    const V n = tanh(pre[2] + r * rec[2]);
+  template <typename V, typename Act = Evaluate>
+  FASTBPTT_HD static V forward(const V* pre, const V* rec, V h_before, V* saved, Act act = {}) {
+    const V r = act.sigmoid(0, pre[0] + rec[0]), z = act.sigmoid(1, pre[1] + rec[1]);
+    const V n = act.tanh(2, pre[2] + r * rec[2]);
     saved[0] = r, saved[1] = z, saved[2] = n, saved[3] = rec[2];
     return n + z * (h_before - n);
   }
@@ -201,11 +225,11 @@ struct Lstm : CellTraits {
   static constexpr bool kHasCarry = true;
 
   // Inlined: the arguments of a call would pass through memory.
-  template <typename V>
+  template <typename V, typename Act = Evaluate>
   [[gnu::always_inline]] FASTBPTT_HD static V forward(const V* pre, const V* rec, V c_before,
-                                                      V* saved, V* c) {
-    const V i = sigmoid(pre[0] + rec[0]), f = sigmoid(pre[1] + rec[1]);
-    const V g = tanh(pre[2] + rec[2]), o = sigmoid(pre[3] + rec[3]);
+                                                      V* saved, V* c, Act act = {}) {
+    const V i = act.sigmoid(0, pre[0] + rec[0]), f = act.sigmoid(1, pre[1] + rec[1]);
+    const V g = act.tanh(2, pre[2] + rec[2]), o = act.sigmoid(3, pre[3] + rec[3]);
     saved[0] = i, saved[1] = f, saved[2] = g, saved[3] = o;
     *c = f * c_before + i * g;
     return o * tanh(*c);
