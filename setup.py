@@ -21,6 +21,8 @@ SOURCES = [
     "csrc/ops_cpu.cpp",
     "csrc/network.cpp",
     "csrc/network_bwd.cpp",
+    "csrc/tangents.cpp",
+    "csrc/tangents_cpu.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/split.cpp",
     "csrc/cpu/team.cpp",
