@@ -6,8 +6,9 @@ the batch would mix them, they are run one after another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -150,3 +151,71 @@ def _one_by_one(
     ]
     results = tuple(torch.stack(of_all) for of_all in zip(*calls, strict=True))
     return results, (0,) * len(results)
+
+
+def _has_older_vmap(value: Any) -> bool:
+    return isinstance(value, Tensor) and torch._C._functorch.is_legacy_batchedtensor(value)
+
+
+def _older_level() -> int:
+    """That of the innermost map. A device's thread of a backward pass does not know: one map."""
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return max(level, 1)
+
+
+def _physical(arguments: Sequence[Any], level: int) -> tuple[list[Any], list[int | None]]:
+    """What an older vmap maps over, with its dimension in front, and where there is one."""
+    dims = [0 if _has_older_vmap(argument) else None for argument in arguments]
+    physical = [
+        # The size is for a tensor without that level.
+        argument if dim is None else torch._remove_batch_dim(argument, level, 1, 0)
+        for argument, dim in zip(arguments, dims, strict=True)
+    ]
+    return physical, dims
+
+
+def apply_in_older_vmap(function: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    """A call of one of the derivatives' Functions where torch.autograd's own vmap may map.
+
+    ``is_grads_batched`` and its like map by an older vmap than torch.func's, which asks Functions
+    for no rule.
+    """
+    if not any(map(_has_older_vmap, arguments)):
+        return function.apply(*arguments)
+    level = _older_level()
+    physical, dims = _physical(arguments, level)
+    sizes = (p.shape[0] for p, dim in zip(physical, dims, strict=True) if dim is not None)
+    results, of_results = map_over(function, next(sizes), dims, physical)
+    return tuple(
+        torch._add_batch_dim(result, dim, level)
+        for result, dim in zip(results, of_results, strict=True)
+    )
+
+
+def takes_older_vmap(method: Callable) -> Callable:
+    """Lets a Function's ``backward`` or ``jvp`` take what that vmap maps over, by the newer one."""
+
+    @wraps(method)
+    def mapped(*arguments: Any) -> tuple[Any, ...]:
+        if not any(map(_has_older_vmap, arguments)):
+            return method(*arguments)
+        level = _older_level()
+        physical, dims = _physical(arguments, level)
+        is_tensor: list[bool] = []
+
+        def tensors_of(*varying: Tensor) -> tuple[Tensor, ...]:
+            given = iter(varying)
+            results = method(
+                *(p if d is None else next(given) for p, d in zip(physical, dims, strict=True))
+            )
+            is_tensor[:] = (isinstance(result, Tensor) for result in results)
+            return tuple(result for result in results if isinstance(result, Tensor))
+
+        varying = (p for p, dim in zip(physical, dims, strict=True) if dim is not None)
+        results = iter(torch.func.vmap(tensors_of)(*varying))
+        return tuple(
+            torch._add_batch_dim(next(results), 0, level) if there else None for there in is_tensor
+        )
+
+    return mapped

@@ -90,9 +90,11 @@ class _Derivative(torch.autograd.Function):
 
     @staticmethod
     def filled(ctx: Any, *lists: Sequence[Any]) -> tuple[Any, ...]:
-        """Gradients of all arguments, from those of the first parts."""
-        given = [each for values in lists for each in values]
-        return (*[None] * _HEAD, *given, *[None] * (ctx.count - _HEAD - len(given)))
+        """The gradients of all arguments that need one, from those of the first parts."""
+        given = [*[None] * _HEAD, *(each for values in lists for each in values)]
+        given += [None] * (ctx.count - len(given))
+        needs = ctx.needs_input_grad
+        return tuple(each if n else None for each, n in zip(given, needs, strict=True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -150,11 +152,13 @@ class Network(_Derivative):
         return point._replace(kept=tuple(each.detach() for each in saved[ctx.count - 1 :]))
 
     @staticmethod
+    @_batching.takes_older_vmap
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         needs, _ = Network.split(ctx.net, ctx.needs_input_grad)
         return Network.filled(ctx, _gradients(Network.point(ctx), grads[:3], needs))
 
     @staticmethod
+    @_batching.takes_older_vmap
     def jvp(ctx: Any, *arguments_t: Any) -> tuple[Any, ...]:
         tangents, _ = Network.split(ctx.net, arguments_t)
         point = Network.point(ctx)
@@ -209,6 +213,7 @@ class Gradients(_Derivative):
         return _some(gradients, net.needs)
 
     @staticmethod
+    @_batching.takes_older_vmap
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         point, grads = Gradients.read(ctx.net, *ctx.saved_tensors)
         _, needs, _, _ = Gradients.split(ctx.net, ctx.needs_input_grad)
@@ -217,6 +222,7 @@ class Gradients(_Derivative):
         return Gradients.filled(ctx, of_results, of_primals)
 
     @staticmethod
+    @_batching.takes_older_vmap
     def jvp(ctx: Any, *arguments_t: Any) -> tuple[Any, ...]:
         point, grads = Gradients.read(ctx.net, *ctx.saved_tensors)
         grads_t, tangents, _, _ = Gradients.split(ctx.net, arguments_t)
@@ -242,6 +248,7 @@ class Tangents(_Derivative):
         return tuple(results)
 
     @staticmethod
+    @_batching.takes_older_vmap
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         point, tangents = Tangents.read(ctx.net, *ctx.saved_tensors)
         needs, needs_tangents, *_ = Tangents.split(ctx.net, ctx.needs_input_grad)
@@ -252,6 +259,7 @@ class Tangents(_Derivative):
         return Tangents.filled(ctx, of_primals, _gradients(point, grads, needs_tangents))
 
     @staticmethod
+    @_batching.takes_older_vmap
     def jvp(ctx: Any, *arguments_t: Any) -> tuple[Any, ...]:
         point, tangents = Tangents.read(ctx.net, *ctx.saved_tensors)
         primals_t, tangents_t, *_ = Tangents.split(ctx.net, arguments_t)
@@ -279,11 +287,13 @@ class Second(_Derivative):
         return *results, *_some(of_primals, needs)
 
     @staticmethod
+    @_batching.takes_older_vmap
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         point, *parts = Second.read(ctx.net, *ctx.saved_tensors)
         return Second.filled(ctx, *_third.gradients_of_second(point, *parts, cotangents))
 
     @staticmethod
+    @_batching.takes_older_vmap
     def jvp(ctx: Any, *arguments_t: Any) -> tuple[Any, ...]:
         point, *parts = Second.read(ctx.net, *ctx.saved_tensors)
         return _third.tangent_of_second(point, *parts, *Second.split(ctx.net, arguments_t)[:4])
