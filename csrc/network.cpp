@@ -213,11 +213,15 @@ class NetworkBackward : public torch::autograd::Function<NetworkBackward> {
     const int64_t kOthers = 1 + Context::kTensors;  // input, and the context's
     variable_list result(kOthers + num_weights + 2);
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return result;
-    // To differentiate once more would go unnoticed below the operators' autograd.
+    // What is differentiated once more goes by the operator, which has derivatives of its own.
+    const bool is_watched =
+        at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), [](const Tensor& g) {
+          return g.defined() && g._fw_grad(/*level=*/0).defined();
+        });
     std::optional<at::AutoDispatchBelowAutograd> guard;
-    if (!at::GradMode::is_enabled()) guard.emplace();
+    if (!is_watched) guard.emplace();
     const TensorVector gradients =
-        goes_to_kernel(kept[0])
+        !is_watched && goes_to_kernel(kept[0])
             ? network_gradients(net, context, std::move(grads), weights, kept, masks, needs)
             : network_bwd().call(optional(grads[0]), optional(grads[1]), optional(grads[2]),
                                  context.hx, context.cx, context.batch_sizes, context.resets,
@@ -374,12 +378,11 @@ TORCH_LIBRARY_FRAGMENT(fastbptt, m) {
       "bool batch_first, str cell, int k1, int k2, bool last_only, bool[] needs) -> Tensor[]");
 }
 
-// The layers' operators have no derivative of their own: to differentiate the backward pass again,
-// or to go round `network`, is an error rather than a silent zero.
+// The layers' operators have no derivative of their own: to go round `network` is an error rather than
+// a silent zero. That of `network_bwd` is in Python.
 TORCH_LIBRARY_IMPL(fastbptt, Autograd, m) {
   m.impl("rnn_fwd", torch::autograd::autogradNotImplementedFallback());
   m.impl("rnn_bwd", torch::autograd::autogradNotImplementedFallback());
-  m.impl("network_bwd", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace fastbptt

@@ -37,17 +37,31 @@ Stack = Callable[[Tensor, States, PerStep], tuple[Tensor, States]]
 
 
 class _Gate(torch.autograd.Function):
-    """The state as it is; its gradient times kappa, and zero where kappa is, even of a NaN."""
+    """The state as it is; its derivative times kappa, and zero where kappa is, even of a NaN."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, state: Tensor, kappa: Tensor) -> Tensor:
+    def forward(state: Tensor, kappa: Tensor) -> Tensor:
+        return state.clone()
+
+    @staticmethod
+    def setup_context(
+        ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor
+    ) -> None:
+        _, kappa = inputs
         ctx.save_for_backward(kappa)
-        return state.view_as(state)
+        ctx.save_for_forward(kappa)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         (kappa,) = ctx.saved_tensors
         return (kappa * grad).masked_fill(kappa == 0, 0), None
+
+    @staticmethod
+    def jvp(ctx: torch.autograd.function.FunctionCtx, state_t: Tensor, _: object) -> Tensor:
+        (kappa,) = ctx.saved_tensors
+        return (kappa * state_t).masked_fill(kappa == 0, 0)
 
 
 def unroll(

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from fastbptt import _C as _C  # loading it registers the operators
-from fastbptt import onnx
+from fastbptt import derivatives, onnx
 from fastbptt.truncation import _positive_int
 
 # Looked up once: a short call asks all of them.
@@ -43,9 +44,14 @@ def network(
         is_watched(input)
         or (hx is not None and type(hx) is not Tensor)
         or (cx is not None and type(cx) is not Tensor)
+        or forward_ad._current_level >= 0
     ):
         if onnx.is_exporting():
             return onnx.network(input, hx, cx, *arguments)  # type: ignore[arg-type]
+        if not (_is_compiling() or _is_tracing()) and (
+            _innermost_transform() is not None or forward_ad._current_level >= 0
+        ):
+            return derivatives.network(input, hx, cx, *arguments)  # type: ignore[arg-type]
         return _network(input, hx, cx, *arguments)
     return _C.network(input, hx, cx, *arguments)
 
