@@ -1,4 +1,4 @@
-"""The CUDA steps of tangent passes without a GPU, by themselves, against autograd through a loop."""
+"""The emulated CUDA steps of tangent passes, by themselves, against autograd through a loop."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ projected_or_not = pytest.mark.parametrize(
 
 
 def cell_step(cell: str, pre: Tensor, rec: Tensor, h: Tensor, c: Tensor):
-    """h, c and the activations kept, from pre in d's columns and the recurrent part of each gate."""
+    """h, c and the activations kept, of pre in d's columns and each gate's recurrent part."""
     if cell == "gru":
         n_in, r, z, n_rec = pre.chunk(4)
         rec_r, rec_z, rec_n = rec.chunk(3)
