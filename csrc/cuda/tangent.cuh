@@ -20,6 +20,9 @@
 namespace fastbptt {
 namespace {
 
+// Blocks that a multiprocessor is to hold. Unless told, ptxas spills to make it hold more.
+constexpr int kLeastBlocks = 8;
+
 template <typename scalar_t>
 __device__ __forceinline__ scalar_t load(const Rows<const scalar_t>& rows, int64_t row,
                                          int64_t column) {
@@ -73,7 +76,8 @@ __device__ __forceinline__ scalar_t gate_of_initial(const TangentSteps<scalar_t>
 
 // The states that enter each sequence's first step.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kUnitThreads) initial_tangents_kernel(FwdTangents<scalar_t> p) {
+__global__ void __launch_bounds__(kUnitThreads, kLeastBlocks)
+    initial_tangents_kernel(FwdTangents<scalar_t> p) {
   const int64_t widest = p.H > p.R ? p.H : p.R;
   for_each_unit(p.sequences.layout.B, widest, [&](int64_t b, int64_t unit) {
     const scalar_t gate = gate_of_initial(p, b);
@@ -100,7 +104,7 @@ __device__ __forceinline__ void store_tangent(const FwdTangents<scalar_t>& p, in
 }
 
 template <typename Cell, typename scalar_t>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, kLeastBlocks)
     forward_tangent_kernel(FwdTangents<scalar_t> p, int64_t t, int64_t rows) {
   constexpr int G = Cell::kGates, S = Cell::kSaved, kLast = Cell::kColumns - 1;
   constexpr int kFirstGate = Cell::kInputGate[0];  // the input's columns are the gates, rotated
@@ -137,7 +141,7 @@ __global__ void __launch_bounds__(kUnitThreads)
 
 // The same step's projected state.
 template <typename scalar_t>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, kLeastBlocks)
     project_tangent_kernel(FwdTangents<scalar_t> p, int64_t t, int64_t rows) {
   for_each_unit(rows, p.R, [&](int64_t b, int64_t unit) {
     const int64_t row = p.sequences.layout.row(t, b);
@@ -167,7 +171,7 @@ __device__ __forceinline__ V state_gradient(const BwdTangents<scalar_t>& p, int6
 
 // The gradient of the projected state.
 template <typename V, typename scalar_t>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, kLeastBlocks)
     project_back_tangent_kernel(BwdTangents<scalar_t> p, int64_t t, int64_t rows) {
   for_each_unit(rows, p.R, [&](int64_t b, int64_t unit) {
     const int64_t row = p.sequences.layout.row(t, b);
@@ -178,7 +182,7 @@ __global__ void __launch_bounds__(kUnitThreads)
 }
 
 template <typename Cell, typename V, typename scalar_t>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, kLeastBlocks)
     backward_tangent_kernel(BwdTangents<scalar_t> p, int64_t t, int64_t rows) {
   constexpr int G = Cell::kGates, S = Cell::kSaved, kColumns = Cell::kColumns;
   for_each_unit(rows, p.H, [&](int64_t b, int64_t unit) {
@@ -216,7 +220,7 @@ __global__ void __launch_bounds__(kUnitThreads)
 // The gradients of the initial states, when every sequence's first step is done. carries_h: the carry
 // is the state's.
 template <typename V, typename scalar_t>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, kLeastBlocks)
     initial_gradients_kernel(BwdTangents<scalar_t> p, bool carries_h) {
   const int64_t widest = p.H > p.R ? p.H : p.R;
   for_each_unit(p.sequences.layout.B, widest, [&](int64_t b, int64_t unit) {
