@@ -7,12 +7,23 @@ import warnings
 
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import cuda_calls
 import fastbptt
+import tangent_calls
 from calls import Call
-from common import CELLS, Case, assert_as_exact, assert_matches, cotangent, parts, step, tensors_of
+from common import (
+    CELLS,
+    Case,
+    assert_as_exact,
+    assert_matches,
+    cotangent,
+    parts,
+    step,
+    tensors_of,
+    whole,
+)
 from fastbptt import TBPTT, Chunked, Sliding
 from test_modes import LARGER, MODES, expected_of, random_call
 from test_operators import CASES, backward_arguments, cuts, forward_arguments, rnn_bwd, rnn_fwd
@@ -48,6 +59,54 @@ def test_random_calls(mode, seed):
 def test_errors_of_rounding(case, dtype):
     case = dataclasses.replace(case, dtype=dtype)
     assert_as_exact(*cuda_calls.rounded_results(case, "cuda"))
+
+
+@pytest.mark.parametrize("steps", tangent_calls.cases(), ids=str)
+def test_tangents(steps):
+    tangent_calls.check_forward(steps, "cuda")
+    tangent_calls.check_backward(steps, "cuda")
+    tangent_calls.check_backward_of_values(steps, "cuda")
+
+
+def second_derivatives(call: Call, device: str):
+    """The gradients of a product with the gradients, by all that a call takes."""
+    module, (x, hx) = call.module().to(device), call.case.data()
+    data = x.data if isinstance(x, PackedSequence) else x
+    leaves = [data.to(device), *(state.to(device) for state in parts(hx))]
+    leaves = [*(leaf.requires_grad_() for leaf in leaves), *module.parameters()]
+    given = leaves[0]
+    if isinstance(x, PackedSequence):
+        given = PackedSequence(given, x.batch_sizes)
+    resets = call.make_resets()
+    outputs = tensors_of(
+        module(
+            given,
+            whole(leaves[1 : 1 + len(parts(hx))]),
+            truncation=call.make_truncation(),
+            resets=None if resets is None else resets.to(device),
+        )
+    )
+    cotangents = [cotangent(t, i).requires_grad_() for i, t in enumerate(outputs)]
+    gradients = torch.autograd.grad(outputs, leaves, cotangents, create_graph=True)
+    seconds = [cotangent(g, i + 5) for i, g in enumerate(gradients)]
+    results = torch.autograd.grad(gradients, [*cotangents, *leaves], seconds, allow_unused=True)
+    return {i: result.cpu() for i, result in enumerate(results) if result is not None}
+
+
+TWICE = [
+    Call(Case(6, 4, 3, 5, 2, cell=cell, **options), truncation, resets)
+    for cell in CELLS
+    for options, truncation, resets in (
+        ({"bidirectional": True}, None, "none"),
+        ({"lengths": (6, 1, 3, 3)}, Chunked(4), "some"),
+        ({"batch_first": True}, cuda_calls.Gates(per_sequence=True), "some"),
+    )
+] + [Call(Case(6, 4, 3, 33, cell="lstm", proj=7, bidirectional=True))]
+
+
+@pytest.mark.parametrize("call", TWICE, ids=str)
+def test_second_derivatives(call):
+    assert_matches(second_derivatives(call, "cuda"), second_derivatives(call, "cpu"), rtol=1e-10)
 
 
 @pytest.fixture(params=["resident", "cluster"])
