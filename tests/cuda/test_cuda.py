@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import pack_sequence
 
 import cuda_calls
 import fastbptt
@@ -22,7 +22,6 @@ from common import (
     parts,
     step,
     tensors_of,
-    whole,
 )
 from fastbptt import TBPTT, Chunked, Sliding
 from test_modes import LARGER, MODES, expected_of, random_call
@@ -68,45 +67,10 @@ def test_tangents(steps):
     tangent_calls.check_backward_of_values(steps, "cuda")
 
 
-def second_derivatives(call: Call, device: str):
-    """The gradients of a product with the gradients, by all that a call takes."""
-    module, (x, hx) = call.module().to(device), call.case.data()
-    data = x.data if isinstance(x, PackedSequence) else x
-    leaves = [data.to(device), *(state.to(device) for state in parts(hx))]
-    leaves = [*(leaf.requires_grad_() for leaf in leaves), *module.parameters()]
-    given = leaves[0]
-    if isinstance(x, PackedSequence):
-        given = PackedSequence(given, x.batch_sizes)
-    resets = call.make_resets()
-    outputs = tensors_of(
-        module(
-            given,
-            whole(leaves[1 : 1 + len(parts(hx))]),
-            truncation=call.make_truncation(),
-            resets=None if resets is None else resets.to(device),
-        )
-    )
-    cotangents = [cotangent(t, i).requires_grad_() for i, t in enumerate(outputs)]
-    gradients = torch.autograd.grad(outputs, leaves, cotangents, create_graph=True)
-    seconds = [cotangent(g, i + 5) for i, g in enumerate(gradients)]
-    results = torch.autograd.grad(gradients, [*cotangents, *leaves], seconds, allow_unused=True)
-    return {i: result.cpu() for i, result in enumerate(results) if result is not None}
-
-
-TWICE = [
-    Call(Case(6, 4, 3, 5, 2, cell=cell, **options), truncation, resets)
-    for cell in CELLS
-    for options, truncation, resets in (
-        ({"bidirectional": True}, None, "none"),
-        ({"lengths": (6, 1, 3, 3)}, Chunked(4), "some"),
-        ({"batch_first": True}, cuda_calls.Gates(per_sequence=True), "some"),
-    )
-] + [Call(Case(6, 4, 3, 33, cell="lstm", proj=7, bidirectional=True))]
-
-
-@pytest.mark.parametrize("call", TWICE, ids=str)
+@pytest.mark.parametrize("call", cuda_calls.TWICE, ids=str)
 def test_second_derivatives(call):
-    assert_matches(second_derivatives(call, "cuda"), second_derivatives(call, "cpu"), rtol=1e-10)
+    expected = cuda_calls.second_derivatives_by_reference(call)
+    assert_matches(cuda_calls.second_derivatives(call, "cuda"), expected, rtol=1e-10)
 
 
 @pytest.fixture(params=["resident", "cluster"])
