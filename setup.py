@@ -21,6 +21,8 @@ SOURCES = [
     "csrc/ops_cpu.cpp",
     "csrc/network.cpp",
     "csrc/network_bwd.cpp",
+    "csrc/tangents.cpp",
+    "csrc/tangents_cpu.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/split.cpp",
     "csrc/cpu/team.cpp",
@@ -32,11 +34,13 @@ SOURCES = [
 ]
 CUDA_SOURCES = [
     "csrc/ops_cuda.cpp",
+    "csrc/tangents_cuda.cpp",
     "csrc/cuda/persistent_bfloat16.cu",
     "csrc/cuda/persistent_float.cu",
     "csrc/cuda/persistent_half.cu",
     "csrc/cuda/persistent_tf32.cu",
     "csrc/cuda/stepwise.cu",
+    "csrc/cuda/tangent.cu",
 ]
 # sm_90a has what the kernels for Hopper need; other cards compile the PTX when they first run it.
 CUDA_ARCHITECTURES = "8.0+PTX;9.0a"

@@ -15,7 +15,6 @@
 #include "tensors.h"
 
 namespace fastbptt {
-namespace {
 
 // A kernel's workspace. It stays with the calling thread for its next call: the system clears memory
 // that is given back to it, which can take as long as a third of a call's own work.
@@ -49,7 +48,9 @@ class Workspace {
   int64_t size_ = 0;
 };
 
-thread_local Workspace workspace;
+inline thread_local Workspace workspace;
+
+namespace {
 
 enum class Order { kOneByOne, kSideBySide, kInWaves };  // of passes: see Kernel
 

@@ -316,6 +316,40 @@ std::tuple<Tensor, Tensor, Tensor> network(
   return {result.output, result.h_n, result.c_n};
 }
 
+namespace {
+
+// Below autograd: what of it has a derivative is for the caller to say.
+std::tuple<Tensor, Tensor, Tensor, TensorVector, TensorVector, TensorVector, TensorVector>
+network_fwd(const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx,
+            TensorList weights, bool has_biases, int64_t num_layers, bool bidirectional,
+            const OptionalTensor& batch_sizes, bool batch_first, c10::string_view cell,
+            double dropout, const OptionalTensor& resets) {
+  Options net{};
+  net.num_layers = num_layers;
+  net.directions = bidirectional ? 2 : 1;
+  net.has_biases = has_biases;
+  net.batch_first = batch_first;
+  net.cell = parse_cell(cell);
+  net.dropout = dropout;
+  check_options(net, weights);
+  check_states(net, "hx", hx);
+  check_states(net, "cx", cx);
+  check_input_dims(input, batch_sizes);
+  const at::AutoDispatchBelowAutograd guard;
+  Result result = run_layers(net, input, {hx, cx, batch_sizes, resets, {}}, weights, true);
+  TensorVector outputs, c, gates, masks;
+  for (Layer& layer : result.layers) {
+    outputs.push_back(std::move(layer.output));
+    c.push_back(std::move(layer.c));
+    gates.push_back(std::move(layer.gates));
+    if (layer.mask.defined()) masks.push_back(std::move(layer.mask));
+  }
+  outputs.pop_back();  // it is the network's
+  return {result.output, result.h_n, result.c_n, outputs, c, gates, masks};
+}
+
+}  // namespace
+
 TORCH_LIBRARY_FRAGMENT(fastbptt, m) {
   // num_layers layers of rnn_fwd, with dropout between them; states are stacked by layer, then by
   // direction. recompute: keep no gates for the backward pass. c_n is empty unless cell is "lstm".
@@ -326,6 +360,14 @@ TORCH_LIBRARY_FRAGMENT(fastbptt, m) {
       "float dropout, int k1=0, int k2=0, bool last_only=False, bool recompute=False, "
       "Tensor? resets=None, Tensor? kappa=None) -> (Tensor output, Tensor h_n, Tensor c_n)",
       network);
+  // The forward pass of `network` and what the backward pass takes of it: the outputs of the layers
+  // below the top, c and gates of each, the masks of the dropout before each but the first, or none.
+  m.def(
+      "network_fwd(Tensor input, Tensor? hx, Tensor? cx, Tensor[] weights, bool has_biases, "
+      "int num_layers, bool bidirectional, Tensor? batch_sizes, bool batch_first, str cell, "
+      "float dropout, Tensor? resets=None) -> (Tensor output, Tensor h_n, Tensor c_n, "
+      "Tensor[] outputs, Tensor[] c, Tensor[] gates, Tensor[] masks)",
+      network_fwd);
   // The backward pass of `network`. kept: input, output, c and gates of each layer. masks: of the
   // dropout before each layer but the first, or none. needs: input, hx, cx, then each weight; the
   // results are gradients in that order, empty where not needed.

@@ -4,59 +4,15 @@
 //   forward   pre = x W_ih^T, recurrence
 //   backward  recurrence, dx = d W_ih, dW_ih = d^T x, dW_hh = d^T h_{t-1}, db = sum of d
 #include <ATen/ATen.h>
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
+#include "calls_cuda.h"
 #include "recurrence_cuda.h"
 
 namespace fastbptt {
 namespace {
-
-// For the time of a call: its device, and no autocast, which would round what is not to be rounded.
-struct CallGuard {
-  c10::DeviceGuard device;
-  c10::impl::ExcludeDispatchKeyGuard autocast{c10::autocast_dispatch_keyset};
-
-  explicit CallGuard(const Tensor& input) : device(input.device()) {}
-};
-
-// Calls fn(scalar_t{}) for the type that a tensor's numbers are stored in.
-template <typename Fn>
-void for_dtype(const Tensor& tensor, Fn&& fn) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble: return fn(double{});
-    case at::kFloat: return fn(float{});
-    case at::kHalf: return fn(half_t{});
-    case at::kBFloat16: return fn(bfloat16_t{});
-    default: TORCH_INTERNAL_ASSERT(false, "a dtype that checks.h refuses");
-  }
-}
-
-// A batch's layout on the host, and what kernels need of it on the device.
-struct DeviceLayout {
-  OwnedLayout host;
-  Tensor sizes;  // packed: offsets [T+1], then lengths [B]
-
-  DeviceLayout(const LayerShape& shape, const LayerArguments& args) : host(shape, args) {
-    if (!args.batch_sizes.has_value()) return;
-    std::vector<int64_t> values = host.offsets;
-    const std::vector<int64_t> lengths = sequence_lengths(host.layout);
-    values.insert(values.end(), lengths.begin(), lengths.end());
-    sizes = to_device(values, args.input);
-  }
-
-  Sequences sequences(int direction, const OptionalTensor& resets) const {
-    Sequences result{host.layout, nullptr, direction, rows_of<bool>(resets)};
-    result.layout.batch_sizes = nullptr;
-    if (!sizes.defined()) return result;
-    result.layout.offsets = sizes.const_data_ptr<int64_t>();
-    result.lengths = result.layout.offsets + host.layout.T + 1;
-    return result;
-  }
-};
 
 template <typename scalar_t>
 RecurrenceTensors fill_common(Recurrence<scalar_t>* p, const LayerShape& shape,
@@ -87,7 +43,7 @@ ForwardResults forward_cuda(const ForwardArguments& args) {
       args, shape, [&](const std::vector<int64_t>& sizes) { return allocate(sizes, options); });
   if (shape.N == 0) return results;
 
-  const DeviceLayout layout(shape, args);
+  const DeviceLayout layout(args.input, shape, args);
   const Tensor input = tensors.input.view({shape.N, shape.I});
   const bool has_c = shape.has_cell_state(), keeps = shape.has_gates(results.gates);
   for_dtype(args.input, [&](auto zero) {
@@ -326,7 +282,7 @@ BackwardResults backward_cuda(const BackwardArguments& args) {
 
   const CallGuard guard(args.input);
   const BackwardTensors tensors(args);
-  const DeviceLayout layout(shape, args);
+  const DeviceLayout layout(args.input, shape, args);
   const auto options = args.input.options();
   const auto empty = [&](const std::vector<int64_t>& sizes) { return allocate(sizes, options); };
   const BackwardResults results = make_backward_results(

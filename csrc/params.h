@@ -122,4 +122,52 @@ struct BwdParams : LayerParams<scalar_t> {
   scalar_t* d_w_hr;          // [R, H] or null
 };
 
+// Rows that may be a part of wider ones.
+template <typename scalar_t>
+struct Rows {
+  const scalar_t* data;  // or null: zeros
+  int64_t ld;
+
+  const scalar_t* at(int64_t row) const { return data ? data + row * ld : nullptr; }
+};
+
+// What the steps of a tangent pass need, one direction; see tangents.h. Their lanes are the sequences, and of
+// LayerParams input, resets, W_ih and the biases are not used. C columns as in cells.h.
+template <typename scalar_t>
+struct TangentParams : LayerParams<scalar_t> {
+  Rows<scalar_t> output;   // [N, R]
+  const scalar_t* c;       // [N, H]
+  const scalar_t* gates;   // [N, S*H]
+  const scalar_t* before;  // [N, H] the state that entered each step: LSTM's c, GRU's h
+  const scalar_t* gate;    // [N] between a step and the one before it in time, or null: 1
+};
+
+// hx and cx are the tangents of the initial states.
+template <typename scalar_t>
+struct ForwardTangentParams : TangentParams<scalar_t> {
+  const scalar_t* pre;        // [N, C*H]
+  const scalar_t* projected;  // [N, R] or null: zeros
+  scalar_t* output_t;         // [N, R]
+  scalar_t* c_t;              // [N, H]
+  scalar_t* gates_t;          // [N, S*H]
+  scalar_t* h_n_t;            // [B, R]
+  scalar_t* c_n_t;            // [B, H]
+};
+
+// What there is of a gradient or of what the forward pass gave, and its tangent.
+template <typename scalar_t>
+struct BackwardTangentParams : TangentParams<scalar_t> {
+  bool has_tangents;  // else there are only values
+  bool weights_too;   // w_hh is [2*G*H, R] and w_hr [2*R, H]: below each its tangent
+  Rows<scalar_t> d_output, d_output_t;       // [N, R]
+  const scalar_t *d_h_n, *d_h_n_t;           // [B, R] or null: zeros
+  const scalar_t *d_c_n, *d_c_n_t;           // [B, H] or null: zeros
+  Rows<scalar_t> output_t;                   // [N, R]
+  const scalar_t *c_t, *gates_t, *before_t;  // [N, ...]
+  scalar_t *d, *d_t;                         // [N, C*H]
+  scalar_t *d_projected, *d_projected_t;     // [N, R]
+  scalar_t *d_hx, *d_hx_t;                   // [B, R] or null: not wanted
+  scalar_t *d_cx, *d_cx_t;                   // [B, H] or null: not wanted
+};
+
 }  // namespace fastbptt

@@ -19,13 +19,13 @@ namespace fastbptt {
 
 // What the steps of both passes take.
 struct StepArguments {
-  const Tensor& output;          // [N, R]
-  const Tensor& c;               // [N, H]
-  const Tensor& gates;           // [N, S*H]
-  const Tensor& before;          // [N, H] the state that entered each step: LSTM's c, GRU's h
-  const OptionalTensor& gate;    // [N]
-  const Tensor& w_hh;            // [G*H, R]; backward with the weights' tangents [2*G*H, R], below them
-  const OptionalTensor& w_hr;    // [R, H], or backward likewise [2*R, H]
+  const Tensor& output;        // [N, R]
+  const Tensor& c;             // [N, H]
+  const Tensor& gates;         // [N, S*H]
+  const Tensor& before;        // [N, H] the state that entered each step: LSTM's c, GRU's h
+  const OptionalTensor& gate;  // [N]
+  const Tensor& w_hh;  // [G*H, R]; backward with the weights' tangents [2*G*H, R], below them
+  const OptionalTensor& w_hr;  // [R, H], or backward likewise [2*R, H]
   const OptionalTensor& batch_sizes;
   int64_t T;
   bool batch_first, reverse;
@@ -79,12 +79,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_jvp_steps(
     const Tensor& before, const OptionalTensor& gate, const Tensor& w_hh,
     const OptionalTensor& w_hr, const OptionalTensor& batch_sizes, int64_t T, bool batch_first,
     bool reverse, c10::string_view cell) {
-  const ForwardTangents r = run({{output, c, gates, before, gate, w_hh, w_hr, batch_sizes, T,
-                                  batch_first, reverse, cell},
-                                 pre,
-                                 projected,
-                                 hx_t,
-                                 cx_t});
+  const ForwardTangents r =
+      run({{output, c, gates, before, gate, w_hh, w_hr, batch_sizes, T, batch_first, reverse, cell},
+           pre,
+           projected,
+           hx_t,
+           cx_t});
   return {r.output, r.c, r.gates, r.h_n, r.c_n};
 }
 
@@ -97,19 +97,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rnn_b
     const OptionalTensor& before_t, const OptionalTensor& gate, const Tensor& w_hh,
     const OptionalTensor& w_hr, bool needs_states, const OptionalTensor& batch_sizes, int64_t T,
     bool batch_first, bool reverse, c10::string_view cell) {
-  const BackwardTangents r = run({{output, c, gates, before, gate, w_hh, w_hr, batch_sizes, T,
-                                   batch_first, reverse, cell},
-                                  d_output,
-                                  d_output_t,
-                                  d_h_n,
-                                  d_h_n_t,
-                                  d_c_n,
-                                  d_c_n_t,
-                                  output_t,
-                                  c_t,
-                                  gates_t,
-                                  before_t,
-                                  needs_states});
+  const BackwardTangents r =
+      run({{output, c, gates, before, gate, w_hh, w_hr, batch_sizes, T, batch_first, reverse, cell},
+           d_output,
+           d_output_t,
+           d_h_n,
+           d_h_n_t,
+           d_c_n,
+           d_c_n_t,
+           output_t,
+           c_t,
+           gates_t,
+           before_t,
+           needs_states});
   return {r.d, r.d_t, r.d_projected, r.d_projected_t, r.d_hx, r.d_hx_t, r.d_cx, r.d_cx_t};
 }
 

@@ -16,14 +16,15 @@ struct OwnedLayout {
   std::vector<int64_t> offsets;
   Layout layout;
 
-  OwnedLayout(const LayerShape& shape, const LayerArguments& args) {
-    const bool batch_first = args.batch_first;
-    layout = {shape.T, shape.B, shape.N, batch_first ? 1 : shape.B, batch_first ? shape.T : 1,
-              nullptr, nullptr};
-    if (!args.batch_sizes.has_value()) return;
-    layout.batch_sizes = args.batch_sizes->const_data_ptr<int64_t>();
-    offsets.resize(shape.T + 1);
-    for (int64_t t = 0; t < shape.T; ++t) offsets[t + 1] = offsets[t] + layout.batch_sizes[t];
+  OwnedLayout(const LayerShape& shape, const LayerArguments& args)
+      : OwnedLayout(shape.T, shape.B, shape.N, args.batch_first, args.batch_sizes) {}
+  OwnedLayout(int64_t T, int64_t B, int64_t N, bool batch_first,
+              const OptionalTensor& batch_sizes) {
+    layout = {T, B, N, batch_first ? 1 : B, batch_first ? T : 1, nullptr, nullptr};
+    if (!batch_sizes.has_value()) return;
+    layout.batch_sizes = batch_sizes->const_data_ptr<int64_t>();
+    offsets.resize(T + 1);
+    for (int64_t t = 0; t < T; ++t) offsets[t + 1] = offsets[t] + layout.batch_sizes[t];
     layout.offsets = offsets.data();
   }
   OwnedLayout(const OwnedLayout&) = delete;

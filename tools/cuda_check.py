@@ -150,8 +150,8 @@ def check_glue(cuda_headers: Path) -> None:
     flags += [f"-isystem{cuda_headers}", f"-I{ROOT / 'csrc'}"]
     compiler = os.environ.get("CXX", "c++")
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    source = str(ROOT / "csrc" / "ops_cuda.cpp")
-    run([compiler, STANDARD, "-fsyntax-only", *warnings, *flags, source])
+    sources = map(str, sorted((ROOT / "csrc").glob("*_cuda.cpp")))
+    run([compiler, STANDARD, "-fsyntax-only", *warnings, *flags, *sources])
 
 
 def main() -> None:

@@ -30,14 +30,24 @@ CUTS: tuple[tuple[Truncation | None, bool], ...] = (  # truncation, and whether 
 
 
 def run(
-    cell: str, H: int, dtype: torch.dtype, cut: Truncation | None, resets: bool, device
+    cell: str,
+    H: int,
+    dtype: torch.dtype,
+    cut: Truncation | None,
+    resets: bool,
+    device,
+    twice: bool = False,
 ) -> None:
-    """One training step."""
+    """One training step; twice: one with a penalty of the input's gradient."""
     module = CELLS[cell].ours(H, H, device=device, dtype=dtype)
     input = torch.randn(T, B, H, device=device).to(dtype).requires_grad_()
     flags = torch.rand(T, B, device=device) < 0.3 if resets else None
     output, _ = module(input, truncation=cut, resets=flags)
-    output.backward(torch.ones_like(output))
+    loss = output.sum()
+    if twice:
+        (gradient,) = torch.autograd.grad(loss, input, create_graph=True)
+        loss = loss + gradient.square().sum()
+    loss.backward()
     if device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -56,10 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for dtype, H, (cut, resets), cell, kernel in cases:
         if time.monotonic() - started > args.seconds:
             break
-        name = f"{kernel} {cell} {dtype} H={H} {cut}{' resets' * resets}"
+        # Tangents are carried by kernels of their own, whichever the first pass ran.
+        has_second = dtype == torch.float32 and not isinstance(cut, TBPTT)
+        twice = has_second and kernel in (KERNELS[0], AUTO)
+        name = f"{kernel} {cell} {dtype} H={H} {cut}{' resets' * resets}{' twice' * twice}"
         with forced(kernel):
             try:
-                run(cell, H, dtype, cut, resets, device)
+                run(cell, H, dtype, cut, resets, device, twice)
             except (RuntimeError, ValueError) as error:
                 if not no_such_kernel(error):
                     raise

@@ -11,8 +11,14 @@
 
 namespace fastbptt {
 
-extern const KernelTable kAvx2Kernels = {
-    "avx2", nullptr, &kKernels<float>, &kKernels<double>, &kKernels<half_t>, &kKernels<bfloat16_t>};
+extern const KernelTable kAvx2Kernels = {"avx2",
+                                         nullptr,
+                                         &kKernels<float>,
+                                         &kKernels<double>,
+                                         &kKernels<half_t>,
+                                         &kKernels<bfloat16_t>,
+                                         &kTangentKernels<float>,
+                                         &kTangentKernels<double>};
 
 }  // namespace fastbptt
 #endif

@@ -11,9 +11,14 @@
 
 namespace fastbptt {
 
-extern const KernelTable kAvx512Kernels = {"avx512",          nullptr,
-                                           &kKernels<float>,  &kKernels<double>,
-                                           &kKernels<half_t>, &kKernels<bfloat16_t>};
+extern const KernelTable kAvx512Kernels = {"avx512",
+                                           nullptr,
+                                           &kKernels<float>,
+                                           &kKernels<double>,
+                                           &kKernels<half_t>,
+                                           &kKernels<bfloat16_t>,
+                                           &kTangentKernels<float>,
+                                           &kTangentKernels<double>};
 
 }  // namespace fastbptt
 #endif

@@ -6,7 +6,8 @@
 
 namespace fastbptt {
 
-extern const KernelTable kBaselineKernels = {"baseline",        nullptr, &kKernels<float>,
-                                             &kKernels<double>, nullptr, nullptr};
+extern const KernelTable kBaselineKernels = {
+    "baseline", nullptr, &kKernels<float>,        &kKernels<double>,
+    nullptr,    nullptr, &kTangentKernels<float>, &kTangentKernels<double>};
 
 }  // namespace fastbptt

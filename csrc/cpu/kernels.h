@@ -35,6 +35,13 @@ struct Kernels {
   Kernel<BwdParams<scalar_t>> backward[kNumCells];
 };
 
+// Of the steps of tangent passes.
+template <typename scalar_t>
+struct TangentKernels {
+  Kernel<ForwardTangentParams<scalar_t>> forward[kNumCells];
+  Kernel<BackwardTangentParams<scalar_t>> backward[kNumCells];
+};
+
 struct KernelTable {
   const char* isa;
   const KernelTable* rest;  // the set whose kernels run for types that this one adds nothing to
@@ -42,6 +49,8 @@ struct KernelTable {
   const Kernels<double>* f64 = nullptr;
   const Kernels<half_t>* f16 = nullptr;
   const Kernels<bfloat16_t>* bf16 = nullptr;
+  const TangentKernels<float>* tangents_f32 = nullptr;
+  const TangentKernels<double>* tangents_f64 = nullptr;
 };
 
 // The instruction sets that were built, best first.
@@ -71,6 +80,14 @@ const Kernels<scalar_t>* kernels_for() {
   };
   const KernelTable& table = kernels();
   return of(table) || !table.rest ? of(table) : of(*table.rest);
+}
+
+// Those of tangents, for float and double.
+template <typename scalar_t>
+const TangentKernels<scalar_t>* tangent_kernels_for() {
+  const KernelTable& table = kernels().tangents_f32 ? kernels() : *kernels().rest;
+  if constexpr (std::is_same_v<scalar_t, float>) return table.tangents_f32;
+  if constexpr (std::is_same_v<scalar_t, double>) return table.tangents_f64;
 }
 
 }  // namespace fastbptt

@@ -2,7 +2,9 @@
 #pragma once
 
 #include "cpu/backward.h"
+#include "cpu/backward_tangent.h"
 #include "cpu/forward.h"
+#include "cpu/forward_tangent.h"
 #include "cpu/waves.h"
 
 namespace fastbptt {

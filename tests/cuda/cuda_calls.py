@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
+import fastbptt
 from calls import Call, Gates
-from common import CELLS, Case, Results, cotangent, once, referee, step, twin
+from common import (
+    CELLS,
+    Case,
+    Results,
+    cotangent,
+    once,
+    parts,
+    referee,
+    step,
+    tensors_of,
+    twin,
+    whole,
+)
 from fastbptt import TBPTT, Chunked, Sliding
 from test_operators import forward_arguments, named, rnn_bwd, rnn_fwd
 
@@ -108,3 +123,48 @@ def rounded_results(case: Case, device: str) -> list[Results]:
         {name: torch.stack([results[name] for results in of_all]) for name in of_all[0]}
         for of_all in zip(*of_seeds, strict=True)
     ]
+
+
+def second_derivatives(call: Call, device: str = "cpu", run: Callable | None = None) -> Results:
+    """The gradients of a product with the gradients, in those given and all that a call takes.
+
+    ``run`` runs the forward pass, the module itself unless given.
+    """
+    module, (x, hx) = call.module().to(device), call.case.data()
+    packed, resets = isinstance(x, PackedSequence), call.make_resets()
+    leaves = [(x.data if packed else x).to(device), *(state.to(device) for state in parts(hx))]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    states = whole(leaves[1:])
+    given = PackedSequence(leaves[0], x.batch_sizes) if packed else leaves[0]
+    cut = {"truncation": call.make_truncation()}
+    cut |= {"resets": None if resets is None else resets.to(device)}
+    outputs = tensors_of((run or type(module).__call__)(module, given, states, **cut))
+    weights = [cotangent(t, i).requires_grad_() for i, t in enumerate(outputs)]
+    variables = dict(zip(("input", "h", "c"), leaves, strict=False)) | dict(
+        module.named_parameters()
+    )
+    gradients = torch.autograd.grad(outputs, variables.values(), weights, create_graph=True)
+    variables |= dict(zip(("d_output", "d_h_n", "d_c_n"), weights, strict=False))
+    along = [cotangent(gradient, i + 5) for i, gradient in enumerate(gradients)]
+    results = torch.autograd.grad(
+        gradients, variables.values(), along, allow_unused=True, materialize_grads=True
+    )
+    return {name: result.cpu() for name, result in zip(variables, results, strict=True)}
+
+
+@once
+def second_derivatives_by_reference(call: Call) -> Results:
+    return second_derivatives(call, run=fastbptt.reference.run)
+
+
+# Differentiated twice.
+TWICE = [
+    Call(Case(6, 4, 3, 5, 2, cell=cell, **options), truncation, resets)
+    for cell in CELLS
+    for options, truncation, resets in (
+        ({"bidirectional": True}, None, "none"),
+        ({"lengths": (6, 1, 3, 3), "hx": False}, Chunked(4), "some"),
+        ({"batch_first": True}, Gates(per_sequence=True), "some"),
+    )
+]
+TWICE += [Call(Case(6, 4, 3, 33, cell="lstm", proj=7, bidirectional=True))]

@@ -11,8 +11,18 @@ from torch.nn.utils.rnn import pack_sequence
 
 import cuda_calls
 import fastbptt
+import tangent_calls
 from calls import Call
-from common import CELLS, Case, assert_as_exact, assert_matches, cotangent, parts, step, tensors_of
+from common import (
+    CELLS,
+    Case,
+    assert_as_exact,
+    assert_matches,
+    cotangent,
+    parts,
+    step,
+    tensors_of,
+)
 from fastbptt import TBPTT, Chunked, Sliding
 from test_modes import LARGER, MODES, expected_of, random_call
 from test_operators import CASES, backward_arguments, cuts, forward_arguments, rnn_bwd, rnn_fwd
@@ -48,6 +58,19 @@ def test_random_calls(mode, seed):
 def test_errors_of_rounding(case, dtype):
     case = dataclasses.replace(case, dtype=dtype)
     assert_as_exact(*cuda_calls.rounded_results(case, "cuda"))
+
+
+@pytest.mark.parametrize("steps", tangent_calls.cases(), ids=str)
+def test_tangents(steps):
+    tangent_calls.check_forward(steps, "cuda")
+    tangent_calls.check_backward(steps, "cuda")
+    tangent_calls.check_backward_of_values(steps, "cuda")
+
+
+@pytest.mark.parametrize("call", cuda_calls.TWICE, ids=str)
+def test_second_derivatives(call):
+    expected = cuda_calls.second_derivatives_by_reference(call)
+    assert_matches(cuda_calls.second_derivatives(call, "cuda"), expected, rtol=1e-10)
 
 
 @pytest.fixture(params=["resident", "cluster"])

@@ -21,11 +21,13 @@ ROOT = Path(__file__).parents[2]
 # What is built, from the repository's root. A .cu file is compiled as C++.
 SOURCES = [
     "csrc/ops_cuda.cpp",
+    "csrc/tangents_cuda.cpp",
     "csrc/cuda/persistent_bfloat16.cu",
     "csrc/cuda/persistent_float.cu",
     "csrc/cuda/persistent_half.cu",
     "csrc/cuda/persistent_tf32.cu",
     "csrc/cuda/stepwise.cu",
+    "csrc/cuda/tangent.cu",
     "tests/emulation/fiber.cpp",
     "tests/emulation/runtime.cpp",
     "tests/emulation/memory.cpp",
