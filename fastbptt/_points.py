@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -139,20 +138,6 @@ class Point(NamedTuple):
         return self.primals[0].shape[0 if self.net.batch_first else 1]
 
 
-def without_autocast(function: Callable) -> Callable:
-    """What a pass multiplies has the dtype that it should have already."""
-
-    @wraps(function)
-    def computed(*args: Any) -> Any:
-        if not torch._C._is_any_autocast_enabled():
-            return function(*args)
-        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-            return function(*args)
-
-    return computed
-
-
-@without_autocast
 def forward_pass(point: Point) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """h_n, c_n and what is to be kept; what the point has kept is not looked at."""
     net, masks = point.net, point.masks
@@ -192,20 +177,15 @@ def forward_pass(point: Point) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     return torch.cat(h_n), torch.cat(c_n), (*outputs, *c, *gates)
 
 
-def _are_there(tensors: OptionalTensors) -> bool:
-    return any(tensor is not None for tensor in tensors)
-
-
 class LayerTangents(NamedTuple):
-    """The tangents of a layer's input, output, c and gates; None are zeros."""
+    """The tangents of a layer's input (None: zeros), output, c and gates."""
 
-    input: Tensor | None = None
-    output: Tensor | None = None
-    c: Tensor | None = None
-    gates: Tensor | None = None
+    input: Tensor | None
+    output: Tensor
+    c: Tensor
+    gates: Tensor
 
 
-@without_autocast
 def tangent_pass(
     point: Point, tangents: OptionalTensors
 ) -> tuple[list[Tensor], list[LayerTangents]]:
@@ -216,40 +196,27 @@ def tangent_pass(
     net = point.net
     x, hx, cx, *weights = tangents
     layers, of_h, of_c = [], [], []
-    output = point.kept[net.num_layers - 1]
     for i in range(net.num_layers):
-        at, states = point.layer(i), point.states((hx, cx), i)
-        x, weights_t = point.masked(x, i), point.weights(weights, i)
-        if x is None and not _are_there((*states, *weights_t)):
-            directions, B = 2 if net.bidirectional else 1, point.num_sequences()
-            h_n = output.new_zeros(directions, B, output.shape[-1] // directions)
-            c_n = output.new_zeros(directions, B, at.c.shape[-1])
-            layers.append(LayerTangents())
-        else:
-            below = x
-            x, h_n, c_n, c, gates = rnn_jvp(
-                *at,
-                below,
-                *states,
-                weights_t,
-                net.has_biases,
-                point.batch_sizes,
-                net.batch_first,
-                net.cell,
-                net.k1,
-                point.resets,
-                point.kappa,
-            )
-            layers.append(LayerTangents(below, x, c, gates))
+        below = point.masked(x, i)
+        x, h_n, c_n, c, gates = rnn_jvp(
+            *point.layer(i),
+            below,
+            *point.states((hx, cx), i),
+            point.weights(weights, i),
+            net.has_biases,
+            point.batch_sizes,
+            net.batch_first,
+            net.cell,
+            net.k1,
+            point.resets,
+            point.kappa,
+        )
+        layers.append(LayerTangents(below, x, c, gates))
         of_h.append(h_n)
         of_c.append(c_n)
-    results = [torch.zeros_like(output) if x is None else x, torch.cat(of_h)]
-    if net.num_results == 3:
-        results.append(torch.cat(of_c))
-    return results, layers
+    return [x, torch.cat(of_h), torch.cat(of_c)][: net.num_results], layers
 
 
-@without_autocast
 def dual_pass(
     point: Point,
     grads: OptionalTensors,
@@ -300,7 +267,6 @@ def _stacked(of_states: list[list[Tensor]], needs: Sequence[bool]) -> list[Tenso
     return [torch.cat(s) if n else None for s, n in zip(of_kind, needs[1:3], strict=True)]
 
 
-@without_autocast
 def apart_pass(point: Point, grads: OptionalTensors, needs: Sequence[bool]) -> list[Tensor | None]:
     """The gradients of the primals, with those of weights kept apart by group.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastbptt import reference
 from fastbptt._loops import PerStep, stack_layers
-from fastbptt._points import OptionalTensors, Point, without_autocast
+from fastbptt._points import OptionalTensors, Point
 
 _CELLS = {"gru": reference.gru_cell, "lstm": reference.lstm_cell}
 _warned = False
@@ -25,8 +25,22 @@ def _warn() -> None:
         warnings.warn(
             "fastbptt computes third derivatives by plain PyTorch loops, slowly: "
             "its kernels give first and second ones",
-            stacklevel=3,
+            stacklevel=4,
         )
+
+
+def _by_loops(function: Callable) -> Callable:
+    """For a function computed by loops: warns once, and has autocast round nothing."""
+
+    @wraps(function)
+    def computed(*args: Any) -> Any:
+        _warn()
+        if not torch._C._is_any_autocast_enabled():
+            return function(*args)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args)
+
+    return computed
 
 
 def _network(point: Point, *primals: Tensor | None) -> tuple[Tensor, ...]:
@@ -165,7 +179,7 @@ def _second_of(point: Point) -> Callable[..., tuple[Tensor, ...]]:
     return compute
 
 
-@without_autocast
+@_by_loops
 def gradients_of_second(
     point: Point,
     grads: OptionalTensors,
@@ -174,13 +188,12 @@ def gradients_of_second(
     cotangents: OptionalTensors,
 ) -> list[tuple[Tensor | None, ...]]:
     """For each part of derivatives.Second's arguments the gradients, given those of its results."""
-    _warn()
     function = _Flat(_second_of(point), grads, grads_t, point.primals, tangents)
     results, pull = torch.func.vjp(function, *function.tensors)
     return function.parts(pull(_zeros_for_none(cotangents, results)))
 
 
-@without_autocast
+@_by_loops
 def tangent_of_second(
     point: Point,
     grads: OptionalTensors,
@@ -189,12 +202,11 @@ def tangent_of_second(
     *parts_t: OptionalTensors,
 ) -> tuple[Tensor, ...]:
     """The tangents of what derivatives.Second gives, along those of its parts."""
-    _warn()
     function = _Flat(_second_of(point), grads, grads_t, point.primals, tangents)
     return function.tangent(*parts_t)
 
 
-@without_autocast
+@_by_loops
 def tangent_of_tangents(
     point: Point,
     tangents: OptionalTensors,
@@ -202,7 +214,6 @@ def tangent_of_tangents(
     tangents_t: OptionalTensors,
 ) -> tuple[Tensor, ...]:
     """The tangents of what derivatives.Tangents gives, along those of its parts."""
-    _warn()
 
     def compute(primals: OptionalTensors, tangents: OptionalTensors) -> tuple[Tensor, ...]:
         return _second(point, [None] * 3, [None] * 3, primals, tangents)[0]

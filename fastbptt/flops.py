@@ -76,7 +76,8 @@ def _matrices(arguments: dict[str, Any]) -> list[Tensor]:
 
 def _directions(matrices: list[Tensor], arguments: dict[str, Any]) -> list[list[Tensor]]:
     """W_ih, W_hh and, if there is one, the projection of each direction."""
-    per_direction = 2 + (len(arguments["weights"]) % (4 if arguments["has_biases"] else 2) > 0)
+    directions = 2 if len(arguments["weights"]) >= 2 * (4 if arguments["has_biases"] else 2) else 1
+    per_direction = len(matrices) // directions
     return [matrices[i : i + per_direction] for i in range(0, len(matrices), per_direction)]
 
 

@@ -93,8 +93,7 @@ def _(
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _C.check_forward(input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets)
-    plain = 4 if has_biases else 2
-    directions = len(weights) // (plain + (len(weights) % plain > 0))
+    directions = 2 if len(weights) >= 2 * (4 if has_biases else 2) else 1
     state_size = weights[1].shape[1]
     hidden_size = weights[1].shape[0] // GATES[cell]
     if batch_sizes is None:

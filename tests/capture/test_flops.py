@@ -46,6 +46,7 @@ CASES = [
     Case(cell="gru", T=6, lengths=(6, 6, 1)),
     Case(cell="lstm", layers=2, bidirectional=True),
     Case(cell="lstm", proj=2, layers=2, hx=False),
+    Case(cell="lstm", proj=2, layers=2, bias=False, bidirectional=True),
     Case(cell="lstm", T=4, lengths=(1, 4, 4), batch_first=True),
 ]
 

@@ -1,0 +1,40 @@
+"""PyTorch's own test_grad and test_gradgrad, over its sample inputs for RNN, GRU and LSTM."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils.rnn import PackedSequence
+
+from test_torch_samples import CLASSES, INFOS, inputs, make, modes
+
+DOUBLE = [cls for cls, dtype in INFOS if dtype == torch.float64]
+
+
+@pytest.mark.parametrize("cls", DOUBLE, ids=lambda cls: cls.__name__)
+@modes
+@pytest.mark.parametrize("check", [gradcheck, gradgradcheck], ids=lambda f: f.__name__)
+def test_samples(cls, training, check):
+    info = INFOS[cls, torch.float64]
+    packed = {} if cls is torch.nn.LSTM else {"with_packed_sequence": True}
+    for sample in inputs(info.module_inputs_func, info, torch.float64, training, **packed):
+        module = make(CLASSES[cls], sample, torch.float64, training)
+        input, hx = (*sample.forward_input.args, None)[:2]
+        leaves = [input.data if isinstance(input, PackedSequence) else input]
+        leaves += [hx] if isinstance(hx, torch.Tensor) else list(hx or ())
+        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+        count = len(leaves)
+
+        def function(*tensors, input=input, hx=hx, count=count, module=module):
+            x, *states = tensors[:count]
+            if isinstance(input, PackedSequence):
+                x = PackedSequence(x, *input[1:])
+            if hx is not None:
+                states = states[0] if isinstance(hx, torch.Tensor) else tuple(states)
+            output, last = module(x, states if hx is not None else None)
+            output = output.data if isinstance(output, PackedSequence) else output
+            return output, *((last,) if isinstance(last, torch.Tensor) else last)
+
+        # As torch's: random projections of the Jacobian, which are as strict and much faster.
+        assert check(function, [*leaves, *module.parameters()], fast_mode=True)
