@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from fastbptt import _batching, _third
 from fastbptt._points import (
@@ -117,6 +118,15 @@ class _Derivative(torch.autograd.Function):
             *(k for p in cls.parts for k in kinds_of[p]),
         ]
         return known + [_batching.ROWS] * (1 + len(tensors) - len(known))
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> tuple[Tensor, ...]:
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*arguments)
+        if not torch.is_grad_enabled() and forward_ad._current_level < 0:
+            return cls.forward(*arguments)
+        # What torch does for defaults, of which there are none, takes a third of a short pass.
+        return super(torch.autograd.Function, cls).apply(*arguments)
 
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
