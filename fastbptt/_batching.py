@@ -214,8 +214,9 @@ def takes_older_vmap(method: Callable) -> Callable:
 
         varying = (p for p, dim in zip(physical, dims, strict=True) if dim is not None)
         results = iter(torch.func.vmap(tensors_of)(*varying))
-        return tuple(
-            torch._add_batch_dim(next(results), 0, level) if there else None for there in is_tensor
+        return tuple(  # contiguous: that vmap's as_strided asks for it
+            torch._add_batch_dim(next(results).contiguous(), 0, level) if there else None
+            for there in is_tensor
         )
 
     return mapped

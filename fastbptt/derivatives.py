@@ -111,7 +111,11 @@ class _Derivative(torch.autograd.Function):
             "primals": _batching.primals(net),
             "kept": _batching.kept(net),
         }
-        known = [_batching.NONE, *_batching.BOUNDARIES, *(k for p in cls.parts for k in kinds_of[p])]
+        known = [
+            _batching.NONE,
+            *_batching.BOUNDARIES,
+            *(k for p in cls.parts for k in kinds_of[p]),
+        ]
         return known + [_batching.ROWS] * (1 + len(tensors) - len(known))
 
     @classmethod
@@ -304,9 +308,7 @@ class Second(_Derivative):
         return *_batching.RESULTS[: net.num_results], *primals
 
 
-def _gradients(
-    point: Point, grads: OptionalTensors, needs: Sequence[bool]
-) -> list[Tensor | None]:
+def _gradients(point: Point, grads: OptionalTensors, needs: Sequence[bool]) -> list[Tensor | None]:
     """G, for each primal."""
     if not any(needs) or not _are_there(grads):
         return [None] * len(needs)
@@ -331,9 +333,14 @@ def _second(
     at = windows.point
     wide = at.primals[0].dtype
     grads, grads_t, tangents = (
-        [None if t is None else t.to(wide) for t in tensors] for tensors in (grads, grads_t, tangents)
+        [None if t is None else t.to(wide) for t in tensors]
+        for tensors in (grads, grads_t, tangents)
     )
-    grads, grads_t, tangents = windows.grads(grads), windows.grads(grads_t), windows.tangents(tangents)
+    grads, grads_t, tangents = (
+        windows.grads(grads),
+        windows.grads(grads_t),
+        windows.tangents(tangents),
+    )
     has_dual = any(needs) and (_are_there(grads) or _are_there(grads_t))
     net = replace(at.net, needs=tuple(needs))
     context = (*at.kept, *at.masks)
@@ -440,8 +447,9 @@ def _apart(point: Point, grads: OptionalTensors) -> list[Tensor | None]:
     wide = point.primals[0].dtype
     grads = windows.grads([None if t is None else t.to(wide) for t in grads])
     at = windows.point._replace(net=replace(windows.point.net, needs=needs, groups=groups))
-    results = windows.sums(apart_pass(at, grads, needs))
-    return [t.to(dtype) if n else None for t, n in zip(results, needs, strict=True)]  # type: ignore
+    results = apart_pass(at, grads, needs)
+    results = windows.sums([t if n else None for t, n in zip(results, needs, strict=True)])
+    return [None if t is None else t.to(dtype) for t in results]
 
 
 def network(
