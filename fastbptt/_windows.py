@@ -1,8 +1,9 @@
 """Windows of a truncation, for passes that know no windows but such as lie side by side.
 
-Where windows overlap, each window of each sequence is made a sequence of its own, of a packed batch:
-it begins with the states that the forward pass kept, which are constants. What the windows give is
-put together again: a step's tangent is that of the window that has its loss, and gradients add up.
+Where windows overlap, each window of each sequence is made a sequence of its own, of a packed
+batch: it begins with the states that the forward pass kept, which are constants. What the windows
+give is put together again: a step's tangent is that of the window that has its loss, and gradients
+add up.
 """
 
 from __future__ import annotations
