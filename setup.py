@@ -22,6 +22,7 @@ SOURCES = [
     "csrc/network.cpp",
     "csrc/network_bwd.cpp",
     "csrc/tangents.cpp",
+    "csrc/tangents_bwd.cpp",
     "csrc/tangents_cpu.cpp",
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/split.cpp",

@@ -65,18 +65,18 @@ class Steps {
 
   // A tensor for reading; what is no matrix of whole rows is copied for the time of the call.
   template <typename scalar_t>
-  Rows<const scalar_t> given(const Tensor& tensor) {
+  Matrix<const scalar_t> given(const Tensor& tensor) {
     if (!tensor.defined() || tensor.numel() == 0) return {};
     const bool has_rows = tensor.size(1) == 1 || tensor.stride(1) == 1;
     const Tensor& held = held_.emplace_back(has_rows ? tensor : tensor.contiguous());
     return {const_data<scalar_t>(held), held.stride(0)};
   }
   template <typename scalar_t>
-  Rows<const scalar_t> given(const OptionalTensor& tensor) {
+  Matrix<const scalar_t> given(const OptionalTensor& tensor) {
     return given<scalar_t>(tensor.value_or(Tensor()));
   }
   template <typename scalar_t>
-  DualRows<const scalar_t> given(const OptionalTensor& value, const OptionalTensor& tangent) {
+  DualMatrix<const scalar_t> given(const OptionalTensor& value, const OptionalTensor& tangent) {
     return {given<scalar_t>(value), given<scalar_t>(tangent)};
   }
 
@@ -86,12 +86,12 @@ class Steps {
 
 // A tensor for writing.
 template <typename scalar_t>
-Rows<scalar_t> to(const Tensor& tensor) {
+Matrix<scalar_t> to(const Tensor& tensor) {
   if (!tensor.defined() || tensor.numel() == 0) return {};
   return {data<scalar_t>(tensor), tensor.stride(0)};
 }
 template <typename scalar_t>
-DualRows<scalar_t> to(const Tensor& value, const Tensor& tangent) {
+DualMatrix<scalar_t> to(const Tensor& value, const Tensor& tangent) {
   return {to<scalar_t>(value), to<scalar_t>(tangent)};
 }
 
@@ -169,7 +169,7 @@ struct Scratch {
   Tensor all;  // [B, parts, width], parts: 1 or 2
 
   template <typename scalar_t>
-  DualRows<scalar_t> rows() const {
+  DualMatrix<scalar_t> rows() const {
     if (!all.defined()) return {};
     const int64_t parts = all.size(1);
     return to<scalar_t>(all.select(1, parts - 1), parts == 2 ? all.select(1, 0) : Tensor());

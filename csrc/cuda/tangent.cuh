@@ -24,12 +24,12 @@ namespace {
 constexpr int kLeastBlocks = 8;
 
 template <typename scalar_t>
-__device__ __forceinline__ scalar_t load(const Rows<const scalar_t>& rows, int64_t row,
+__device__ __forceinline__ scalar_t load(const Matrix<const scalar_t>& rows, int64_t row,
                                          int64_t column) {
   return rows.data ? rows.data[row * rows.ld + column] : scalar_t(0);
 }
 template <typename V, typename scalar_t>
-__device__ __forceinline__ V load(const DualRows<const scalar_t>& rows, int64_t row,
+__device__ __forceinline__ V load(const DualMatrix<const scalar_t>& rows, int64_t row,
                                   int64_t column) {
   if constexpr (std::is_same_v<V, scalar_t>) {
     return load(rows.value, row, column);
@@ -39,12 +39,12 @@ __device__ __forceinline__ V load(const DualRows<const scalar_t>& rows, int64_t 
 }
 
 template <typename scalar_t>
-__device__ __forceinline__ void store(const Rows<scalar_t>& rows, int64_t row, int64_t column,
+__device__ __forceinline__ void store(const Matrix<scalar_t>& rows, int64_t row, int64_t column,
                                       scalar_t x) {
   rows.data[row * rows.ld + column] = x;
 }
 template <typename V, typename scalar_t>
-__device__ __forceinline__ void store(const DualRows<scalar_t>& rows, int64_t row, int64_t column,
+__device__ __forceinline__ void store(const DualMatrix<scalar_t>& rows, int64_t row, int64_t column,
                                       V x) {
   if constexpr (std::is_same_v<V, scalar_t>) {
     store(rows.value, row, column, x);
@@ -92,9 +92,10 @@ __global__ void __launch_bounds__(kUnitThreads, kLeastBlocks)
 // the last step, in the row of the sequence.
 template <typename scalar_t>
 __device__ __forceinline__ void store_tangent(const FwdTangents<scalar_t>& p, int64_t t, int64_t b,
-                                              int64_t unit, scalar_t x, const Rows<scalar_t>& rows,
-                                              const Rows<scalar_t>& next,
-                                              const Rows<scalar_t>& last) {
+                                              int64_t unit, scalar_t x,
+                                              const Matrix<scalar_t>& rows,
+                                              const Matrix<scalar_t>& next,
+                                              const Matrix<scalar_t>& last) {
   store(rows, p.sequences.layout.row(t, b), unit, x);
   if (p.sequences.ends(t, b)) {
     store(last, b, unit, x);
@@ -156,8 +157,8 @@ __global__ void __launch_bounds__(kUnitThreads, kLeastBlocks)
 // step, what is given instead.
 template <typename V, typename scalar_t>
 __device__ __forceinline__ V from_beyond(const BwdTangents<scalar_t>& p, int64_t t, int64_t b,
-                                         int64_t unit, const DualRows<const scalar_t>& after,
-                                         const DualRows<const scalar_t>& given) {
+                                         int64_t unit, const DualMatrix<const scalar_t>& after,
+                                         const DualMatrix<const scalar_t>& given) {
   if (p.sequences.ends(t, b)) return load<V>(given, b, unit);
   return through(gate_after(p, t, b), load<V>(after, b, unit));
 }
@@ -199,7 +200,7 @@ __global__ void __launch_bounds__(kUnitThreads, kLeastBlocks)
       const V before = load<V>(p.before, row, unit);
       const auto carried = reading(p.carry);
       V carry = from_beyond<V>(p, t, b, unit, carried,
-                               Cell::kHasCellState ? p.d_c_n : DualRows<const scalar_t>{});
+                               Cell::kHasCellState ? p.d_c_n : DualMatrix<const scalar_t>{});
       if constexpr (Cell::kHasCellState) {
         Cell::backward(dh, carry, saved, before, load<V>(p.c, row, unit), d, &carry);
       } else {

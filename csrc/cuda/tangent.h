@@ -8,24 +8,24 @@ namespace fastbptt {
 
 // A matrix, or null: zeros.
 template <typename scalar_t>
-struct Rows {
+struct Matrix {
   scalar_t* data;
   int64_t ld;  // its row stride
 };
 
 // Values and their tangents. A pass without tangents reads and writes the values alone.
 template <typename scalar_t>
-struct DualRows {
-  Rows<scalar_t> value, tangent;
+struct DualMatrix {
+  Matrix<scalar_t> value, tangent;
 };
 
 // What was stored before.
 template <typename scalar_t>
-FASTBPTT_HD inline Rows<const scalar_t> reading(const Rows<scalar_t>& rows) {
+FASTBPTT_HD inline Matrix<const scalar_t> reading(const Matrix<scalar_t>& rows) {
   return {rows.data, rows.ld};
 }
 template <typename scalar_t>
-FASTBPTT_HD inline DualRows<const scalar_t> reading(const DualRows<scalar_t>& rows) {
+FASTBPTT_HD inline DualMatrix<const scalar_t> reading(const DualMatrix<scalar_t>& rows) {
   return {reading(rows.value), reading(rows.tangent)};
 }
 
@@ -40,8 +40,8 @@ struct TangentSteps {
 
 template <typename scalar_t>
 struct FwdTangents : TangentSteps<scalar_t> {
-  using Given = Rows<const scalar_t>;
-  using Result = Rows<scalar_t>;
+  using Given = Matrix<const scalar_t>;
+  using Result = Matrix<scalar_t>;
 
   Given output, c, gates, before;  // [N, R], [N, H], [N, S*H], [N, H], values
   // The others are tangents.
@@ -59,8 +59,8 @@ struct FwdTangents : TangentSteps<scalar_t> {
 
 template <typename scalar_t>
 struct BwdTangents : TangentSteps<scalar_t> {
-  using Given = DualRows<const scalar_t>;
-  using Result = DualRows<scalar_t>;
+  using Given = DualMatrix<const scalar_t>;
+  using Result = DualMatrix<scalar_t>;
 
   Given output, c, gates, before;  // [N, ...]
   Given d_output, d_h_n, d_c_n;    // [N, R], [B, R], [B, H]

@@ -1,4 +1,4 @@
-"""Calls of the operators that run a tangent pass's steps on a GPU, and autograd through a loop."""
+"""Calls of the operators that run a tangent pass's steps, and autograd through a loop."""
 
 from __future__ import annotations
 
