@@ -90,6 +90,17 @@ def test_first_derivatives(case):
         assert_same((value, push(*along)), expected)
 
 
+@pytest.mark.parametrize(
+    "truncation", [Chunked(2), TBPTT(1, 2), TBPTT(2, 2, "last"), Sliding(2)], ids=str
+)
+def test_linearized_windows(truncation):
+    module = CASES[0].module(truncation=truncation)
+    x, _ = CASES[0].data()
+    along = cotangent(x, 1)
+    value, push = linearize(lambda x: module(x)[0], x)
+    assert_same((value, push(along)), jvp(lambda x: module(x)[0], (x,), (along,)))
+
+
 def outputs_of(loss):
     """Instead of the loss, numbers that it is the sum of, for Jacobians."""
     return lambda weights, data: torch.stack([loss(weights, data * s) for s in (1.0, 2.0, 3.0)])
