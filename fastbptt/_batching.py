@@ -1,7 +1,7 @@
 """``vmap`` of a network's derivatives: what is mapped over becomes more sequences of one batch.
 
-Sequence b of the v-th call is sequence b * V + v. Where the calls differ in the weights, or sums over
-the batch would mix them, they are run one after another.
+Sequence b of the v-th call is sequence b * V + v. Where the calls differ in the weights, or sums
+over the batch would mix them, they are run one after another.
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ def map_over(
     """
     net = arguments[0]
     kinds, of_results = function.kinds(*arguments), function.result_kinds(*arguments)
-    dims = [None if a is None or k == NONE else d for a, d, k in zip(arguments, dims, kinds)]
+    dims = [
+        None if a is None or k == NONE else d
+        for a, d, k in zip(arguments, dims, kinds, strict=True)
+    ]
     is_mapped = [dim is not None for dim in dims]
     if any(m for m, kind in zip(is_mapped, kinds, strict=True) if kind == SIZES):
         raise ValueError("vmap cannot map over batch_sizes: every call must have the same lengths")
@@ -214,8 +217,9 @@ def takes_older_vmap(method: Callable) -> Callable:
 
         varying = (p for p, dim in zip(physical, dims, strict=True) if dim is not None)
         results = iter(torch.func.vmap(tensors_of)(*varying))
-        return tuple(
-            torch._add_batch_dim(next(results), 0, level) if there else None for there in is_tensor
+        return tuple(  # contiguous: that vmap's as_strided asks for it
+            torch._add_batch_dim(next(results).contiguous(), 0, level) if there else None
+            for there in is_tensor
         )
 
     return mapped

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
 
-from fastbptt import derivatives
+from fastbptt import _derivatives
 from fastbptt._batching import apply_in_older_vmap
 from fastbptt._points import Net, network_bwd
 
@@ -70,7 +70,7 @@ def _differentiable(*arguments: Any) -> list[Tensor]:
 
 def _by_function(*arguments: Any) -> list[Tensor]:
     net = _net(arguments)
-    results = apply_in_older_vmap(derivatives.Gradients, net, *_flat(arguments))
+    results = apply_in_older_vmap(_derivatives.Gradients, net, *_flat(arguments))
     return _all(results, net.needs, arguments[_KEPT][0].new_empty(0))
 
 
@@ -79,7 +79,7 @@ def _batched(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any,
     net = _net(arguments)
     tensors, dims = _flat(arguments), _flat(in_dims)
     with temporarily_pop_interpreter_stack():  # as for a Function's rule
-        results, of_results = derivatives.Gradients.vmap(info, (None, *dims), net, *tensors)
+        results, of_results = _derivatives.Gradients.vmap(info, (None, *dims), net, *tensors)
     missing = arguments[_KEPT][0].new_empty(0)
     return _all(results, net.needs, missing), _all(of_results, net.needs, None)
 

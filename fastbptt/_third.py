@@ -164,7 +164,7 @@ class _Flat:
 
 
 def _second_of(point: Point) -> Callable[..., tuple[Tensor, ...]]:
-    """What derivatives.Second computes, as a function of its parts."""
+    """What Second computes, as a function of its parts."""
 
     def compute(
         grads: OptionalTensors,
@@ -187,7 +187,7 @@ def gradients_of_second(
     tangents: OptionalTensors,
     cotangents: OptionalTensors,
 ) -> list[tuple[Tensor | None, ...]]:
-    """For each part of derivatives.Second's arguments the gradients, given those of its results."""
+    """For each part of Second's arguments the gradients, given those of its results."""
     function = _Flat(_second_of(point), grads, grads_t, point.primals, tangents)
     results, pull = torch.func.vjp(function, *function.tensors)
     return function.parts(pull(_zeros_for_none(cotangents, results)))
@@ -201,7 +201,7 @@ def tangent_of_second(
     tangents: OptionalTensors,
     *parts_t: OptionalTensors,
 ) -> tuple[Tensor, ...]:
-    """The tangents of what derivatives.Second gives, along those of its parts."""
+    """The tangents of what Second gives, along those of its parts."""
     function = _Flat(_second_of(point), grads, grads_t, point.primals, tangents)
     return function.tangent(*parts_t)
 
@@ -213,7 +213,7 @@ def tangent_of_tangents(
     primals_t: OptionalTensors,
     tangents_t: OptionalTensors,
 ) -> tuple[Tensor, ...]:
-    """The tangents of what derivatives.Tangents gives, along those of its parts."""
+    """The tangents of what Tangents gives, along those of its parts."""
 
     def compute(primals: OptionalTensors, tangents: OptionalTensors) -> tuple[Tensor, ...]:
         return _second(point, [None] * 3, [None] * 3, primals, tangents)[0]

@@ -1,8 +1,9 @@
 """Windows of a truncation, for passes that know no windows but such as lie side by side.
 
-Where windows overlap, each window of each sequence is made a sequence of its own, of a packed batch:
-it begins with the states that the forward pass kept, which are constants. What the windows give is
-put together again: a step's tangent is that of the window that has its loss, and gradients add up.
+Where windows overlap, each window of each sequence is made a sequence of its own, of a packed
+batch: it begins with the states that the forward pass kept, which are constants. What the windows
+give is put together again: a step's tangent is that of the window that has its loss, and gradients
+add up.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastbptt._points import OptionalTensors, Point, without_windows
 
@@ -39,16 +41,17 @@ class LastLosses:
     """Only the last loss of each window counts; windows lie side by side."""
 
     def __init__(self, point: Point):
-        lengths = _lengths(point)
-        steps = torch.arange(int(lengths.max()) if len(lengths) else 0, device="cpu")[:, None]
-        there = steps < lengths
-        k1 = point.net.k1
-        t, b = there.nonzero(as_tuple=True)
-        ends = (t % k1 == k1 - 1) | (t == lengths[b] - 1)
         input = point.primals[0]
         rows = input.shape[:-1]
-        counts = torch.zeros(rows.numel(), dtype=torch.bool, device="cpu")
-        counts[_row(point, t, b)] = ends
+        with _disable_current_modes():  # to a tracer they are constants
+            lengths = _lengths(point)
+            steps = torch.arange(int(lengths.max()) if len(lengths) else 0, device="cpu")[:, None]
+            there = steps < lengths
+            k1 = point.net.k1
+            t, b = there.nonzero(as_tuple=True)
+            ends = (t % k1 == k1 - 1) | (t == lengths[b] - 1)
+            counts = torch.zeros(rows.numel(), dtype=torch.bool, device="cpu")
+            counts[_row(point, t, b)] = ends
         self.ignored = ~counts.view(*rows, 1).to(input.device)
         self.point = without_windows(point)
 
@@ -78,40 +81,44 @@ class Overlapping:
     def __init__(self, point: Point):
         net, (input, hx, cx, *weights) = point.net, point.primals
         self.original = point
-        lengths = _lengths(point)
-        T, B = int(lengths.max()) if len(lengths) else 0, len(lengths)
-        # The windows, in the order of their place, those of one place in the order of the batch:
-        # where the sequences of a group repeat alike, so do the windows.
-        first_loss = torch.arange(0, T, min(net.k1, max(T, 1)), device="cpu")
-        window, b = (first_loss[:, None] < lengths).nonzero(as_tuple=True)
-        first = first_loss[window]
-        begin = (first - min(net.k2 - net.k1, T)).clamp(min=0)
-        end = torch.minimum(first + min(net.k1, T), lengths[b])
-        order = torch.argsort(end - begin, descending=True, stable=True)
-        first, b, begin, end = (each[order] for each in (first, b, begin, end))
-        steps = end - begin
-        longest = int(steps[0]) if len(steps) else 0
-        step, of_window = (torch.arange(longest, device="cpu")[:, None] < steps).nonzero(
-            as_tuple=True
-        )
-        t = begin[of_window] + step
-        has_loss = t == end[of_window] - 1 if net.last_only else t >= first[of_window]
-        is_last = end == lengths[b]
+        with _disable_current_modes():  # to a tracer they are constants
+            lengths = _lengths(point)
+            T, B = int(lengths.max()) if len(lengths) else 0, len(lengths)
+            # The windows, in the order of their place, those of one place in the order of the
+            # batch: where the sequences of a group repeat alike, so do the windows.
+            first_loss = torch.arange(0, T, min(net.k1, max(T, 1)), device="cpu")
+            window, b = (first_loss[:, None] < lengths).nonzero(as_tuple=True)
+            first = first_loss[window]
+            begin = (first - min(net.k2 - net.k1, T)).clamp(min=0)
+            end = torch.minimum(first + min(net.k1, T), lengths[b])
+            order = torch.argsort(end - begin, descending=True, stable=True)
+            first, b, begin, end = (each[order] for each in (first, b, begin, end))
+            steps = end - begin
+            longest = int(steps[0]) if len(steps) else 0
+            step, of_window = (torch.arange(longest, device="cpu")[:, None] < steps).nonzero(
+                as_tuple=True
+            )
+            t = begin[of_window] + step
+            has_loss = t == end[of_window] - 1 if net.last_only else t >= first[of_window]
+            is_last = end == lengths[b]
+            rows = _row(point, t, b[of_window])
+            loss_row = torch.full((input.shape[:-1].numel(),), len(rows), device="cpu")
+            loss_row[rows[has_loss]] = has_loss.nonzero().squeeze(1)
+            last_window = torch.empty(B, dtype=torch.int64, device="cpu")
+            last_window[b[is_last]] = is_last.nonzero().squeeze(1)
+            before = _row(point, (begin - 1).clamp(min=0), b)
+            batch_sizes = (torch.arange(longest, device="cpu")[:, None] < steps).sum(1)
 
-        device, rows = input.device, _row(point, t, b[of_window])
+        device = input.device
         self.rows = rows.to(device)  # of the original, for each row here
         self.ignored = ~has_loss[:, None].to(device)
         # The row here of each loss; one row more, of zeros, for steps that have none.
-        loss_row = torch.full((input.shape[:-1].numel(),), len(rows), device="cpu")
-        loss_row[rows[has_loss]] = has_loss.nonzero().squeeze(1)
         self.loss_row = loss_row.to(device)
         self.sequence = b.to(device)
         self.starts = (begin == 0)[None, :, None].to(device)
-        last_window = torch.empty(B, dtype=torch.int64, device="cpu")
-        last_window[b[is_last]] = is_last.nonzero().squeeze(1)
         self.last_window = last_window.to(device)
         self.is_last = is_last[None, :, None].to(device)
-        before = _row(point, (begin - 1).clamp(min=0), b).to(device)
+        before = before.to(device)
 
         def entering(given: Tensor | None, kept: list[Tensor]) -> Tensor:
             entered = torch.stack([each.detach().index_select(0, before) for each in kept])
@@ -132,7 +139,7 @@ class Overlapping:
         packed = replace(without_windows(point).net, k1=0, k2=0, batch_first=False)
         self.point = Point(
             packed,
-            (torch.arange(longest, device="cpu")[:, None] < steps).sum(1),
+            batch_sizes,
             *(None if x is None else x.flatten()[self.rows] for x in (point.resets, point.kappa)),
             (self._expanded(input), *states, *weights),
             kept,

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from fastbptt import _C as _C  # loading it registers the operators
-from fastbptt import derivatives, onnx
+from fastbptt import _transformed, onnx
 from fastbptt.truncation import _positive_int
 
 # Looked up once: a short call asks all of them.
@@ -51,7 +51,7 @@ def network(
         if not (_is_compiling() or _is_tracing()) and (
             _innermost_transform() is not None or forward_ad._current_level >= 0
         ):
-            return derivatives.network(input, hx, cx, *arguments)  # type: ignore[arg-type]
+            return _transformed.network(input, hx, cx, *arguments)  # type: ignore[arg-type]
         return _network(input, hx, cx, *arguments)
     return _C.network(input, hx, cx, *arguments)
 

@@ -49,7 +49,10 @@ def check_all(holds: Tensor, message: str) -> None:
     """
     if torch.compiler.is_compiling():
         torch._assert_async(holds.all(), message)
-    elif not bool(holds.all()):
+        return
+    while torch._C._functorch.is_functorch_wrapped_tensor(holds):  # of all that vmap maps over
+        holds = torch._C._functorch.get_unwrapped(holds)
+    if not bool(holds.all()):
         raise ValueError(message)
 
 

@@ -41,7 +41,9 @@ def second(call: Call, module, function: Callable, rounded=None) -> Results:
         create_graph=True,
         allow_unused=True,
     )
-    product = sum((d * cotangent(d, 10 + i, rounded)).sum() for i, d in enumerate(first) if d is not None)
+    product = sum(
+        (d * cotangent(d, 10 + i, rounded)).sum() for i, d in enumerate(first) if d is not None
+    )
     wanted = leaves | grads
     results = torch.autograd.grad(
         product, list(wanted.values()), allow_unused=True, materialize_grads=True

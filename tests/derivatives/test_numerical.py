@@ -86,7 +86,10 @@ def test_hessian(cls):
     at = torch.cat([p.detach().flatten() for p in net.parameters()])
     step = 1e-5
     gradient = torch.func.grad(loss)
-    differences = [gradient(at + step * e) - gradient(at - step * e) for e in torch.eye(len(at), dtype=at.dtype)]
+    differences = [
+        gradient(at + step * e) - gradient(at - step * e)
+        for e in torch.eye(len(at), dtype=at.dtype)
+    ]
     expected = {"": torch.stack(differences) / (2 * step)}
     by_autograd = torch.autograd.functional.hessian
     for found in (

@@ -32,7 +32,9 @@ CASES = {
     "lstm, bare": Case(cell="lstm", B=1, hx=False, bias=False, bidirectional=True),
     "lstm, projection": Case(cell="lstm", proj=2, batch_first=True, bidirectional=True),
     "lstm, projection, bare": Case(cell="lstm", proj=3, bias=False, dtype=torch.float32),
-    "lstm, projection, bare, both directions": Case(cell="lstm", proj=3, bias=False, bidirectional=True),
+    "lstm, projection, bare, both directions": Case(
+        cell="lstm", proj=3, bias=False, bidirectional=True
+    ),
     "lstm, packed": Case(cell="lstm", proj=3, lengths=(5, 3, 1), bidirectional=True),
     "lstm, packed, no hx": Case(cell="lstm", lengths=(5, 5, 2), hx=False),
     "lstm, empty batch": Case(cell="lstm", proj=2, B=0),

@@ -368,25 +368,33 @@ def test_gradients_accumulate(case):
 
 @every_stack
 @pytest.mark.parametrize("truncation", [None, 3], ids="truncation={}".format)
-def test_second_derivatives_are_refused(truncation, case):
+def test_gradient_penalty(truncation, case):
+    """A second derivative in the parameters: as by torch's module, or a loop of it."""
+
+    def penalty_gradients(module, call):
+        x, hx = case.data()
+        loss = call(x.requires_grad_(), hx)[0].square().sum()
+        (dx,) = torch.autograd.grad(loss, x, create_graph=True)
+        weights = list(module.parameters())
+        return dict(enumerate(torch.autograd.grad(dx.square().sum(), weights)))
+
     module = case.module(truncation=truncation)
-    x, hx = case.data()
-    loss = module(x.requires_grad_(), hx)[0].square().sum()
-    (dx,) = torch.autograd.grad(loss, x, create_graph=True)
-    message = "derivative for fastbptt::network_bwd is not implemented"
-    with pytest.raises(RuntimeError, match=message):
-        dx.sum().backward()
+    peer, call = referee(module, truncation)
+    found, expected = penalty_gradients(module, module), penalty_gradients(peer, call)
+    assert_matches(found, expected, rtol=1e-10)
 
 
 @every_stack
 @pytest.mark.parametrize("trains", [True, False], ids="trains={}".format)
-def test_forward_mode_is_refused(trains, case):
+def test_forward_mode(trains, case):
     module = case.module().requires_grad_(trains)
     x, hx = case.data()
-    with forward_ad.dual_level():
-        x = forward_ad.make_dual(x, torch.ones_like(x))
-        with pytest.raises(RuntimeError, match="jvp is not implemented|does not support it"):
-            module(x, hx)
+    tangents = []
+    for each in (module, twin(module)):
+        with forward_ad.dual_level():
+            output, _ = each(forward_ad.make_dual(x, torch.ones_like(x)), hx)
+            tangents.append(forward_ad.unpack_dual(output).tangent.detach())
+    assert_matches({"": tangents[0]}, {"": tangents[1]}, rtol=1e-10)
 
 
 @every_stack

@@ -8,8 +8,8 @@ primals, D(g, g'; p; t) those of the gradients. Then
     G has the gradients J(p; u) in g and D(g, 0; p; u) in p, and the tangent D
     J has the gradients G(v; p) in t and D(v, 0; p; t) in p
 
-so that four Functions are enough for all first and second derivatives. A truncated network is the sum
-of its windows, each run from a detached state, and its derivatives are these sums': as those of a
+so that four Functions are enough for all first and second derivatives. A truncated network is the
+sum of its windows, each run from a detached state, and its derivatives are this sum's: those of a
 loop with ``detach`` and ``create_graph=True``. Third ones are plain PyTorch's, see ``_third``.
 """
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastbptt import _batching, _third
+from fastbptt._groups import by_group
 from fastbptt._points import (
     NOTHING,
     Net,
@@ -36,8 +37,6 @@ from fastbptt._points import (
     tangent_pass,
 )
 from fastbptt._windows import windows_of
-
-__all__ = ["network"]
 
 _HEAD = 4  # arguments of each Function in front of its own: net, batch_sizes, resets, kappa
 
@@ -232,7 +231,7 @@ class Gradients(_Derivative):
         point, grads = Gradients.read(ctx.net, *ctx.saved_tensors)
         _, needs, _, _ = Gradients.split(ctx.net, ctx.needs_input_grad)
         tangents = _for_each(cotangents, ctx.net.needs)
-        of_results, of_primals = _second_by_group(point, grads, NOTHING, tangents, needs, True)
+        of_results, of_primals = by_group(_second, point, grads, NOTHING, tangents, needs, True)
         return Gradients.filled(ctx, of_results, of_primals)
 
     @staticmethod
@@ -243,7 +242,7 @@ class Gradients(_Derivative):
         needs = ctx.net.needs
         if not _are_there(tangents):
             return _some(_gradients(point, grads_t, needs), needs)
-        _, results = _second_by_group(point, grads, grads_t, tangents, needs, False)
+        _, results = by_group(_second, point, grads, grads_t, tangents, needs, False)
         return _some(results, needs)
 
     @staticmethod
@@ -285,9 +284,9 @@ class Tangents(_Derivative):
 
 
 class Second(_Derivative):
-    """J and D together: along the tangents of the primals, those of the results and of the gradients.
+    """J and D together: the tangents of the results, and of the gradients that are needed.
 
-    The gradients are those that are needed. Windows lie side by side.
+    Along those of the primals. Windows lie side by side.
     """
 
     parts = ("results", "results", "primals", "primals", "kept")
@@ -371,64 +370,6 @@ def _second(
     return tuple([None if t is None else t.to(dtype) for t in ts] for ts in both)  # type: ignore
 
 
-def _second_by_group(
-    point: Point,
-    grads: OptionalTensors,
-    grads_t: OptionalTensors,
-    tangents: OptionalTensors,
-    needs: Sequence[bool],
-    own_tangents: bool,
-) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    """_second where the gradients of weights may be kept apart by group.
-
-    own_tangents: each group has its own tangents of weights, and the results are summed; else the
-    tangents are the same for all, and the results are kept apart.
-    """
-    net, groups = point.net, point.net.groups
-    if groups == 1:
-        return _second(point, grads, grads_t, tangents, needs)
-    fold = _batching.fold_of(net, groups, point.primals[0], point.batch_sizes is not None)
-    primal_kinds = _batching.primals(net)
-
-    def apart(kinds: Sequence[str], tensors: OptionalTensors) -> list[Any]:
-        """For each group, the tensors that belong to it."""
-        own = [
-            [t] * groups if t is None or kind == _batching.WEIGHT else fold.apart(kind, t)
-            for kind, t in zip(kinds, tensors, strict=True)
-        ]
-        return list(zip(*own, strict=True)) or [()] * groups
-
-    boundaries = apart((_batching.ROWS,) * 2, point.boundaries[1:])
-    primals, kept = apart(primal_kinds, point.primals), apart(_batching.kept(net), point.kept)
-    masks = apart((_batching.ROWS,) * len(point.masks), point.masks)
-    grads, grads_t = apart(_batching.RESULTS, grads), apart(_batching.RESULTS, grads_t)
-    of_group = apart(primal_kinds, tangents)
-    sizes = None if point.batch_sizes is None else point.batch_sizes // groups
-    results = []
-    for v in range(groups):
-        at = Point(replace(net, groups=1), sizes, *boundaries[v], primals[v], kept[v], masks[v])
-        along = of_group[v]
-        if own_tangents:
-            along = [*along[:3], *(None if w is None else w[v] for w in along[3:])]
-        results.append(_second(at, grads[v], grads_t[v], along, needs))
-
-    def together(kinds: Sequence[str], of_groups: Sequence[OptionalTensors]) -> list[Tensor | None]:
-        joined: list[Tensor | None] = []
-        for kind, values in zip(kinds, zip(*of_groups, strict=True), strict=True):
-            if values[0] is None:
-                joined.append(None)
-                continue
-            stacked = torch.stack(values)  # type: ignore[arg-type]
-            if kind == _batching.WEIGHT:
-                joined.append(stacked.sum(0) if own_tangents else stacked)
-            else:
-                joined.append(fold.together(kind, stacked, 0))
-        return joined
-
-    of_results, of_primals = zip(*results, strict=True)
-    return together(_batching.RESULTS, of_results), together(primal_kinds, of_primals)
-
-
 def _exact(point: Point) -> Point:
     """The same in a dtype that has tangents, and with the gates: where need be, run again."""
     input = point.primals[0]
@@ -457,60 +398,6 @@ def _apart(point: Point, grads: OptionalTensors) -> list[Tensor | None]:
     wide = point.primals[0].dtype
     grads = windows.grads([None if t is None else t.to(wide) for t in grads])
     at = windows.point._replace(net=replace(windows.point.net, needs=needs, groups=groups))
-    results = windows.sums(apart_pass(at, grads, needs))
-    return [t.to(dtype) if n else None for t, n in zip(results, needs, strict=True)]  # type: ignore
-
-
-def network(
-    input: Tensor,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    cell: str,
-    dropout: float,
-    k1: int,
-    k2: int,
-    last_only: bool,
-    recompute: bool,
-    resets: Tensor | None,
-    kappa: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator of that name, for torch.func's transforms and forward-mode AD.
-
-    It takes more time than the operator, and keeps gates whatever ``recompute`` says.
-    """
-    net = Net(
-        has_biases,
-        num_layers,
-        bidirectional,
-        batch_first,
-        cell,
-        k1,
-        k2,
-        last_only,
-        len(weights),
-    )
-    masks = []
-    if dropout > 0:
-        width = weights[1].shape[1] * (2 if bidirectional else 1)
-        masks = [_dropout_mask(input, width, dropout, batch_first) for _ in range(num_layers - 1)]
-    results = Network.apply(net, batch_sizes, resets, kappa, input, hx, cx, *weights, *masks)
-    return results[:3]
-
-
-def _dropout_mask(input: Tensor, width: int, probability: float, batch_first: bool) -> Tensor:
-    """The operator's draw. Not of a tensor that vmap maps over, so that its randomness counts."""
-    rows = input.shape[:-1]
-    is_turned = batch_first and len(rows) == 2
-    shape = (*(rows[::-1] if is_turned else rows), width)
-    empty = torch.zeros(shape, dtype=input.dtype, device=input.device)
-    if probability == 1:
-        mask = empty
-    else:
-        mask = torch.bernoulli(empty, 1 - probability) / (1 - probability)
-    return mask.transpose(0, 1) if is_turned else mask
+    results = apart_pass(at, grads, needs)
+    results = windows.sums([t if n else None for t, n in zip(results, needs, strict=True)])
+    return [None if t is None else t.to(dtype) for t in results]
