@@ -16,7 +16,6 @@ loop with ``detach`` and ``create_graph=True``. Third ones are plain PyTorch's, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from fastbptt._points import (
     apart_pass,
     dual_pass,
     forward_pass,
+    in_dtype,
     network_bwd,
     tangent_pass,
 )
@@ -205,24 +205,26 @@ class Gradients(_Derivative):
             return _some(_apart(point, grads), net.needs)
         kept = [tensor for i in range(L) for tensor in point.layer(i)[:4]]
         _, hx, cx, *weights = point.primals
-        gradients = network_bwd(
-            *grads,
-            hx,
-            cx,
-            *point.boundaries,
-            weights,
-            kept,
-            point.masks,
-            net.has_biases,
-            L,
-            net.bidirectional,
-            net.batch_first,
-            net.cell,
-            net.k1,
-            net.k2,
-            net.last_only,
-            net.needs,
-        )
+        # The operator's own kernel for autograd leads to here.
+        with torch._C._AutoDispatchBelowAutograd():
+            gradients = network_bwd(
+                *grads,
+                hx,
+                cx,
+                *point.boundaries,
+                weights,
+                kept,
+                point.masks,
+                net.has_biases,
+                L,
+                net.bidirectional,
+                net.batch_first,
+                net.cell,
+                net.k1,
+                net.k2,
+                net.last_only,
+                net.needs,
+            )
         return _some(gradients, net.needs)
 
     @staticmethod
@@ -321,7 +323,7 @@ def _gradients(point: Point, grads: OptionalTensors, needs: Sequence[bool]) -> l
     """G, for each primal."""
     if not any(needs) or not _are_there(grads):
         return [None] * len(needs)
-    net = replace(point.net, needs=tuple(needs))
+    net = point.net.but(needs=tuple(needs))
     results = Gradients.apply(
         net, *point.boundaries, *grads, *point.primals, *point.kept, *point.masks
     )
@@ -341,17 +343,10 @@ def _second(
     windows = windows_of(point)
     at = windows.point
     wide = at.primals[0].dtype
-    grads, grads_t, tangents = (
-        [None if t is None else t.to(wide) for t in tensors]
-        for tensors in (grads, grads_t, tangents)
-    )
-    grads, grads_t, tangents = (
-        windows.grads(grads),
-        windows.grads(grads_t),
-        windows.tangents(tangents),
-    )
+    grads, grads_t = (windows.grads(in_dtype(each, wide)) for each in (grads, grads_t))
+    tangents = windows.tangents(in_dtype(tangents, wide))
     has_dual = any(needs) and (_are_there(grads) or _are_there(grads_t))
-    net = replace(at.net, needs=tuple(needs))
+    net = at.net.but(needs=tuple(needs))
     context = (*at.kept, *at.masks)
     if has_dual:
         together = Second.apply(
@@ -367,7 +362,7 @@ def _second(
     each += [None] * (len(at.primals) - len(each))
     of_results = windows.results([*results, *[None] * (3 - len(results))])
     both = of_results, windows.sums(each)
-    return tuple([None if t is None else t.to(dtype) for t in ts] for ts in both)  # type: ignore
+    return tuple(in_dtype(tensors, dtype) for tensors in both)  # type: ignore
 
 
 def _exact(point: Point) -> Point:
@@ -396,8 +391,8 @@ def _apart(point: Point, grads: OptionalTensors) -> list[Tensor | None]:
     point = _exact(point)
     windows = windows_of(point)
     wide = point.primals[0].dtype
-    grads = windows.grads([None if t is None else t.to(wide) for t in grads])
-    at = windows.point._replace(net=replace(windows.point.net, needs=needs, groups=groups))
+    grads = windows.grads(in_dtype(grads, wide))
+    at = windows.point._replace(net=windows.point.net.but(needs=needs, groups=groups))
     results = apart_pass(at, grads, needs)
     results = windows.sums([t if n else None for t, n in zip(results, needs, strict=True)])
-    return [None if t is None else t.to(dtype) for t in results]
+    return in_dtype(results, dtype)
