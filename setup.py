@@ -21,6 +21,7 @@ SOURCES = [
     "csrc/ops_cpu.cpp",
     "csrc/network.cpp",
     "csrc/network_bwd.cpp",
+    "csrc/network_second.cpp",
     "csrc/tangents.cpp",
     "csrc/tangents_bwd.cpp",
     "csrc/tangents_cpu.cpp",

@@ -213,21 +213,8 @@ class NetworkBackward : public torch::autograd::Function<NetworkBackward> {
     const int64_t kOthers = 1 + Context::kTensors;  // input, and the context's
     variable_list result(kOthers + num_weights + 2);
     if (!grads[0].defined() && !grads[1].defined() && !grads[2].defined()) return result;
-    // What is differentiated once more goes by the operator, which has derivatives of its own.
-    const bool is_watched =
-        at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), [](const Tensor& g) {
-          return g.defined() && g._fw_grad(/*level=*/0).defined();
-        });
-    std::optional<at::AutoDispatchBelowAutograd> guard;
-    if (!is_watched) guard.emplace();
     const TensorVector gradients =
-        !is_watched && goes_to_kernel(kept[0])
-            ? network_gradients(net, context, std::move(grads), weights, kept, masks, needs)
-            : network_bwd().call(optional(grads[0]), optional(grads[1]), optional(grads[2]),
-                                 context.hx, context.cx, context.batch_sizes, context.resets,
-                                 context.kappa, weights, kept, masks, net.has_biases,
-                                 net.num_layers, net.directions == 2, net.batch_first,
-                                 name_of(net.cell), net.k1, net.k2, net.last_only, list_of(needs));
+        gradients_of(net, context, std::move(grads), weights, kept, masks, needs);
     for (int64_t i = 0; i < 3; ++i) {
       if (needs[i]) result[i] = gradients[i];
     }
@@ -235,6 +222,27 @@ class NetworkBackward : public torch::autograd::Function<NetworkBackward> {
       if (needs[3 + i]) result[kOthers + i] = gradients[3 + i];
     }
     return result;
+  }
+
+ private:
+  // What is differentiated once more goes by a node, or by the operator, which has all derivatives.
+  static TensorVector gradients_of(const Options& net, const Context& context, TensorVector grads,
+                                   TensorList weights, TensorList kept, TensorList masks,
+                                   const std::vector<bool>& needs) {
+    std::optional<at::AutoDispatchBelowAutograd> guard;
+    if (!at::GradMode::is_enabled() && !has_forward_gradient(grads)) {
+      guard.emplace();
+      if (goes_to_kernel(kept[0])) {
+        return network_gradients(net, context, std::move(grads), weights, kept, masks, needs);
+      }
+    } else if (!has_forward_gradient(grads) && go_to_device({grads, kept, weights})) {
+      return differentiable_gradients(net, context, grads, weights, kept, masks, needs);
+    }
+    return network_bwd().call(optional(grads[0]), optional(grads[1]), optional(grads[2]),
+                              context.hx, context.cx, context.batch_sizes, context.resets,
+                              context.kappa, weights, kept, masks, net.has_biases, net.num_layers,
+                              net.directions == 2, net.batch_first, name_of(net.cell), net.k1,
+                              net.k2, net.last_only, list_of(needs));
   }
 };
 

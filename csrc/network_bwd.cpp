@@ -225,8 +225,7 @@ TensorVector gradients(const OptionalTensor& grad_output, const OptionalTensor& 
   check_options(net, weights);
   TORCH_CHECK(int64_t(kept.size()) == num_layers * kKeptByLayer, "kept must hold ", kKeptByLayer,
               " tensors for each of ", num_layers, " layers, got ", kept.size());
-  TORCH_CHECK(masks.empty() || int64_t(masks.size()) == num_layers - 1,
-              "masks must be empty or hold one for each layer but the first, got ", masks.size());
+  check_masks(net, masks);
   TORCH_CHECK(int64_t(needs.size()) == 3 + num_weights, "needs must hold ", 3 + num_weights,
               " flags (input, hx, cx, each weight), got ", needs.size());
   check_states(net, "hx", hx);

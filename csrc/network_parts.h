@@ -83,6 +83,11 @@ inline void check_options(const Options& net, TensorList weights) {
   check_windows(net.directions, net.k1, net.k2, net.last_only);
 }
 
+inline void check_masks(const Options& net, TensorList masks) {
+  TORCH_CHECK(masks.empty() || int64_t(masks.size()) == net.num_layers - 1,
+              "masks must be empty or hold one for each layer but the first, got ", masks.size());
+}
+
 inline void check_states(const Options& net, const char* name, const OptionalTensor& states) {
   const int64_t count = net.num_layers * net.directions;
   TORCH_CHECK(!states.has_value() ||
@@ -98,6 +103,13 @@ TensorVector network_gradients(const Options& net, const Context& context, Tenso
                                TensorList weights, TensorList kept, TensorList masks,
                                const std::vector<bool>& needs);
 
+// The same where they are to be differentiated again: by a node of their own, of which `kept` are
+// constants.
+TensorVector differentiable_gradients(const Options& net, const Context& context,
+                                      const TensorVector& grads, TensorList weights,
+                                      TensorList kept, TensorList masks,
+                                      const std::vector<bool>& needs);
+
 // The first place where the dispatcher would hand tensors with such keys, other than views' and
 // factories': their device, unless somebody traces, transforms or watches operators. To ask costs less
 // than to go through it.
@@ -108,14 +120,31 @@ inline c10::DispatchKey first_key(c10::DispatchKeySet keys) {
   return (c10::impl::computeDispatchKeySet(keys, all) - passed).highestPriorityTypeId();
 }
 
-inline bool go_to_cpu(std::initializer_list<TensorList> lists) {
+inline c10::DispatchKey first_key(std::initializer_list<TensorList> lists) {
   c10::DispatchKeySet keys;
   for (const TensorList& list : lists) {
     for (const Tensor& tensor : list) {
       if (tensor.defined()) keys = keys | tensor.key_set();
     }
   }
-  return first_key(keys) == c10::DispatchKey::CPU;
+  return first_key(keys);
+}
+
+inline bool go_to_cpu(std::initializer_list<TensorList> lists) {
+  return first_key(lists) == c10::DispatchKey::CPU;
+}
+
+// Whether below autograd a device is the first place.
+inline bool go_to_device(std::initializer_list<TensorList> lists) {
+  const at::AutoDispatchBelowAutograd guard;
+  const c10::DispatchKey key = first_key(lists);
+  return key == c10::DispatchKey::CPU || key == c10::DispatchKey::CUDA;
+}
+
+inline bool has_forward_gradient(TensorList tensors) {
+  return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& tensor) {
+    return tensor.defined() && tensor._fw_grad(/*level=*/0).defined();
+  });
 }
 
 // On the CPU, all layers of a stack by one call that runs them together: their results, from the

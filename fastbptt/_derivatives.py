@@ -30,11 +30,10 @@ from fastbptt._points import (
     OptionalTensors,
     Point,
     apart_pass,
-    dual_pass,
     forward_pass,
     in_dtype,
     network_bwd,
-    tangent_pass,
+    second_pass,
 )
 from fastbptt._windows import windows_of
 
@@ -203,7 +202,6 @@ class Gradients(_Derivative):
         net, L = point.net, point.net.num_layers
         if net.groups > 1:
             return _some(_apart(point, grads), net.needs)
-        kept = [tensor for i in range(L) for tensor in point.layer(i)[:4]]
         _, hx, cx, *weights = point.primals
         # The operator's own kernel for autograd leads to here.
         with torch._C._AutoDispatchBelowAutograd():
@@ -213,7 +211,7 @@ class Gradients(_Derivative):
                 cx,
                 *point.boundaries,
                 weights,
-                kept,
+                point.by_layer(),
                 point.masks,
                 net.has_biases,
                 L,
@@ -259,7 +257,8 @@ class Tangents(_Derivative):
 
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
-        results, _ = tangent_pass(*Tangents.read(*arguments))
+        point, tangents = Tangents.read(*arguments)
+        results, _ = second_pass(point, NOTHING, NOTHING, tangents, [False] * len(tangents))
         return tuple(results)
 
     @staticmethod
@@ -296,9 +295,8 @@ class Second(_Derivative):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         point, grads, grads_t, tangents = Second.read(*arguments)
-        results, layers_t = tangent_pass(point, tangents)
         needs = point.net.needs
-        of_primals = dual_pass(point, grads, grads_t, tangents, layers_t, needs)
+        results, of_primals = second_pass(point, grads, grads_t, tangents, needs)
         return *results, *_some(of_primals, needs)
 
     @staticmethod

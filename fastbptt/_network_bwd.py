@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastbptt import _derivatives
-from fastbptt._batching import apply_in_older_vmap
-from fastbptt._points import Net, network_bwd
+from fastbptt._batching import apply_in_older_vmap, takes_older_vmap
+from fastbptt._points import NOTHING, Net, network_bwd
 
 _GRADS, _STATES, _BOUNDARIES = slice(0, 3), slice(3, 5), slice(5, 8)  # of the arguments
 _WEIGHTS, _KEPT, _MASKS, _NET, _NEEDS = 8, 9, 10, slice(11, 19), 19
@@ -84,7 +85,46 @@ def _batched(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any,
     return _all(results, net.needs, missing), _all(of_results, net.needs, None)
 
 
+@takes_older_vmap
+def _second_of(net: Net, needs: Sequence[bool], *tensors: Any) -> tuple[Tensor | None, ...]:
+    """The gradients of Gradients' results along cotangents, which come first among the tensors."""
+    count = len(net.needs)
+    point, grads = _derivatives.Gradients.read(net, *tensors[count:])
+    of_results, of_primals = _derivatives._second(point, grads, NOTHING, tensors[:count], needs)
+    return *of_results, *of_primals
+
+
+def _twice(cotangents: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]:
+    """The kernel of network_bwd_bwd, whose arguments go on like network_bwd's."""
+    grads, *rest, given, needs = arguments
+    arguments = (*grads, *rest, given)
+    results = _second_of(_net(arguments), needs, *cotangents, *_flat(arguments))
+    empty = arguments[_KEPT][0].new_empty(0)
+    return [empty if result is None else result for result in results]
+
+
+def _twice_batched(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+    """The rule for vmap: a map over what differs."""
+    leaves, spec = tree_flatten(arguments)
+    dims = tree_flatten(in_dims, is_leaf=lambda dim: dim is None)[0]
+
+    def call(*varying: Tensor) -> list[Tensor]:
+        given = iter(varying)
+        each = [leaf if d is None else next(given) for leaf, d in zip(leaves, dims, strict=True)]
+        return _twice(*tree_unflatten(each, spec))
+
+    mapped = [(leaf, d) for leaf, d in zip(leaves, dims, strict=True) if d is not None]
+    with temporarily_pop_interpreter_stack():  # as for a Function's rule
+        results = torch.func.vmap(call, in_dims=tuple(d for _, d in mapped))(
+            *(leaf for leaf, _ in mapped)
+        )
+    return results, [0] * len(results)
+
+
 _library = torch.library.Library("fastbptt", "IMPL")
+_library.impl("network_bwd_bwd", _twice, "CompositeImplicitAutograd")
+_library.impl("network_bwd_bwd", _twice, "Batched")
+torch.library.register_vmap("fastbptt::network_bwd_bwd", _twice_batched, lib=_library)
 _library.impl("network_bwd", _differentiable, "Autograd")
 _library.impl("network_bwd", _by_function, "Batched")  # torch.autograd's own vmap
 torch.library.register_vmap("fastbptt::network_bwd", _batched, lib=_library)

@@ -17,8 +17,7 @@ NOTHING = (None, None, None)  # of output, h_n and c_n
 network_fwd = torch.ops.fastbptt.network_fwd.default
 network_bwd = torch.ops.fastbptt.network_bwd.default
 rnn_fwd = torch.ops.fastbptt.rnn_fwd.default
-rnn_jvp = torch.ops.fastbptt.rnn_jvp.default
-rnn_bwd_jvp = torch.ops.fastbptt.rnn_bwd_jvp.default
+network_second = torch.ops.fastbptt.network_second.default
 rnn_bwd_apart = torch.ops.fastbptt.rnn_bwd_apart.default
 
 
@@ -132,6 +131,10 @@ class Point(NamedTuple):
             self.weights(self.primals[3:], i),
         )
 
+    def by_layer(self) -> list[Tensor]:
+        """Input, output, c and gates of each layer, as the network's operators take them."""
+        return [tensor for i in range(self.net.num_layers) for tensor in self.layer(i)[:4]]
+
     def has_all_gates(self) -> bool:
         """Whether no activation has to be computed again."""
         first = self.kept[2 * self.net.num_layers]
@@ -188,88 +191,45 @@ def forward_pass(point: Point) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     return torch.cat(h_n), torch.cat(c_n), (*outputs, *c, *gates)
 
 
-class LayerTangents(NamedTuple):
-    """The tangents of a layer's input (None: zeros), output, c and gates."""
-
-    input: Tensor | None
-    output: Tensor
-    c: Tensor
-    gates: Tensor
-
-
-def tangent_pass(
-    point: Point, tangents: OptionalTensors
-) -> tuple[list[Tensor], list[LayerTangents]]:
-    """The tangents of the results along those of the primals, and of each layer.
-
-    Windows must not overlap; every loss counts.
-    """
-    net = point.net
-    x, hx, cx, *weights = tangents
-    layers, of_h, of_c = [], [], []
-    for i in range(net.num_layers):
-        below = point.masked(x, i)
-        x, h_n, c_n, c, gates = rnn_jvp(
-            *point.layer(i),
-            below,
-            *point.states((hx, cx), i),
-            point.weights(weights, i),
-            net.has_biases,
-            point.batch_sizes,
-            net.batch_first,
-            net.cell,
-            net.k1,
-            point.resets,
-            point.kappa,
-        )
-        layers.append(LayerTangents(below, x, c, gates))
-        of_h.append(h_n)
-        of_c.append(c_n)
-    return [x, torch.cat(of_h), torch.cat(of_c)][: net.num_results], layers
-
-
-def dual_pass(
+def second_pass(
     point: Point,
     grads: OptionalTensors,
     grads_t: OptionalTensors,
     tangents: OptionalTensors,
-    layers_t: Sequence[LayerTangents],
     needs: Sequence[bool],
-) -> list[Tensor | None]:
-    """The tangents of the gradients of the primals, those that are needed.
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The tangents of the results along those of the primals, and of the gradients.
 
-    grads and grads_t: the results' gradients and their tangents; tangents: the primals';
-    layers_t: what the tangent pass gave.
+    The latter for each primal, where they are needed. Windows must not overlap; every loss counts.
+
+    Args:
+        point: where.
+        grads: the gradients of the results, and grads_t their tangents.
+        tangents: those of the primals.
+        needs: for each primal.
     """
     net = point.net
-    of_weights: list[Tensor | None] = []
-    of_states: list[list[Tensor]] = []
-    d, d_t = grads[0], grads_t[0]
-    for i in reversed(range(net.num_layers)):
-        here = point.weights(needs[3:], i)
-        d, d_t, *states, d_weights = rnn_bwd_jvp(
-            d,
-            *point.states(grads[1:], i),
-            d_t,
-            *point.states(grads_t[1:], i),
-            *point.layer(i),
-            *layers_t[i],
-            *point.states(tangents[1:3], i),
-            point.weights(tangents[3:], i),
-            net.has_biases,
-            point.batch_sizes,
-            net.batch_first,
-            net.cell,
-            [i > 0, i > 0 or needs[0], needs[1], needs[2], any(here)],
-            net.k1,
-            point.resets,
-            point.kappa,
-        )
-        if i > 0:
-            d, d_t = point.masked(d, i), point.masked(d_t, i)
-        of_states.insert(0, states)
-        of_weights = [*(d_weights if any(here) else [None] * len(here)), *of_weights]
-    return [d_t, *_stacked(of_states, needs), *of_weights]
+    _, hx, cx, *weights = point.primals
+    results = network_second(
+        grads,
+        grads_t,
+        tangents,
+        hx,
+        cx,
+        *point.boundaries,
+        weights,
+        point.by_layer(),
+        point.masks,
+        net.has_biases,
+        net.num_layers,
+        net.bidirectional,
+        net.batch_first,
+        net.cell,
+        net.k1,
+        needs,
+    )
+    of_primals = [t if n else None for t, n in zip(results[3:], needs, strict=True)]
+    return results[: net.num_results], of_primals
 
 
 def _stacked(of_states: list[list[Tensor]], needs: Sequence[bool]) -> list[Tensor | None]:
