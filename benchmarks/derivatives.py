@@ -4,13 +4,13 @@
 
 Rows of
 
-    twice        the forward pass, the backward pass with ``create_graph=True``, and the backward pass of
-                 that along given cotangents of every gradient, against ``torch.nn``'s module and against
-                 our own forward+backward
+    twice        the forward pass, the backward pass with ``create_graph=True``, and the backward
+                 pass of that along given cotangents of every gradient, against ``torch.nn``'s
+                 module and against our own forward+backward
     per sample   the weights' gradients of each sample of a batch by ``vmap`` of ``grad``, against
                  Opacus' DPLSTM where Opacus is installed, and our own sampler for it
-    ensemble     forward+backward of eight networks with weights of their own by ``vmap``, against a
-                 loop over ``torch.nn``'s
+    ensemble     forward+backward of eight networks with weights of their own by ``vmap``, against
+                 a loop over ``torch.nn``'s
 
 All that is compared computes the same, which is checked first, and is timed interleaved.
 """

@@ -104,20 +104,17 @@ def _twice(cotangents: Sequence[Tensor | None], *arguments: Any) -> list[Tensor]
 
 
 def _twice_batched(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    """The rule for vmap: a map over what differs."""
+    """The rule for vmap: one call after another."""
     leaves, spec = tree_flatten(arguments)
     dims = tree_flatten(in_dims, is_leaf=lambda dim: dim is None)[0]
 
-    def call(*varying: Tensor) -> list[Tensor]:
-        given = iter(varying)
-        each = [leaf if d is None else next(given) for leaf, d in zip(leaves, dims, strict=True)]
-        return _twice(*tree_unflatten(each, spec))
+    def call(v: int) -> list[Tensor]:
+        own = (a if d is None else a.select(d, v) for a, d in zip(leaves, dims, strict=True))
+        return _twice(*tree_unflatten(own, spec))
 
-    mapped = [(leaf, d) for leaf, d in zip(leaves, dims, strict=True) if d is not None]
     with temporarily_pop_interpreter_stack():  # as for a Function's rule
-        results = torch.func.vmap(call, in_dims=tuple(d for _, d in mapped))(
-            *(leaf for leaf, _ in mapped)
-        )
+        calls = [call(v) for v in range(info.batch_size)]
+        results = [torch.stack(of_all) for of_all in zip(*calls, strict=True)]
     return results, [0] * len(results)
 
 

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from torch import Tensor
 from torch.func import (
     functional_call,
     grad,
@@ -372,3 +373,24 @@ print(*(each.message for each in caught), sep="\\n")
 """
     (line,) = python(script).stdout.splitlines()
     assert line.startswith("fastbptt computes third derivatives by plain PyTorch loops")
+
+
+@pytest.mark.parametrize("truncation", [None, TBPTT(1, 3)], ids=str)
+def test_maps_over_a_second_backward_pass(truncation):
+    """Of a graph from outside the map, by either of torch's maps: as one by one."""
+    torch.manual_seed(0)
+    module = fastbptt.LSTM(3, 4, 2, dtype=torch.float64, truncation=truncation)
+    input = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
+    output, _ = module(input)
+    (gradient,) = torch.autograd.grad(output, input, torch.randn_like(output), create_graph=True)
+    wanted = [input, *module.parameters()]
+
+    def second(cotangent: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(gradient, wanted, cotangent, retain_graph=True)
+
+    cotangents = torch.randn(4, *input.shape, dtype=torch.float64)
+    one_by_one = [torch.stack(each) for each in zip(*map(second, cotangents), strict=True)]
+    options = {"retain_graph": True, "is_grads_batched": True}
+    batched = torch.autograd.grad(gradient, wanted, cotangents, **options)
+    for found in (torch.func.vmap(second)(cotangents), batched):
+        torch.testing.assert_close(found, tuple(one_by_one), rtol=1e-10, atol=1e-12)
