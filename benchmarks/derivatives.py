@@ -8,7 +8,8 @@ Rows of
                  pass of that along given cotangents of every gradient, against ``torch.nn``'s
                  module and against our own forward+backward
     per sample   the weights' gradients of each sample of a batch by ``vmap`` of ``grad``, against
-                 Opacus' DPLSTM where Opacus is installed, and our own sampler for it
+                 one sample after another and, where Opacus is installed, its DPLSTM and our own
+                 sampler for it
     ensemble     forward+backward of eight networks with weights of their own by ``vmap``, against
                  a loop over ``torch.nn``'s
 
@@ -48,6 +49,7 @@ SAMPLES = Size(50, 32, 32)
 ENSEMBLE, NETWORKS = Size(100, 8, 32), 8
 ONCE = "forward+backward"
 SAMPLER = "fastbptt.opacus"
+ONE_BY_ONE = "one sample by one"
 
 
 class Call:
@@ -111,7 +113,15 @@ def per_sample(cell: str, size: Size) -> tuple[dict[str, Call], Row]:
         return (output.squeeze(1) * grad_output).sum()
 
     gradients = vmap(grad(loss), in_dims=(None, 1, 1))
-    calls = {OURS: Call(lambda: gradients(weights, work.input, work.grad_output))}
+
+    def run_loop() -> Results:
+        each = [grad(loss)(weights, work.input[:, b], work.grad_output[:, b]) for b in range(row.B)]
+        return {name: torch.stack([one[name] for one in each]) for name in weights}
+
+    calls = {
+        OURS: Call(lambda: gradients(weights, work.input, work.grad_output)),
+        ONE_BY_ONE: Call(run_loop),
+    }
     if importlib.util.find_spec("opacus") is None or cell != "lstm":
         return calls, row
     import fastbptt.opacus  # noqa: F401  (registers the sampler)
