@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_jvp(
     if (has_biases) {
       const Tensor sums = r.d_t.sum(0);
       d_weights.push_back(direction.in_gate_order(direction.in(sums)));
-      d_weights.push_back(direction.rec(sums));
+      d_weights.push_back(direction.rec(sums).clone());  // results share no memory
     }
     if (shape.has_projection) {
       d_weights.push_back(
@@ -165,11 +165,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_jvp(
                   r.d_projected_t, direction.unprojected()));
     }
   }
-  if (!needs[4]) d_weights.assign(weights.size(), at::empty({0}, options));
-  const Tensor nothing = at::empty({0}, options);
-  return {needs[0] ? d_input.get().view(input.sizes()) : nothing,
-          needs[1] ? d_input_t.get().view(input.sizes()) : nothing,
-          needs[2] ? stacked(d_hx) : nothing, needs[3] ? stacked(d_cx) : nothing, d_weights};
+  const auto nothing = [&] { return at::empty({0}, options); };
+  for (size_t i = 0; !needs[4] && i < weights.size(); ++i) d_weights.push_back(nothing());
+  return {needs[0] ? d_input.get().view(input.sizes()) : nothing(),
+          needs[1] ? d_input_t.get().view(input.sizes()) : nothing(),
+          needs[2] ? stacked(d_hx) : nothing(), needs[3] ? stacked(d_cx) : nothing(), d_weights};
 }
 
 // Rows [N, K] by group of sequences, [groups, N / groups, K]: sequence i is in group i % groups.
@@ -212,18 +212,18 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_apart(
     sizes.insert(sizes.begin(), groups);
     return sizes;
   };
-  const Tensor nothing = at::empty({0}, options);
+  const auto nothing = [&] { return at::empty({0}, options); };
   std::vector<Tensor> d_weights;
   if (shape.N == 0) {
     for (const Tensor& weight : weights) {
-      d_weights.push_back(needs[3] ? at::zeros(of_groups(weight), options) : nothing);
+      d_weights.push_back(needs[3] ? at::zeros(of_groups(weight), options) : nothing());
     }
-    return {needs[0] ? at::zeros_like(input) : nothing,
-            needs[1] ? at::zeros({shape.D, 0, shape.R}, options) : nothing,
-            needs[2] ? at::zeros({shape.D, 0, shape.H}, options) : nothing, d_weights};
+    return {needs[0] ? at::zeros_like(input) : nothing(),
+            needs[1] ? at::zeros({shape.D, 0, shape.R}, options) : nothing(),
+            needs[2] ? at::zeros({shape.D, 0, shape.H}, options) : nothing(), d_weights};
   }
   const LayerRows rows(call, shape);
-  Products d_input(needs[0] ? at::empty({shape.N, shape.I}, options) : nothing);
+  Products d_input(needs[0] ? at::empty({shape.N, shape.I}, options) : nothing());
   std::vector<Tensor> d_hx, d_cx;
   const OptionalTensor none;
   const OptionalTensors no_tangents;
@@ -247,15 +247,15 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_apart(
     if (has_biases) {
       const Tensor sums = apart.sum(1);
       d_weights.push_back(direction.in_gate_order(direction.in(sums), 1));
-      d_weights.push_back(direction.rec(sums));
+      d_weights.push_back(direction.rec(sums).clone());
     }
     if (shape.has_projection) {
       d_weights.push_back(product(by_group(r.d_projected, rows, groups), direction.unprojected()));
     }
   }
-  if (!needs[3]) d_weights.assign(weights.size(), nothing);
-  return {needs[0] ? d_input.get().view(input.sizes()) : nothing,
-          needs[1] ? stacked(d_hx) : nothing, needs[2] ? stacked(d_cx) : nothing, d_weights};
+  for (size_t i = 0; !needs[3] && i < weights.size(); ++i) d_weights.push_back(nothing());
+  return {needs[0] ? d_input.get().view(input.sizes()) : nothing(),
+          needs[1] ? stacked(d_hx) : nothing(), needs[2] ? stacked(d_cx) : nothing(), d_weights};
 }
 
 }  // namespace

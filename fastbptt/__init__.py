@@ -4,6 +4,7 @@ import torch  # noqa: F401  (first: the extension links to its libraries)
 
 from fastbptt import _C as _C
 from fastbptt import _network_bwd as _network_bwd  # the operator's derivatives are registered
+from fastbptt import _tangent_fakes as _tangent_fakes
 from fastbptt import diagnostics, reference
 from fastbptt import flops as flops  # its formulas are registered
 from fastbptt import quantize as quantize  # so that torch.ao.quantization knows the modules

@@ -65,6 +65,54 @@ def _network_backward(arguments: dict[str, Any]) -> int:
     return total
 
 
+def _tangents(arguments: dict[str, Any]) -> int:
+    rows = arguments["input"].shape[:-1].numel()
+    total = 0
+    for own, own_t in _with_tangents(arguments):
+        w_ih, *others = own
+        given = [arguments["input_t"] is not None, *[True] * len(others)]
+        for weight, tangent, has_factor in zip(own, own_t, given, strict=True):
+            total += rows * _of_weight(weight) * (has_factor + (tangent is not None))
+    return total
+
+
+def _backward_tangents(arguments: dict[str, Any]) -> int:
+    rows = arguments["input"].shape[:-1].numel()
+    needs_value, needs_input, _, _, needs_weights = arguments["needs"]
+    total = 0
+    for (w_ih, *others), (w_ih_t, *others_t) in _with_tangents(arguments):
+        # The steps: the values' product, the tangents', and that with the weights' tangents.
+        steps = 2 + any(tangent is not None for tangent in others_t)
+        total += steps * rows * sum(map(_of_weight, others))
+        of_input = needs_value + needs_input * (1 + (w_ih_t is not None))
+        total += of_input * rows * _of_weight(w_ih)
+        if needs_weights:
+            total += (1 + (arguments["input_t"] is not None)) * rows * _of_weight(w_ih)
+            total += 2 * rows * sum(map(_of_weight, others))
+    return total
+
+
+def _backward_apart(arguments: dict[str, Any]) -> int:
+    rows = arguments["input"].shape[:-1].numel()
+    needs_input, _, _, needs_weights = arguments["needs"]
+    total = 0
+    for w_ih, *others in _directions(_matrices(arguments), arguments):
+        total += rows * (needs_input + needs_weights) * _of_weight(w_ih)
+        total += rows * (1 + needs_weights) * sum(map(_of_weight, others))
+    return total
+
+
+def _with_tangents(arguments: dict[str, Any]) -> list[tuple[list[Tensor], list[Any]]]:
+    """Of each direction the matrices, and the tangents of each or None."""
+    weights = arguments["weights"]
+    tangents = arguments["weights_t"] or [None] * len(weights)
+    of_matrices = [t for w, t in zip(weights, tangents, strict=True) if w.dim() == 2]
+    directions = _directions(_matrices(arguments), arguments)
+    count = len(directions[0])
+    split = [of_matrices[i : i + count] for i in range(0, len(of_matrices), count)]
+    return list(zip(directions, split, strict=True))
+
+
 def _of_weight(weight: Tensor) -> int:
     """The operations of its product with one row."""
     return 2 * weight.numel()
@@ -117,6 +165,9 @@ def _register(flop_counter: ModuleType) -> None:
         operators.rnn_fwd: _forward,
         operators.rnn_bwd: _backward,
         operators.network_bwd: _network_backward,
+        operators.rnn_jvp: _tangents,
+        operators.rnn_bwd_jvp: _backward_tangents,
+        operators.rnn_bwd_apart: _backward_apart,
     }
     for operator, count in counts.items():
         register = flop_counter.register_flop_formula(operator, get_raw=True)

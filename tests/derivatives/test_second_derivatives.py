@@ -109,3 +109,15 @@ def test_16_bits(cell, dtype, truncation):
         assert found[name].dtype == dtype, name
         error = (found[name].double() - truth).abs().max() / truth.abs().max()
         assert error < 8 * torch.finfo(dtype).eps, (name, float(error))
+
+
+@pytest.mark.parametrize("cls", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
+def test_gradients_share_no_memory(cls):
+    """Each parameter's may be changed in place, as clipping does."""
+    module = cls(3, 4)
+    output, _ = module(torch.randn(5, 2, 3))
+    parameters = list(module.parameters())
+    slopes = torch.autograd.grad(output.sum(), parameters, create_graph=True)
+    sum(slope.square().sum() for slope in slopes).backward()
+    storages = {p.grad.untyped_storage().data_ptr() for p in parameters}
+    assert len(storages) == len(parameters)

@@ -7,6 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.utils.rnn import PackedSequence
 
+import fastbptt
 from test_torch_samples import CLASSES, INFOS, inputs, make, modes
 
 DOUBLE = [cls for cls, dtype in INFOS if dtype == torch.float64]
@@ -38,3 +39,22 @@ def test_samples(cls, training, check):
 
         # As torch's: random projections of the Jacobian, which are as strict and much faster.
         assert check(function, [*leaves, *module.parameters()], fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_deep_lstm_as_torch_tests_its_own(dtype):
+    """The slope of a sum of outputs, and the gradients of its sum, of many narrow layers."""
+    torch.manual_seed(0)
+    theirs = torch.nn.LSTM(3, 3, 20, batch_first=True, dtype=dtype)
+    ours = fastbptt.LSTM(3, 3, 20, batch_first=True, dtype=dtype)
+    ours.load_state_dict(theirs.state_dict())
+    data = torch.rand(10, 12, 3, dtype=dtype)
+    found = []
+    for module in (ours, theirs):
+        input = data.clone().requires_grad_()
+        output, _ = module(input)
+        (slope,) = torch.autograd.grad(output.sum(), input, create_graph=True)
+        slope.sum().backward()
+        found.append([slope.detach(), input.grad, *(p.grad for p in module.parameters())])
+    for mine, other in zip(*found, strict=True):
+        torch.testing.assert_close(mine, other)
