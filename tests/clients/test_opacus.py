@@ -361,7 +361,7 @@ def test_private_training(poisson):
     labels = (tokens[:, -1] > 5).long()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(tokens, labels), 6)
-    engine = PrivacyEngine()
+    engine = PrivacyEngine(accountant="rdp")
     model, optimizer, loader = engine.make_private(
         module=model,
         optimizer=optimizer,
