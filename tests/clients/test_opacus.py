@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 import fastbptt
 import fastbptt.opacus
 from clients.swap import assert_same, converted
+from common import python_blocks
 from fastbptt import TBPTT, Chunked, Sliding
 
 B, T, I, H = 3, 7, 4, 5
@@ -384,6 +385,13 @@ def test_private_training(poisson):
             optimizer.step()
     assert loss_of_all() < 0.8 * before
     assert engine.get_epsilon(1e-5) > 0
+
+
+def test_docs():
+    preamble, *programs = python_blocks("derivatives.md")
+    (program,) = (each for each in programs if "opacus" in each)
+    torch.set_default_dtype(torch.float32)
+    exec(preamble + program, {})
 
 
 def test_clipping_without_samples():
