@@ -202,7 +202,7 @@ def _by_parameter(
     module: torch.nn.Module, activations: list[Tensor], backprops: Tensor
 ) -> dict[torch.nn.Parameter, Tensor]:
     """Opacus' grad sampler: takes apart what ``_Sampling.give`` has put together."""
-    sampling = vars(module).get("_run")
+    sampling = vars(module).get("_run_call")
     if not isinstance(sampling, _Sampling) or sampling.giving is None:
         raise RuntimeError(
             f"Opacus has wrapped this {type(module).__name__} as a module that is not fastbptt's: "
@@ -230,7 +230,7 @@ def _sampling_of(module: nn._Recurrent, owner: GradSampleHooks) -> _Sampling:
             "parametrized weights; remove the parametrizations first"
         )
     register_grad_sampler(type(module))(_by_parameter)  # it may be a converted subclass
-    return vars(module).setdefault("_run", _Sampling())
+    return vars(module).setdefault("_run_call", _Sampling())
 
 
 def _register(hooks: OrderedDict[int, Callable], hook: Callable) -> RemovableHandle:

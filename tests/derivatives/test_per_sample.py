@@ -44,9 +44,9 @@ def double():
 
 def point_of(module, input, resets):
     """Where a call of a module is, and its results."""
-    module._run = partial(call.run, network=derivatives.network)
+    module._run_call = partial(call.run, network=derivatives.network)
     output, states = module(input, resets=resets)
-    del module._run
+    del module._run_call
     output = output if isinstance(output, torch.Tensor) else output.data
     states = states if isinstance(states, tuple) else (states,)
     return derivatives.Network.point(output.grad_fn), (output, *states)
