@@ -265,7 +265,7 @@ def apart_pass(point: Point, grads: OptionalTensors, needs: Sequence[bool]) -> l
         d = point.masked(d, i) if i > 0 else d
         of_states.insert(0, states)
         of_weights = [*d_weights, *of_weights]
-    return [d, *_stacked(of_states, needs), *of_weights]
+    return [d if needs[0] else None, *_stacked(of_states, needs), *of_weights]
 
 
 def without_windows(point: Point) -> Point:

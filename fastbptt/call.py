@@ -6,6 +6,7 @@ A module (or a functional form) makes the record; boundaries, autocast and the o
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -214,8 +215,14 @@ def _check_states(
     module.check_hidden_size(states[1], of_c, "Expected hidden[1] size {}, got {}")
 
 
-def run(call: Call) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+def run(
+    call: Call, network: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
     """Runs a module's call: by the kernels, or by torch where there is none.
+
+    Args:
+        call: with what.
+        network: what computes in place of the operator of that name, with its arguments.
 
     Returns:
         The output in the layout of what was given, and the final states.
@@ -228,7 +235,7 @@ def run(call: Call) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
     module, packed = call.net, call.packed
     if has_kernel(call.input):
         as_torchs = autocast.enter(call) if torch._C._is_any_autocast_enabled() else None
-        results = run_network(call)
+        results = run_network(call, network)
         if as_torchs is not None:
             results = as_torchs(*results)
         output, states = results[0], results[1:] if module.mode == "LSTM" else results[1:2]
@@ -251,7 +258,9 @@ def has_kernel(input: Tensor) -> bool:
     )
 
 
-def run_network(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+def run_network(
+    call: Call, network: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The operator's results for a call: output, h_n, and c_n (empty unless it is an LSTM)."""
     net, states, packed = call.net, call.states, call.packed
     bounds = _NO_BOUNDARIES
@@ -260,7 +269,7 @@ def run_network(call: Call) -> tuple[Tensor, Tensor, Tensor]:
             onnx.check(call)
         else:
             bounds = boundaries_of(call)
-    return ops.network(
+    return (network or ops.network)(
         call.input,
         None if states is None else states[0],
         states[1] if states is not None and len(states) == 2 else None,

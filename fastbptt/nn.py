@@ -123,7 +123,9 @@ class _Recurrent(Scriptable, torch.nn.RNNBase):
         if cut is not None:
             cut = as_truncation(cut)
         resets = None if resets is _NOT_GIVEN else resets
-        return run(call_of_module(self, input, states, cut, resets))
+        return self._run_call(call_of_module(self, input, states, cut, resets))
+
+    _run_call = staticmethod(run)  # an instance may have another
 
     # torch.nn computes with a list of its own beside the weights' names, and so has to keep the two
     # in step. Here a call asks the names, and the list is made of them.

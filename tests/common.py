@@ -8,11 +8,13 @@ import functools
 import io
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -324,3 +326,9 @@ def through_file(module: torch.nn.Module) -> torch.nn.Module:
     torch.save(module, file)
     file.seek(0)
     return torch.load(file, weights_only=False)
+
+
+def python_blocks(page: str) -> list[str]:
+    """The Python on a page of docs/, in its order."""
+    text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
