@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbptt import _batching, derivatives
+from fastbptt import _batching, _derivatives
 from fastbptt._points import OptionalTensors, Point
 
 
@@ -52,8 +52,8 @@ def _of_equal_lengths(
     point: Point, grads: OptionalTensors, needs: Sequence[bool]
 ) -> list[Tensor | None]:
     B = point.num_sequences()
-    apart = point._replace(net=replace(point.net, groups=max(B, 1)))
-    gradients = derivatives._gradients(apart, grads, needs)
+    apart = point._replace(net=point.net.but(groups=max(B, 1)))
+    gradients = _derivatives._gradients(apart, grads, needs)
     if B > 1:
         return gradients
     return [*gradients[:3], *(None if w is None else w[None][:B] for w in gradients[3:])]

@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from fastbptt import derivatives, nn
+from fastbptt import _derivatives, nn
 from fastbptt._per_sample import by_sequence
 from fastbptt._points import Net
+from fastbptt._transformed import _dropout_mask
 from fastbptt.call import Call, has_kernel, run
 
 __all__: list[str] = []
@@ -140,19 +141,19 @@ class _SampledNet(Net):
     sampled: Any = None
 
 
-class _SampledNetwork(derivatives.Network):
+class _SampledNetwork(_derivatives.Network):
     """Whose backward pass keeps the sums over the batch apart, and adds them up afterwards."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         sampled = ctx.net.sampled
-        needs, _ = derivatives.Network.split(ctx.net, ctx.needs_input_grad)
+        needs, _ = _derivatives.Network.split(ctx.net, ctx.needs_input_grad)
         if not sampled.is_wanted() or not any(needs[3:]):
-            return derivatives.Network.backward(ctx, *grads)
-        gradients = by_sequence(derivatives.Network.point(ctx), grads[:3], needs)
+            return _derivatives.Network.backward(ctx, *grads)
+        gradients = by_sequence(_derivatives.Network.point(ctx), grads[:3], needs)
         sampled.give(gradients[3:])
         sums = (None if samples is None else samples.sum(0) for samples in gradients[3:])
-        return derivatives.Network.filled(ctx, [*gradients[:3], *sums])
+        return _derivatives.Network.filled(ctx, [*gradients[:3], *sums])
 
 
 def _network(
@@ -192,7 +193,7 @@ def _network(
     if dropout > 0:
         width = weights[1].shape[1] * (2 if bidirectional else 1)
         for _ in range(num_layers - 1):
-            masks.append(derivatives._dropout_mask(input, width, dropout, batch_first))
+            masks.append(_dropout_mask(input, width, dropout, batch_first))
     tensors = (batch_sizes, resets, kappa, input, hx, cx, *weights, *masks)
     return _SampledNetwork.apply(net, *tensors)[:3]
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import fastbptt
-from fastbptt import TBPTT, Chunked, Sliding, call, derivatives
+from fastbptt import TBPTT, Chunked, Sliding, _derivatives, _transformed, call
 from fastbptt._per_sample import by_sequence
 
 I, H = 3, 4
@@ -44,12 +44,12 @@ def double():
 
 def point_of(module, input, resets):
     """Where a call of a module is, and its results."""
-    module._run_call = partial(call.run, network=derivatives.network)
+    module._run_call = partial(call.run, network=_transformed.network)
     output, states = module(input, resets=resets)
     del module._run_call
     output = output if isinstance(output, torch.Tensor) else output.data
     states = states if isinstance(states, tuple) else (states,)
-    return derivatives.Network.point(output.grad_fn), (output, *states)
+    return _derivatives.Network.point(output.grad_fn), (output, *states)
 
 
 def random_like(results):

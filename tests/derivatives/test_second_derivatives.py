@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
+import fastbptt
 from calls import Call
 from common import CELLS, Case, assert_matches, cotangent, one_thread, parts, tensors_of, whole
 from fastbptt import TBPTT, Chunked, Sliding
