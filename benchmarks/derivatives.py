@@ -124,9 +124,10 @@ def per_sample(cell: str, size: Size) -> tuple[dict[str, Call], Row]:
     }
     if importlib.util.find_spec("opacus") is None or cell != "lstm":
         return calls, row
-    import fastbptt.opacus  # noqa: F401  (registers the sampler)
     from opacus.grad_sample import GradSampleModule
     from opacus.layers import DPLSTM
+
+    import fastbptt.opacus  # noqa: F401  (registers the sampler)
 
     def call(module: nn.Module) -> Call:
         sampled = GradSampleModule(module, batch_first=False, loss_reduction="sum")

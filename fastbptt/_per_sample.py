@@ -7,13 +7,13 @@ sequences. In a packed batch those of one length do: each length has a pass of i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastbptt import _batching, _derivatives
+from fastbptt import _batching
+from fastbptt._derivatives import _gradients
 from fastbptt._points import OptionalTensors, Point
 
 
@@ -53,7 +53,7 @@ def _of_equal_lengths(
 ) -> list[Tensor | None]:
     B = point.num_sequences()
     apart = point._replace(net=point.net.but(groups=max(B, 1)))
-    gradients = _derivatives._gradients(apart, grads, needs)
+    gradients = _gradients(apart, grads, needs)
     if B > 1:
         return gradients
     return [*gradients[:3], *(None if w is None else w[None][:B] for w in gradients[3:])]
@@ -81,7 +81,7 @@ def _part(
 
     net = point.net
     part = Point(
-        replace(net, batch_first=False),
+        net.but(batch_first=False),
         None,
         *taken((_batching.ROWS,) * 2, point.boundaries[1:]),
         tuple(taken(_batching.primals(net), point.primals)),

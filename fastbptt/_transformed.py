@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,9 +29,16 @@ def network(
     recompute: bool,
     resets: Tensor | None,
     kappa: Tensor | None,
+    *,
+    function: type[Network] = Network,
+    make_net: Callable[..., Net] = Net,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As the operator; it takes more time, and keeps gates whatever ``recompute`` says."""
-    net = Net(
+    """As the operator; it takes more time, and keeps gates whatever ``recompute`` says.
+
+    Args:
+        function, make_net: what computes in place of these, of whose kinds they are.
+    """
+    net = make_net(
         has_biases,
         num_layers,
         bidirectional,
@@ -46,7 +53,7 @@ def network(
     if dropout > 0:
         width = weights[1].shape[1] * (2 if bidirectional else 1)
         masks = [_dropout_mask(input, width, dropout, batch_first) for _ in range(num_layers - 1)]
-    results = Network.apply(net, batch_sizes, resets, kappa, input, hx, cx, *weights, *masks)
+    results = function.apply(net, batch_sizes, resets, kappa, input, hx, cx, *weights, *masks)
     return results[:3]
 
 

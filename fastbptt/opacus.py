@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.hooks import RemovableHandle
 
-from fastbptt import _derivatives, nn
+from fastbptt import _transformed, nn
+from fastbptt._derivatives import Network
 from fastbptt._per_sample import by_sequence
 from fastbptt._points import Net
-from fastbptt._transformed import _dropout_mask
 from fastbptt.call import Call, has_kernel, run
 
 __all__: list[str] = []
@@ -69,7 +69,11 @@ class _Sampling:
                 f"{call.input.device.type}, where there is no kernel"
             )
         sampled = _Sampled(call, self)
-        results = run(call, functools.partial(_network, sampled))
+        make_net = functools.partial(_SampledNet, sampled=sampled)
+        network = functools.partial(
+            _transformed.network, function=_SampledNetwork, make_net=make_net
+        )
+        results = run(call, network)
         (hook,) = self.after_forward.values()
         # All that it asks of the inputs is how many sequences there are.
         rows = call.input.new_empty(sampled.num_sequences)
@@ -141,61 +145,19 @@ class _SampledNet(Net):
     sampled: Any = None
 
 
-class _SampledNetwork(_derivatives.Network):
+class _SampledNetwork(Network):
     """Whose backward pass keeps the sums over the batch apart, and adds them up afterwards."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         sampled = ctx.net.sampled
-        needs, _ = _derivatives.Network.split(ctx.net, ctx.needs_input_grad)
+        needs, _ = Network.split(ctx.net, ctx.needs_input_grad)
         if not sampled.is_wanted() or not any(needs[3:]):
-            return _derivatives.Network.backward(ctx, *grads)
-        gradients = by_sequence(_derivatives.Network.point(ctx), grads[:3], needs)
+            return Network.backward(ctx, *grads)
+        gradients = by_sequence(Network.point(ctx), grads[:3], needs)
         sampled.give(gradients[3:])
         sums = (None if samples is None else samples.sum(0) for samples in gradients[3:])
-        return _derivatives.Network.filled(ctx, [*gradients[:3], *sums])
-
-
-def _network(
-    sampled: _Sampled,
-    input: Tensor,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    cell: str,
-    dropout: float,
-    k1: int,
-    k2: int,
-    last_only: bool,
-    recompute: bool,
-    resets: Tensor | None,
-    kappa: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator of that name, with the call that it is for in front."""
-    net = _SampledNet(
-        has_biases,
-        num_layers,
-        bidirectional,
-        batch_first,
-        cell,
-        k1,
-        k2,
-        last_only,
-        len(weights),
-        sampled=sampled,
-    )
-    masks = []
-    if dropout > 0:
-        width = weights[1].shape[1] * (2 if bidirectional else 1)
-        for _ in range(num_layers - 1):
-            masks.append(_dropout_mask(input, width, dropout, batch_first))
-    tensors = (batch_sizes, resets, kappa, input, hx, cx, *weights, *masks)
-    return _SampledNetwork.apply(net, *tensors)[:3]
+        return Network.filled(ctx, [*gradients[:3], *sums])
 
 
 @register_grad_sampler([nn.RNN, nn.GRU, nn.LSTM])

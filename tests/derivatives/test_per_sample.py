@@ -9,7 +9,8 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import fastbptt
-from fastbptt import TBPTT, Chunked, Sliding, _derivatives, _transformed, call
+from fastbptt import TBPTT, Chunked, Sliding, _transformed, call
+from fastbptt._derivatives import Network
 from fastbptt._per_sample import by_sequence
 
 I, H = 3, 4
@@ -49,7 +50,7 @@ def point_of(module, input, resets):
     del module._run_call
     output = output if isinstance(output, torch.Tensor) else output.data
     states = states if isinstance(states, tuple) else (states,)
-    return _derivatives.Network.point(output.grad_fn), (output, *states)
+    return Network.point(output.grad_fn), (output, *states)
 
 
 def random_like(results):
