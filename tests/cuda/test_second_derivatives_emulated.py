@@ -7,6 +7,13 @@ import torch
 
 import cuda_calls
 from common import assert_matches
+from test_second_derivatives import (  # noqa: F401  (run here once more, over the CUDA kernels)
+    test_every_cell_and_window,
+    test_forward_mode,
+    test_gradients_share_no_memory,
+    test_only_what_is_asked_for,
+    test_random_calls,
+)
 
 pytestmark = pytest.mark.usefixtures("emulated_cuda", "poisoned")
 
