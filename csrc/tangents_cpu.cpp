@@ -11,13 +11,13 @@ namespace {
 
 // One direction's call: its sizes, its lanes, and tensors as the kernels read them.
 struct StepsCall {
-  LayerShape shape{};
-  OwnedLayout layout;
+  const LayerShape shape;
+  const OwnedLayout layout;
   std::vector<Lane> lanes;
   std::vector<Tensor> held;  // what pointers point to
 
-  explicit StepsCall(const StepArguments& args)
-      : shape(shape_of(args)),
+  StepsCall(const StepArguments& args, bool is_backward)
+      : shape(check_steps(args, is_backward)),
         layout(shape.T, shape.B, shape.N, args.batch_first, args.batch_sizes),
         lanes(make_lanes(layout.layout, args.reverse ? -1 : 1, Cuts{})) {}
 
@@ -52,25 +52,7 @@ struct StepsCall {
     const double row = double(shape.R) * double(shape.G * shape.H + (p->w_hr ? shape.H : 0));
     p->threads = useful_threads(at::get_num_threads(), products * double(shape.N) * row);
   }
-
- private:
-  static LayerShape shape_of(const StepArguments& args) {
-    LayerShape shape{};
-    shape.cell = parse_cell(args.cell);
-    shape.G = shape.cell == CellKind::kLstm ? 4 : shape.cell == CellKind::kGru ? 3 : 1;
-    shape.S = shape.G > 1 ? 4 : 0;
-    shape.T = args.T;
-    shape.N = args.output.size(0);
-    shape.B = args.batch_sizes.has_value() ? *args.batch_sizes->const_data_ptr<int64_t>()
-                                           : shape.N / shape.T;
-    shape.R = args.w_hh.size(1);
-    shape.H = shape.has_cell_state() ? args.c.size(1) : shape.R;
-    return shape;
-  }
 };
-
-// Columns of d, in units: see CellTraits.
-int64_t columns_of(const LayerShape& shape) { return shape.cell == CellKind::kGru ? 4 : shape.G; }
 
 template <typename Params>
 void run_steps(const Kernel<Params>& kernel, const Params& p, const char* pass,
@@ -85,7 +67,7 @@ void for_float_or_double(at::ScalarType dtype, Fn&& fn) {
 }
 
 ForwardTangents forward_tangents_cpu(const ForwardTangentArguments& args) {
-  StepsCall call(args);
+  StepsCall call(args, false);
   const LayerShape& shape = call.shape;
   const auto options = args.pre.options();
   const int64_t with_c = shape.has_cell_state();
@@ -113,7 +95,7 @@ ForwardTangents forward_tangents_cpu(const ForwardTangentArguments& args) {
 }
 
 BackwardTangents backward_tangents_cpu(const BackwardTangentArguments& args) {
-  StepsCall call(args);
+  StepsCall call(args, true);
   const LayerShape& shape = call.shape;
   const int64_t with_tangents = args.has_tangents();
   const bool weights_too = args.w_hh.size(0) > shape.G * shape.H;
