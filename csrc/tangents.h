@@ -83,8 +83,8 @@ inline LayerShape check_steps(const StepArguments& args, bool is_backward) {
   const at::ScalarType dtype = output.scalar_type();
   TORCH_CHECK_NOT_IMPLEMENTED(dtype == at::kFloat || dtype == at::kDouble,
                               "output must have dtype float32 or float64, got ", dtype);
-  TORCH_CHECK(output.dim() == 2 && output.size(0) > 0 && output.size(1) > 0,
-              "output must have 2 dimensions and rows, got shape ", output.sizes());
+  TORCH_CHECK(output.dim() == 2 && output.size(1) > 0,
+              "output must have 2 dimensions and columns, got shape ", output.sizes());
   shape.T = args.T;
   shape.N = output.size(0);
   shape.R = output.size(1);

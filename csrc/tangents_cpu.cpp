@@ -75,6 +75,7 @@ ForwardTangents forward_tangents_cpu(const ForwardTangentArguments& args) {
       at::empty({shape.N, shape.R}, options), at::empty({with_c * shape.N, shape.H}, options),
       at::empty({shape.N, shape.S * shape.H}, options), at::empty({shape.B, shape.R}, options),
       at::empty({with_c * shape.B, shape.H}, options)};
+  if (shape.N == 0) return results;
   for_float_or_double(args.pre.scalar_type(), [&](auto number) {
     using scalar_t = decltype(number);
     ForwardTangentParams<scalar_t> p{};
@@ -110,6 +111,7 @@ BackwardTangents backward_tangents_cpu(const BackwardTangentArguments& args) {
   std::tie(r.d_projected, r.d_projected_t) = make(args.w_hr.has_value() * shape.N, shape.R);
   std::tie(r.d_hx, r.d_hx_t) = make(args.needs_states * shape.B, shape.R);
   std::tie(r.d_cx, r.d_cx_t) = make(args.needs_states * with_c * shape.B, shape.H);
+  if (shape.N == 0) return r;
   for_float_or_double(args.output.scalar_type(), [&](auto number) {
     using scalar_t = decltype(number);
     BackwardTangentParams<scalar_t> p{};

@@ -47,7 +47,9 @@ PASSES = {
 BOTH = [
     ("gru", {"T": 0}, "T must be positive, got 0"),
     ("gru", {"T": 4}, "output must have as many rows for each of 4 steps, got 6"),
-    ("gru", {"output": torch.randn(0, H)}, "output must have 2 dimensions and rows"),
+    ("gru", {"output": torch.randn(T * B, 0)}, "output must have 2 dimensions and columns"),
+    ("gru", {"output": torch.randn(T * B)}, "output must have 2 dimensions and columns"),
+    ("gru", {"output": torch.randn(0, H)}, "gates must have shape"),
     ("gru", {"output": torch.randn(T * B, H).half()}, "must have dtype float32 or float64"),
     ("gru", {"gates": torch.randn(T * B, H)}, "gates must have shape"),
     ("gru", {"before": torch.randn(T, H)}, "before must have shape"),
@@ -96,3 +98,12 @@ def test_good_steps(name, cell):
     operator, arguments = PASSES[name]
     for result in operator(**arguments(cell)):
         assert result.isfinite().all()
+
+
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+@pytest.mark.parametrize("name", PASSES)
+def test_no_sequences(name, cell):
+    operator, arguments = PASSES[name]
+    of_rows = ("output", "c", "gates", "before", "pre")
+    given = {k: v[:0] if k in of_rows else v for k, v in arguments(cell).items()}
+    assert all(result.numel() == 0 for result in operator(**given))
