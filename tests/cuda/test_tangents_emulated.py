@@ -129,7 +129,7 @@ def test_float32(cell, R):
 @pytest.mark.parametrize("cell", CELLS)
 def test_empty_batch(cell):
     empty = torch.empty
-    states = {n: empty(0, 4 * 3) for n in ("gates", "c", "before")}
+    states = {"gates": empty(0, 4 * 3), "c": empty(0, 3), "before": empty(0, 3)}
     common = {"gate": None, "w_hh": torch.randn(GATES.get(cell, 1) * 3, 3), "w_hr": None}
     common |= {"batch_sizes": None, "T": 4, "batch_first": False, "reverse": False, "cell": cell}
     operators = torch.ops.fastbptt_emulated
