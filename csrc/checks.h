@@ -92,6 +92,14 @@ inline CellKind parse_cell(c10::string_view name) {
   return CellKind(found - kCellNames.begin());
 }
 
+// Fills in the cell, and what follows from it alone.
+template <typename Int>
+void set_cell(c10::string_view name, LayerShapeOf<Int>* shape) {
+  shape->cell = parse_cell(name);
+  shape->G = shape->cell == CellKind::kLstm ? 4 : shape->cell == CellKind::kGru ? 3 : 1;
+  shape->S = shape->G > 1 ? 4 : 0;
+}
+
 // Whether a tensor on the CPU has values that can be read: not where it stands for one in a trace.
 inline bool has_values(const Tensor& tensor) {
   return !tensor.key_set().has_any(
@@ -194,9 +202,7 @@ LayerShapeOf<Int> check_layer(const LayerArguments& args, HalfTypes half_types,
                               const OptionalTensor& state) {
   const auto& [input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets] = args;
   LayerShapeOf<Int> shape{};
-  shape.cell = parse_cell(cell);
-  shape.G = shape.cell == CellKind::kLstm ? 4 : shape.cell == CellKind::kGru ? 3 : 1;
-  shape.S = shape.G > 1 ? 4 : 0;
+  set_cell(cell, &shape);
   shape.has_biases = has_biases;
   const at::ScalarType dtype = input.scalar_type();
   const bool takes_half = half_types == HalfTypes::kBoth;

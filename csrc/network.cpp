@@ -50,19 +50,6 @@ const auto& network_bwd() {
   return op;
 }
 
-c10::List<bool> list_of(const std::vector<bool>& flags) {
-  c10::List<bool> list;
-  list.reserve(flags.size());
-  for (const bool flag : flags) list.push_back(flag);
-  return list;
-}
-
-// Whether the dispatcher would hand a tensor straight to its device.
-bool goes_to_kernel(const Tensor& tensor) {
-  const c10::DispatchKey key = first_key(tensor.key_set());
-  return key == c10::DispatchKey::CPU || key == c10::DispatchKey::CUDA;
-}
-
 // What one layer read and computed, as the backward pass will need it.
 struct Layer {
   Tensor input, output, c, gates;
@@ -167,9 +154,8 @@ class NetworkBackward : public torch::autograd::Function<NetworkBackward> {
     }
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
-    ctx->saved_data["options"] = std::vector<int64_t>{
-        net.num_layers, net.directions, net.has_biases, net.batch_first,        int64_t(net.cell),
-        net.k1,         net.k2,         net.last_only,  int64_t(weights.size())};
+    ctx->saved_data["options"] = as_list(net);
+    ctx->saved_data["num_weights"] = int64_t(weights.size());
     if (net.cell == CellKind::kLstm) return {result.output, result.h_n, result.c_n};
     *no_c_n = result.c_n;
     return {result.output, result.h_n};
@@ -177,17 +163,8 @@ class NetworkBackward : public torch::autograd::Function<NetworkBackward> {
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     grads.resize(3);  // no other cell than LSTM has a c_n that the node returns
-    const std::vector<int64_t> options = ctx->saved_data["options"].toIntVector();
-    Options net{};
-    net.num_layers = options[0];
-    net.directions = options[1];
-    net.has_biases = options[2];
-    net.batch_first = options[3];
-    net.cell = CellKind(options[4]);
-    net.k1 = options[5];
-    net.k2 = options[6];
-    net.last_only = options[7];
-    const int64_t num_weights = options[8];
+    const Options net = options_from(ctx->saved_data["options"].toIntVector());
+    const int64_t num_weights = ctx->saved_data["num_weights"].toInt();
 
     const variable_list saved = ctx->get_saved_variables();
     const TensorList all(saved);
@@ -232,7 +209,7 @@ class NetworkBackward : public torch::autograd::Function<NetworkBackward> {
     std::optional<at::AutoDispatchBelowAutograd> guard;
     if (!at::GradMode::is_enabled() && !has_forward_gradient(grads)) {
       guard.emplace();
-      if (goes_to_kernel(kept[0])) {
+      if (is_device(first_key(kept[0].key_set()))) {
         return network_gradients(net, context, std::move(grads), weights, kept, masks, needs);
       }
     } else if (!has_forward_gradient(grads) && go_to_device({grads, kept, weights})) {

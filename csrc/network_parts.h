@@ -50,6 +50,31 @@ struct Context {
   }
 };
 
+// What a node keeps of the options for its backward pass, as saved data can hold it.
+inline std::vector<int64_t> as_list(const Options& net) {
+  return {net.num_layers,    net.directions, net.has_biases, net.batch_first,
+          int64_t(net.cell), net.k1,         net.k2,         net.last_only};
+}
+inline Options options_from(const std::vector<int64_t>& list) {
+  Options net{};
+  net.num_layers = list[0];
+  net.directions = list[1];
+  net.has_biases = list[2];
+  net.batch_first = list[3];
+  net.cell = CellKind(list[4]);
+  net.k1 = list[5];
+  net.k2 = list[6];
+  net.last_only = list[7];
+  return net;
+}
+
+inline c10::List<bool> list_of(const std::vector<bool>& flags) {
+  c10::List<bool> list;
+  list.reserve(flags.size());
+  for (const bool flag : flags) list.push_back(flag);
+  return list;
+}
+
 // The part of a [num_layers * directions, B, R] tensor that belongs to a layer.
 inline OptionalTensor of_layer(const OptionalTensor& states, const Options& net, int64_t index) {
   if (!states.has_value() || net.num_layers == 1) return states;
@@ -134,11 +159,14 @@ inline bool go_to_cpu(std::initializer_list<TensorList> lists) {
   return first_key(lists) == c10::DispatchKey::CPU;
 }
 
+inline bool is_device(c10::DispatchKey key) {
+  return key == c10::DispatchKey::CPU || key == c10::DispatchKey::CUDA;
+}
+
 // Whether below autograd a device is the first place.
 inline bool go_to_device(std::initializer_list<TensorList> lists) {
   const at::AutoDispatchBelowAutograd guard;
-  const c10::DispatchKey key = first_key(lists);
-  return key == c10::DispatchKey::CPU || key == c10::DispatchKey::CUDA;
+  return is_device(first_key(lists));
 }
 
 inline bool has_forward_gradient(TensorList tensors) {

@@ -58,12 +58,7 @@ const auto& network_bwd_bwd() {
   return op;
 }
 
-c10::List<bool> list_of(const std::vector<bool>& flags) {
-  c10::List<bool> list;
-  for (const bool flag : flags) list.push_back(flag);
-  return list;
-}
-OptionalTensors list_of(TensorList tensors) {
+OptionalTensors optional_list(TensorList tensors) {
   OptionalTensors list;
   for (const Tensor& tensor : tensors) list.push_back(optional(tensor));
   return list;
@@ -99,12 +94,12 @@ TensorVector second(const Options& net, const Context& context, TensorList grads
   for (int64_t i = 0; i < L; ++i) {
     const Tensor* const layer = &kept[i * kKeptByLayer];
     const Tensor below = masked(x, masks, i);
-    auto [output, layer_h_n, layer_c_n, c, gates] =
-        rnn_jvp().call(layer[0], layer[1], layer[2], layer[3], of_layer(context.hx, net, i),
-                       of_layer(context.cx, net, i), of_layer(weights, net, i), optional(below),
-                       of_layer(hx_t, net, i), of_layer(cx_t, net, i),
-                       list_of(of_layer(weights_t, net, i)), net.has_biases, context.batch_sizes,
-                       net.batch_first, name_of(net.cell), net.k1, context.resets, context.kappa);
+    auto [output, layer_h_n, layer_c_n, c, gates] = rnn_jvp().call(
+        layer[0], layer[1], layer[2], layer[3], of_layer(context.hx, net, i),
+        of_layer(context.cx, net, i), of_layer(weights, net, i), optional(below),
+        of_layer(hx_t, net, i), of_layer(cx_t, net, i), optional_list(of_layer(weights_t, net, i)),
+        net.has_biases, context.batch_sizes, net.batch_first, name_of(net.cell), net.k1,
+        context.resets, context.kappa);
     x = output;
     layers_t.push_back({below, output, c, gates});
     h_n.push_back(layer_h_n);
@@ -128,8 +123,8 @@ TensorVector second(const Options& net, const Context& context, TensorList grads
         of_layer(optional(grads_t[2]), net, i), layer[0], layer[1], layer[2], layer[3],
         of_layer(context.hx, net, i), of_layer(context.cx, net, i), of_layer(weights, net, i),
         optional(t.input), t.output, t.c, t.gates, of_layer(hx_t, net, i), of_layer(cx_t, net, i),
-        list_of(of_layer(weights_t, net, i)), net.has_biases, context.batch_sizes, net.batch_first,
-        name_of(net.cell),
+        optional_list(of_layer(weights_t, net, i)), net.has_biases, context.batch_sizes,
+        net.batch_first, name_of(net.cell),
         list_of({i > 0, i > 0 || needs[0], needs[1], needs[2], any_of(first, first + per_layer)}),
         net.k1, context.resets, context.kappa);
     d = masked(d_input, masks, i);
@@ -207,9 +202,8 @@ class NetworkGradients : public torch::autograd::Function<NetworkGradients> {
     }
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
-    ctx->saved_data["options"] = std::vector<int64_t>{
-        net.num_layers, net.directions, net.has_biases, net.batch_first,        int64_t(net.cell),
-        net.k1,         net.k2,         net.last_only,  int64_t(weights.size())};
+    ctx->saved_data["options"] = as_list(net);
+    ctx->saved_data["num_weights"] = int64_t(weights.size());
     ctx->saved_data["needs"] = list_of(needs);
     variable_list results;
     for (size_t i = 0; i < needs.size(); ++i) {
@@ -220,7 +214,7 @@ class NetworkGradients : public torch::autograd::Function<NetworkGradients> {
 
   static variable_list backward(AutogradContext* ctx, variable_list cotangents) {
     const Options net = options_from(ctx->saved_data["options"].toIntVector());
-    const int64_t num_weights = ctx->saved_data["options"].toIntVector().back();
+    const int64_t num_weights = ctx->saved_data["num_weights"].toInt();
     const c10::List<bool> list = ctx->saved_data["needs"].toBoolList();
     const std::vector<bool> given(list.begin(), list.end());
     const variable_list saved = ctx->get_saved_variables();
@@ -257,9 +251,9 @@ class NetworkGradients : public torch::autograd::Function<NetworkGradients> {
       const TensorVector none(kResults);
       both = second(net, context, grads, none, tangents, weights, kept, masks, needs);
     } else {
-      both = network_bwd_bwd().call(list_of(tangents), list_of(grads), context.hx, context.cx,
-                                    context.batch_sizes, context.resets, context.kappa, weights,
-                                    kept, masks, net.has_biases, net.num_layers,
+      both = network_bwd_bwd().call(optional_list(tangents), optional_list(grads), context.hx,
+                                    context.cx, context.batch_sizes, context.resets, context.kappa,
+                                    weights, kept, masks, net.has_biases, net.num_layers,
                                     net.directions == 2, net.batch_first, name_of(net.cell), net.k1,
                                     net.k2, net.last_only, list_of(given), list_of(needs));
     }
@@ -272,19 +266,6 @@ class NetworkGradients : public torch::autograd::Function<NetworkGradients> {
   }
 
  private:
-  static Options options_from(const std::vector<int64_t>& options) {
-    Options net{};
-    net.num_layers = options[0];
-    net.directions = options[1];
-    net.has_biases = options[2];
-    net.batch_first = options[3];
-    net.cell = CellKind(options[4]);
-    net.k1 = options[5];
-    net.k2 = options[6];
-    net.last_only = options[7];
-    return net;
-  }
-
   // Whether `second` has all that this takes.
   static bool is_simple(const Options& net, TensorList kept, TensorList tangents) {
     if (at::GradMode::is_enabled() || has_forward_gradient(tangents)) return false;

@@ -77,9 +77,7 @@ constexpr const char* kBackwardTangentsSchema =
 inline LayerShape check_steps(const StepArguments& args, bool is_backward) {
   LayerShape shape{};
   const Tensor& output = args.output;
-  shape.cell = parse_cell(args.cell);
-  shape.G = shape.cell == CellKind::kLstm ? 4 : shape.cell == CellKind::kGru ? 3 : 1;
-  shape.S = shape.G > 1 ? 4 : 0;
+  set_cell(args.cell, &shape);
   const at::ScalarType dtype = output.scalar_type();
   TORCH_CHECK_NOT_IMPLEMENTED(dtype == at::kFloat || dtype == at::kDouble,
                               "output must have dtype float32 or float64, got ", dtype);
@@ -134,7 +132,7 @@ inline int64_t columns_of(const LayerShape& shape) {
   return shape.cell == CellKind::kGru ? 4 : shape.G;
 }
 
-inline void check_steps(const ForwardTangentArguments& args) {
+inline LayerShape check_steps(const ForwardTangentArguments& args) {
   const LayerShape shape = check_steps(args, false);
   const Tensor& output = args.output;
   check_tensor<int64_t>(args.pre, "pre", {shape.N, columns_of(shape) * shape.H}, output);
@@ -143,9 +141,10 @@ inline void check_steps(const ForwardTangentArguments& args) {
   check_optional(args.projected, "projected", {shape.N, shape.R}, output);
   check_optional(args.hx_t, "hx_t", {shape.B, shape.R}, output);
   check_optional(args.cx_t, "cx_t", {shape.B, shape.H}, output);
+  return shape;
 }
 
-inline void check_steps(const BackwardTangentArguments& args) {
+inline LayerShape check_steps(const BackwardTangentArguments& args) {
   const LayerShape shape = check_steps(args, true);
   const Tensor& output = args.output;
   check_optional(args.d_output, "d_output", {shape.N, shape.R}, output);
@@ -162,10 +161,11 @@ inline void check_steps(const BackwardTangentArguments& args) {
     check_optional(args.gates_t, "gates_t", {shape.N, shape.S * shape.H}, output);
     check_optional(args.before_t, "before_t", {shape.N, shape.H}, output);
   }
+  return shape;
 }
 
 // What to register for a device that runs the steps by `run`.
-template <ForwardTangents (*run)(const ForwardTangentArguments&)>
+template <ForwardTangents (*run)(const ForwardTangentArguments&, const LayerShape&)>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_jvp_steps(
     const Tensor& pre, const OptionalTensor& projected, const OptionalTensor& hx_t,
     const OptionalTensor& cx_t, const Tensor& output, const Tensor& c, const Tensor& gates,
@@ -178,12 +178,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_jvp_steps(
       projected,
       hx_t,
       cx_t};
-  check_steps(args);
-  const ForwardTangents r = run(args);
+  const ForwardTangents r = run(args, check_steps(args));
   return {r.output, r.c, r.gates, r.h_n, r.c_n};
 }
 
-template <BackwardTangents (*run)(const BackwardTangentArguments&)>
+template <BackwardTangents (*run)(const BackwardTangentArguments&, const LayerShape&)>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rnn_bwd_jvp_steps(
     const OptionalTensor& d_output, const OptionalTensor& d_output_t, const OptionalTensor& d_h_n,
     const OptionalTensor& d_h_n_t, const OptionalTensor& d_c_n, const OptionalTensor& d_c_n_t,
@@ -205,8 +204,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> rnn_b
       gates_t,
       before_t,
       needs_states};
-  check_steps(args);
-  const BackwardTangents r = run(args);
+  const BackwardTangents r = run(args, check_steps(args));
   return {r.d, r.d_t, r.d_projected, r.d_projected_t, r.d_hx, r.d_hx_t, r.d_cx, r.d_cx_t};
 }
 

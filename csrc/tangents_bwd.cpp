@@ -32,7 +32,7 @@ struct StepGradients {
   const OptionalTensor &output, &h_n, &c_n;
 };
 struct KeptTangents {
-  const OptionalTensor &output, &c, &gates, &hx, &cx;
+  const OptionalTensor &output, &c, &gates;
 };
 
 BackwardTangents run_backward_steps(Direction& direction, const StepGradients& grads,
@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_jvp(
   }
   const LayerRows rows(call, shape);
   const Tensor input_rows = rows.rows(input_t);
-  const KeptTangents kept_t{output_t, c_t, gates_t, hx_t, cx_t};
+  const KeptTangents kept_t{output_t, c_t, gates_t};
   const auto empty_like_input = [&](bool needed) {
     return needed ? at::empty({shape.N, shape.I}, options) : at::empty({0}, options);
   };

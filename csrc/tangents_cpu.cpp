@@ -11,13 +11,13 @@ namespace {
 
 // One direction's call: its sizes, its lanes, and tensors as the kernels read them.
 struct StepsCall {
-  const LayerShape shape;
+  const LayerShape& shape;
   const OwnedLayout layout;
   std::vector<Lane> lanes;
   std::vector<Tensor> held;  // what pointers point to
 
-  StepsCall(const StepArguments& args, bool is_backward)
-      : shape(check_steps(args, is_backward)),
+  StepsCall(const StepArguments& args, const LayerShape& shape)
+      : shape(shape),
         layout(shape.T, shape.B, shape.N, args.batch_first, args.batch_sizes),
         lanes(make_lanes(layout.layout, args.reverse ? -1 : 1, Cuts{})) {}
 
@@ -66,9 +66,8 @@ void for_float_or_double(at::ScalarType dtype, Fn&& fn) {
   dtype == at::kDouble ? fn(double{}) : fn(float{});
 }
 
-ForwardTangents forward_tangents_cpu(const ForwardTangentArguments& args) {
-  StepsCall call(args, false);
-  const LayerShape& shape = call.shape;
+ForwardTangents forward_tangents_cpu(const ForwardTangentArguments& args, const LayerShape& shape) {
+  StepsCall call(args, shape);
   const auto options = args.pre.options();
   const int64_t with_c = shape.has_cell_state();
   const ForwardTangents results{
@@ -95,9 +94,9 @@ ForwardTangents forward_tangents_cpu(const ForwardTangentArguments& args) {
   return results;
 }
 
-BackwardTangents backward_tangents_cpu(const BackwardTangentArguments& args) {
-  StepsCall call(args, true);
-  const LayerShape& shape = call.shape;
+BackwardTangents backward_tangents_cpu(const BackwardTangentArguments& args,
+                                       const LayerShape& shape) {
+  StepsCall call(args, shape);
   const int64_t with_tangents = args.has_tangents();
   const bool weights_too = args.w_hh.size(0) > shape.G * shape.H;
   const auto options = args.output.options();

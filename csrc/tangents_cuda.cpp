@@ -30,17 +30,16 @@ class Steps {
   const DeviceLayout layout;
   const Stream stream;
 
-  explicit Steps(const StepArguments& args)
-      : cell(parse_cell(args.cell)),
+  Steps(const StepArguments& args, const LayerShape& shape)
+      : cell(shape.cell),
         columns(columns_of(cell)),
-        T(args.T),
-        B(args.batch_sizes.has_value() ? args.batch_sizes->const_data_ptr<int64_t>()[0]
-                                       : args.output.size(0) / args.T),
-        N(args.output.size(0)),
-        H(args.w_hr.has_value() ? args.w_hr->size(1) : args.w_hh.size(1)),
-        R(args.w_hh.size(1)),
+        T(shape.T),
+        B(shape.B),
+        N(shape.N),
+        H(shape.H),
+        R(shape.R),
         direction(args.reverse ? -1 : 1),
-        is_projected(args.w_hr.has_value()),
+        is_projected(shape.has_projection),
         w_hh(args.w_hh.contiguous()),
         w_hr(is_projected ? args.w_hr->contiguous() : Tensor()),
         options(args.output.options()),
@@ -148,9 +147,10 @@ void dispatch(const Args& args, Steps& steps, const Results& results) {
                                            : run<float>(args, steps, results);
 }
 
-ForwardTangents forward_tangents_cuda(const ForwardTangentArguments& args) {
+ForwardTangents forward_tangents_cuda(const ForwardTangentArguments& args,
+                                      const LayerShape& shape) {
   const CallGuard guard(args.output);
-  Steps steps(args);
+  Steps steps(args, shape);
   const CellColumns& columns = steps.columns;
   const bool has_c = columns.has_cell_state;
   const ForwardTangents results{
@@ -239,9 +239,10 @@ void run(const BackwardTangentArguments& args, Steps& steps, const BackwardTange
   Kernels::run_initial_gradients(steps.cell, p, dual, steps.stream);
 }
 
-BackwardTangents backward_tangents_cuda(const BackwardTangentArguments& args) {
+BackwardTangents backward_tangents_cuda(const BackwardTangentArguments& args,
+                                        const LayerShape& shape) {
   const CallGuard guard(args.output);
-  Steps steps(args);
+  Steps steps(args, shape);
   const int64_t N = steps.N, B = steps.B, width = steps.columns.columns * steps.H;
   const bool dual = args.has_tangents(), is_projected = steps.is_projected;
   const bool with_h = args.needs_states, with_c = with_h && steps.columns.has_cell_state;

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastbptt.ops import num_sequences
 
 
 @torch.library.register_fake("fastbptt::rnn_jvp")
@@ -18,12 +19,21 @@ def _(
     hx: Tensor | None,
     cx: Tensor | None,
     weights: Sequence[Tensor],
-    *others: Any,
-    **options: Any,
+    input_t: Tensor | None,
+    hx_t: Tensor | None,
+    cx_t: Tensor | None,
+    weights_t: Sequence[Tensor | None],
+    has_biases: bool,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    cell: str,
+    k1: int = 0,
+    resets: Tensor | None = None,
+    kappa: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     state_size = weights[1].shape[1]
     directions = output.shape[-1] // state_size
-    batch = _batch(input, others, hx, cx)
+    batch = num_sequences(batch_sizes, input.shape[0 if batch_first else 1], hx, cx)
     return (
         torch.empty_like(output, memory_format=torch.contiguous_format),
         output.new_empty((directions, batch, state_size)),
@@ -31,20 +41,6 @@ def _(
         torch.empty_like(c),
         torch.empty_like(gates),
     )
-
-
-def _batch(input: Tensor, others: Sequence[Any], *states: Tensor | None) -> Any:
-    """B, of a call whose arguments behind the weights' tangents end with those of the layout."""
-    has_biases = next(i for i, other in enumerate(others) if isinstance(other, bool))
-    batch_sizes, batch_first = others[has_biases + 1 : has_biases + 3]
-    if batch_sizes is None:
-        return input.shape[0 if batch_first else 1]
-    for state in states:
-        if state is not None:
-            return state.shape[1]
-    if isinstance(batch_sizes, torch._subclasses.FakeTensor):  # it has no values to read
-        return torch.library.get_ctx().new_dynamic_size()
-    return int(batch_sizes[0])
 
 
 def _like(tensor: Tensor | None, is_needed: bool, input: Tensor) -> Tensor:
@@ -142,7 +138,7 @@ def _(
     reverse: bool,
     cell: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    batch = _sequences(output, batch_sizes, T)
+    batch = num_sequences(batch_sizes, output.shape[0] // T)
     return (
         pre.new_empty(output.shape),
         pre.new_empty(c.shape),
@@ -150,14 +146,6 @@ def _(
         pre.new_empty((batch, output.shape[1])),
         pre.new_empty((batch if cell == "lstm" else 0, c.shape[1])),
     )
-
-
-def _sequences(output: Tensor, batch_sizes: Tensor | None, T: int) -> Any:
-    if batch_sizes is None:
-        return output.shape[0] // T
-    if isinstance(batch_sizes, torch._subclasses.FakeTensor):
-        return torch.library.get_ctx().new_dynamic_size()
-    return int(batch_sizes[0])
 
 
 @torch.library.register_fake("fastbptt::rnn_bwd_jvp_steps")
@@ -189,7 +177,7 @@ def _(
     rows, state_size = output.shape
     hidden_size = c.shape[1] if cell == "lstm" else state_size
     columns = {"gru": 4, "lstm": 4}.get(cell, 1) * hidden_size
-    batch = _sequences(output, batch_sizes, T) if needs_states else 0
+    batch = num_sequences(batch_sizes, rows // T) if needs_states else 0
     with_c = batch if cell == "lstm" else 0
     projected = 0 if w_hr is None else rows
     sizes = (

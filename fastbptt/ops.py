@@ -79,6 +79,20 @@ def set_workspace_limit(bytes: int) -> None:
 GATES = {"tanh": 1, "relu": 1, "identity": 1, "gru": 3, "lstm": 4}
 
 
+def num_sequences(
+    batch_sizes: Tensor | None, if_uniform: int | torch.SymInt, *states: Tensor | None
+) -> int | torch.SymInt:
+    """B, of a padded input or a packed one; states [_, B, _], or None, may say it of a tracer's."""
+    if batch_sizes is None:
+        return if_uniform
+    for state in states:
+        if state is not None:
+            return state.shape[1]
+    if isinstance(batch_sizes, FakeTensor):  # it has no values to read
+        return torch.library.get_ctx().new_dynamic_size()
+    return int(batch_sizes[0])
+
+
 @torch.library.register_fake("fastbptt::rnn_fwd")
 def _(
     input: Tensor,
@@ -96,14 +110,7 @@ def _(
     directions = 2 if len(weights) >= 2 * (4 if has_biases else 2) else 1
     state_size = weights[1].shape[1]
     hidden_size = weights[1].shape[0] // GATES[cell]
-    if batch_sizes is None:
-        batch = input.shape[0 if batch_first else 1]
-    elif hx is not None:
-        batch = hx.shape[1]
-    elif isinstance(batch_sizes, FakeTensor):  # it has no values to read
-        batch = torch.library.get_ctx().new_dynamic_size()
-    else:
-        batch = int(batch_sizes[0])
+    batch = num_sequences(batch_sizes, input.shape[0 if batch_first else 1], hx)
     rows = math.prod(input.shape[:-1])  # which keeps symbols, as Size.numel does not
     with_c = directions if cell == "lstm" else 0
     gated = GATES[cell] > 1

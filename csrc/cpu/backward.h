@@ -187,8 +187,6 @@ struct Backward {
     if (!p.kappa || s + 1 == lane.steps) return 1;
     return load_one(p.kappa + row_of_boundary(p, lane, s));
   }
-  // A closed gate stops infinity and NaN too.
-  static V through(acc_t gate, V x) { return gate == 0 ? V{} : x * gate; }
 
   acc_t gate_before(const Lane& lane) const {
     return p.kappa && p.direction > 0 ? load_one(p.kappa + row_at(p, lane, 0)) : acc_t(1);

@@ -110,6 +110,12 @@ inline int64_t row_before(const LayerParams<scalar_t>& p, const Lane& lane, int6
   return lane.before == Before::kInitial ? -1 - lane.batch : kNoRow;
 }
 
+// What a gate between steps lets through: a closed one stops infinity and NaN too.
+template <typename V, typename scalar_t>
+inline V through(scalar_t gate, V x) {
+  return gate == 0 ? V{} : x * gate;
+}
+
 // Whether local step s is the last of the lane's whole sequence.
 inline bool ends_sequence(const Lane& lane, int64_t s) {
   return s + 1 == lane.steps && lane.to_end;

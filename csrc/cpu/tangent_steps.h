@@ -7,12 +7,6 @@
 namespace fastbptt {
 namespace {
 
-// A closed gate stops infinity and NaN too.
-template <typename V, typename scalar_t>
-inline V through(scalar_t gate, V x) {
-  return gate == 0 ? V{} : x * gate;
-}
-
 // The gate between the local steps s and s + 1 of a lane; it belongs to the later of the two in time.
 template <typename scalar_t>
 scalar_t gate_after(const TangentParams<scalar_t>& p, const Lane& lane, int64_t s) {
