@@ -35,8 +35,8 @@ SOURCES = [
     "csrc/cpu/isa_baseline.cpp",
 ]
 CUDA_SOURCES = [
-    "csrc/ops_cuda.cpp",
-    "csrc/tangents_cuda.cpp",
+    "csrc/cuda/torch/ops_cuda.cpp",
+    "csrc/cuda/torch/tangents_cuda.cpp",
     "csrc/cuda/persistent_bfloat16.cu",
     "csrc/cuda/persistent_float.cu",
     "csrc/cuda/persistent_half.cu",

@@ -150,7 +150,7 @@ def check_glue(cuda_headers: Path) -> None:
     flags += [f"-isystem{cuda_headers}", f"-I{ROOT / 'csrc'}"]
     compiler = os.environ.get("CXX", "c++")
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    sources = map(str, sorted((ROOT / "csrc").glob("*_cuda.cpp")))
+    sources = map(str, sorted((ROOT / "csrc" / "cuda" / "torch").glob("*.cpp")))
     run([compiler, STANDARD, "-fsyntax-only", *warnings, *flags, *sources])
 
 

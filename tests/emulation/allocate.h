@@ -1,4 +1,4 @@
-// The emulation's body of csrc/cuda/allocate.h: full of NaN, between guard zones.
+// The emulation's body of csrc/cuda/torch/allocate.h: full of NaN, between guard zones.
 #pragma once
 
 #include <ATen/ops/from_blob.h>

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 # What is built, from the repository's root. A .cu file is compiled as C++.
 SOURCES = [
-    "csrc/ops_cuda.cpp",
-    "csrc/tangents_cuda.cpp",
+    "csrc/cuda/torch/ops_cuda.cpp",
+    "csrc/cuda/torch/tangents_cuda.cpp",
     "csrc/cuda/persistent_bfloat16.cu",
     "csrc/cuda/persistent_float.cu",
     "csrc/cuda/persistent_half.cu",

@@ -1,4 +1,4 @@
-// The emulation's body of csrc/cuda/glue.h: the device is the CPU.
+// The emulation's body of csrc/cuda/torch/glue.h: the device is the CPU.
 #pragma once
 
 #include <ATen/ops/mm.h>
@@ -6,8 +6,8 @@
 #include <cstring>
 #include <vector>
 
-#include "cuda/allocate.h"
 #include "cuda/launch.h"
+#include "cuda/torch/allocate.h"
 
 namespace fastbptt {
 

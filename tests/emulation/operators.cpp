@@ -2,7 +2,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "cuda/allocate.h"
+#include "cuda/torch/allocate.h"
 #include "emulation/runtime.h"
 
 namespace fastbptt::emulation {

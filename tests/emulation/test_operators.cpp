@@ -5,7 +5,7 @@
 #include <map>
 #include <string>
 
-#include "cuda/allocate.h"
+#include "cuda/torch/allocate.h"
 #include "emulation/test_kernels.h"
 
 namespace fastbptt::test {

@@ -8,8 +8,8 @@
 
 #include <algorithm>
 
-#include "calls_cuda.h"
-#include "recurrence_cuda.h"
+#include "cuda/torch/calls.h"
+#include "cuda/torch/run_recurrence.h"
 
 namespace fastbptt {
 namespace {

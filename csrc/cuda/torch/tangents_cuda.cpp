@@ -8,11 +8,11 @@
 #include <algorithm>
 #include <list>
 
-#include "calls_cuda.h"
-#include "cuda/allocate.h"
 #include "cuda/cell_columns.h"
 #include "cuda/tangent.h"
-#include "recurrence_cuda.h"
+#include "cuda/torch/allocate.h"
+#include "cuda/torch/calls.h"
+#include "cuda/torch/run_recurrence.h"
 
 namespace fastbptt {
 namespace {

@@ -6,8 +6,8 @@
 
 #include <utility>
 
-#include "cuda/glue.h"
 #include "cuda/params.cuh"
+#include "cuda/torch/glue.h"
 #include "tensors.h"
 
 namespace fastbptt {

@@ -4,10 +4,10 @@
 
 #include <ATen/ops/mm.h>
 
-#include "cuda/allocate.h"
-#include "cuda/glue.h"
 #include "cuda/stepwise.h"
-#include "persistent_cuda.h"
+#include "cuda/torch/allocate.h"
+#include "cuda/torch/glue.h"
+#include "cuda/torch/run_persistent.h"
 
 namespace fastbptt {
 

@@ -8,10 +8,10 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cuda/allocate.h"
 #include "cuda/cell_columns.h"
-#include "cuda/glue.h"
 #include "cuda/persistent.h"
+#include "cuda/torch/allocate.h"
+#include "cuda/torch/glue.h"
 #include "tensors.h"
 
 namespace fastbptt {
