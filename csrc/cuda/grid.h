@@ -11,12 +11,15 @@ struct Blocks {
   int64_t x, y = 1, z = 1;
 };
 
-// As in Grid{{blocks}, threads, shared_bytes, cluster}.
+// As in Grid{{blocks}, threads, shared_bytes, cluster, cooperative}.
 struct Grid {
   Blocks blocks;
   int threads;               // a block, along x
   int64_t shared_bytes = 0;  // a block
   int cluster = 1;           // blocks of a cluster, along x: a divisor of blocks.x
+  // All blocks run at the same time, so that they may wait for each other. The launch is refused if
+  // there are more than resident_clusters() clusters.
+  bool cooperative = false;
 };
 
 struct DeviceLimits {

@@ -57,7 +57,7 @@ inline DeviceLimits device_limits() {
 
 // A launch's configuration, with the kernel told to expect it.
 struct LaunchConfig {
-  cudaLaunchAttribute attribute{};
+  cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config{};
 
   LaunchConfig(const void* kernel, const Grid& grid, Stream stream) {
@@ -76,19 +76,25 @@ struct LaunchConfig {
     if (grid.shared_bytes > kShared) {
       allow(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes));
     }
-    if (grid.cluster == 1) return;
     if (grid.cluster > kCluster) {
       allow(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
     }
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = unsigned(grid.cluster);
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+    config.attrs = attributes;
+    if (grid.cluster > 1) {
+      cudaLaunchAttributeValue& value = add(cudaLaunchAttributeClusterDimension);
+      value.clusterDim.x = unsigned(grid.cluster);
+      value.clusterDim.y = value.clusterDim.z = 1;
+    }
+    if (grid.cooperative) add(cudaLaunchAttributeCooperative).cooperative = 1;
   }
-  LaunchConfig(const LaunchConfig&) = delete;  // config points to attribute
+  LaunchConfig(const LaunchConfig&) = delete;  // config points to attributes
 
  private:
+  cudaLaunchAttributeValue& add(cudaLaunchAttributeID id) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = id;
+    return attribute.val;
+  }
   static void allow(const void* kernel, cudaFuncAttribute name, int value) {
     check_cuda(cudaFuncSetAttribute(kernel, name, value), kernel);
   }

@@ -88,6 +88,12 @@ def test_clusters_of_every_size(kernels, schedule, by, size):
     assert torch.equal(kernels.ring(x, 5, by), x.roll(5, 1) + 5)
 
 
+@pytest.mark.parametrize("by", BY)
+def test_clusters_of_a_cooperative_grid_run_at_once(kernels, schedule, by):
+    x = draw(3, 4, 32)
+    assert torch.equal(kernels.ring(x, 5, by, cooperative=True), x.roll(5, 1) + 5)
+
+
 # What is wrong, and words of the message; none where results may be wrong and no more.
 FAULTS = [
     (block_sum, "missing barrier", None),
@@ -199,6 +205,8 @@ def test_limits(kernels, emulation):
     ]:
         with pytest.raises(RuntimeError, match=f"launched at test_kernels.cu.*{message}"):
             kernels.gather(torch.zeros(shape))
+    with pytest.raises(RuntimeError, match="cooperative grid's number of blocks is 136, .* is 132"):
+        kernels.ring(torch.zeros(34, 4, 32), 1, "stores", cooperative=True)
     emulation.set_limits(capability=80, multiprocessors=108, shared_bytes=512)
     try:
         assert kernels.limits() == [80, 108, 512]

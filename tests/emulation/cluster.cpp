@@ -12,16 +12,16 @@ constexpr uint64_t kMark = 0xba221e20'00000000u;
 
 constexpr int kSm90 = 90;
 
-Block* owner(const void* address, size_t bytes) {
-  for (const auto& block : this_cluster().blocks) {
+Block* owner(const Cluster& cluster, const void* address, size_t bytes) {
+  for (const auto& block : cluster.blocks) {
     if (block->holds(address, bytes)) return block.get();
   }
   return nullptr;
 }
 
-// The record of an mbarrier, or null if that is none.
-MBarrier* find(const void* address) {
-  Block* block = owner(address, 8);
+// The record of an mbarrier of the cluster, or null if that is none.
+MBarrier* find(const Cluster& cluster, const void* address) {
+  Block* block = owner(cluster, address, 8);
   if (!block || uintptr_t(address) % 8 != 0) return nullptr;
   uint64_t word;
   std::memcpy(&word, address, 8);
@@ -32,7 +32,7 @@ MBarrier* find(const void* address) {
 }
 
 MBarrier& get(const void* address, const Site& site) {
-  MBarrier* barrier = find(address);
+  MBarrier* barrier = find(this_cluster(), address);
   require(barrier, "an mbarrier that is not initialised", site);
   return *barrier;
 }
@@ -52,7 +52,7 @@ void arrive(MBarrier& barrier, const Site& site) {
 }
 
 void deliver(const Store& store) {
-  MBarrier* barrier = find(store.barrier);
+  MBarrier* barrier = find(*store.block->cluster, store.barrier);
   const char* fault = store.block->has_ended() ? "store_async gets to a block that has ended"
                       : !store.block->started  ? "store_async gets to a block that has not begun"
                       : !barrier ? "store_async to an mbarrier that is not initialised"
@@ -128,7 +128,7 @@ void barrier_init(uint64_t* barrier, int count, const Site& site) {
   require(block.holds(barrier, 8), "an mbarrier outside of the block's shared memory", site);
   require(uintptr_t(barrier) % 8 == 0, "an mbarrier that is not aligned to 8 bytes", site);
   require(count > 0 && count < 1 << 20, "an mbarrier's count must be from 1 to 2^20 - 1", site);
-  require(!find(barrier), "an mbarrier that is initialised twice", site);
+  require(!find(*block.cluster, barrier), "an mbarrier that is initialised twice", site);
   const uint64_t word = kMark + block.barriers.size();
   std::memcpy(barrier, &word, 8);
   block.barriers.push_back({barrier, count, count, 0, 0, &this_thread(), false, {}});
@@ -173,7 +173,7 @@ void barrier_wait(uint64_t* barrier, int parity, const Site& site) {
 
 void store_async(void* to, const void* value, int bytes, const void* barrier, const Site& site) {
   require_capability(kSm90, "store_async", site);
-  Block* block = owner(to, size_t(bytes));
+  Block* block = owner(this_cluster(), to, size_t(bytes));
   require(block, "store_async to outside of the cluster's shared memory", site);
   require(uintptr_t(to) % unsigned(bytes) == 0, "store_async to a place that is not aligned", site);
   require(block->holds(barrier, 8), "store_async to one block with an mbarrier of another", site);
@@ -183,24 +183,24 @@ void store_async(void* to, const void* value, int bytes, const void* barrier, co
   Store store{block, to, bytes, {}, barrier, site};
   std::memcpy(store.value, value, size_t(bytes));
   if (is_early()) return deliver(store);
-  this_cluster().stores.push_back(store);
+  wave().stores.push_back(store);
 }
 
 bool deliver_stores(bool idle) {
-  Cluster& cluster = this_cluster();
-  auto& stores = cluster.stores;
+  auto& stores = wave().stores;
+  auto& chance = wave().random;
   if (stores.empty()) return false;
   const bool random = schedule().order == Order::kRandom;
-  if (!idle && !(random && cluster.random() % 4 == 0)) return false;
-  const size_t index = random ? cluster.random() % stores.size() : 0;
+  if (!idle && !(random && chance() % 4 == 0)) return false;
+  const size_t index = random ? chance() % stores.size() : 0;
   const Store store = stores[index];
   stores.erase(stores.begin() + std::ptrdiff_t(index));
   deliver(store);
   return true;
 }
 
-std::string describe_barrier(const void* barrier) {
-  const MBarrier* record = barrier ? find(barrier) : nullptr;
+std::string describe_barrier(const Thread& thread) {
+  const MBarrier* record = find(*thread.block->cluster, thread.waits_for);
   if (!record) return "";
   std::ostringstream text;
   text << " for phase " << record->phase << " of an mbarrier, which lacks " << record->pending

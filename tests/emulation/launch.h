@@ -44,12 +44,7 @@ void launch(void (*kernel)(Params...), const emulation::PlacedGrid& grid, Stream
 
 template <typename... Params>
 int64_t resident_clusters(void (*)(Params...), const Grid& grid) {
-  try {
-    emulation::check_grid(grid);
-  } catch (const emulation::Fault&) {
-    return 0;
-  }
-  return device_limits().multiprocessors / grid.cluster;
+  return emulation::resident_clusters(grid);
 }
 
 }  // namespace fastbptt

@@ -144,14 +144,16 @@ void end_block(Block& block) {
   if (block.cluster->blocks.size() > 1) poison_shared(block);
 }
 
-void end_cluster(Cluster& cluster) {
+void end_wave() {
   while (deliver_stores(/*idle=*/true)) {  // which finds that the block has ended
   }
-  if (cluster.blocks.size() == 1) return;
-  for (const auto& block : cluster.blocks) {
-    if (first_written(block->shared, block->shared_bytes) == block->shared_bytes) continue;
-    throw Fault("the shared memory of the cluster's block " + std::to_string(block->rank) +
-                " was written to after it had ended");
+  for (const Cluster& cluster : wave().clusters) {
+    if (cluster.blocks.size() == 1) continue;
+    for (const auto& block : cluster.blocks) {
+      if (first_written(block->shared, block->shared_bytes) == block->shared_bytes) continue;
+      throw Fault("the shared memory of the cluster's block " + std::to_string(block->rank) +
+                  " was written to after it had ended");
+    }
   }
 }
 

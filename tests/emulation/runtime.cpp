@@ -1,10 +1,11 @@
 // The scheduler, block barriers and warps' exchanges; the memories are in memory.cpp, what clusters
-// have of their own in cluster.cpp.
+// have of their own in cluster.cpp, what a device can run in limits.cpp.
 #include "emulation/runtime.h"
 
 #include <algorithm>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <sstream>
 
 #include "emulation/scheduler.h"
@@ -12,10 +13,6 @@
 namespace fastbptt::emulation {
 namespace {
 
-constexpr int kMaxThreads = 1024, kMaxCluster = 16;
-constexpr int64_t kMaxBlocks = (int64_t(1) << 31) - 1, kMaxBlocksYZ = 65535;
-
-DeviceLimits limits{90, 132, 232448};  // an H100's
 Schedule current_schedule;
 FiberPool fibers;
 std::mutex one_launch;
@@ -24,7 +21,7 @@ std::mutex one_launch;
 const Call* call = nullptr;
 Thread* running = nullptr;
 std::exception_ptr thrown;
-Cluster cluster;
+Wave current_wave;
 
 // "0-31, 40" of {0, ..., 31, 40}.
 std::string ranges(const std::vector<int>& numbers) {
@@ -45,30 +42,37 @@ std::string block_name(const Block& block) {
   return text.str();
 }
 
+template <typename Body>
+void for_each_block(const Body& body) {
+  for (Cluster& cluster : current_wave.clusters) {
+    for (const auto& block : cluster.blocks) body(*block);
+  }
+}
+
 // Nobody can go on: says why, and where everybody is.
 std::string describe_standstill() {
   bool barriers = false, lanes = false, returned = false;
   std::ostringstream places;
-  for (const auto& block : cluster.blocks) {
+  for_each_block([&](const Block& block) {
     std::map<std::string, std::vector<int>> groups;
     bool waits_at_barrier = false;
-    for (const Thread& thread : block->threads) {
+    for (const Thread& thread : block.threads) {
       std::string what = "returned";
       if (!thread.ended) {
         what = std::string("wait at ") + thread.waits_at + " (" + thread.site.str() + ")" +
-               describe_barrier(thread.waits_for);
+               describe_barrier(thread);
         waits_at_barrier |= std::strcmp(thread.waits_at, "sync_block") == 0;
       }
       groups[what].push_back(thread.index);
     }
-    for (const Warp& warp : block->warps) lanes |= warp.diverged;
-    barriers |= block->diverged;
-    returned |= block->ended > 0 && !block->has_ended() && waits_at_barrier;
-    places << "\n" << block_name(*block) << ":";
+    for (const Warp& warp : block.warps) lanes |= warp.diverged;
+    barriers |= block.diverged;
+    returned |= block.ended > 0 && !block.has_ended() && waits_at_barrier;
+    places << "\n" << block_name(block) << ":";
     for (const auto& [what, threads] : groups) {
       places << "\n  threads " << ranges(threads) << " " << what;
     }
-  }
+  });
   const char* why = barriers   ? "threads of a block wait at different barriers"
                     : lanes    ? "lanes of a warp are at different places"
                     : returned ? "threads returned while others of their block wait for them"
@@ -82,10 +86,10 @@ void start_block(Block& block) {
 }
 
 Thread* next_ready() {
-  auto& ready = cluster.ready;
+  auto& ready = current_wave.ready;
   if (ready.empty()) return nullptr;
   if (current_schedule.order == Order::kRandom) {
-    std::swap(ready.front(), ready[cluster.random() % ready.size()]);
+    std::swap(ready.front(), ready[current_wave.random() % ready.size()]);
   }
   Thread* next = ready.front();
   ready.pop_front();
@@ -108,7 +112,7 @@ Thread* next_thread() {
 
 void end_thread(Thread& thread) {
   thread.ended = true;
-  ++cluster.ended;
+  ++current_wave.ended;
   if (++thread.block->ended == int(thread.block->threads.size())) end_block(*thread.block);
 }
 
@@ -143,30 +147,41 @@ void run_threads() {
   }
 }
 
-void run_cluster() {
+void run_wave() {
   while (Thread* next = next_thread()) {
     resume(next);
     if (thrown) std::rethrow_exception(std::exchange(thrown, nullptr));
   }
-  if (cluster.ended < cluster.threads) throw Fault(describe_standstill());
-  end_cluster(cluster);
+  if (current_wave.ended < current_wave.threads) throw Fault(describe_standstill());
+  end_wave();
 }
 
-// Blocks [first, first + cluster) of a row, none of them started.
-void prepare(const Grid& grid, EmulatedIndex first) {
+// The memory of a wave before is used again.
+void prepare_wave(const Grid& grid, size_t clusters) {
+  current_wave.clusters.resize(clusters);
+  current_wave.cooperative = grid.cooperative;
+  current_wave.stores.clear();
+  current_wave.ready.clear();
+  current_wave.threads = current_wave.ended = 0;
+}
+
+// The grid's cluster of that number, none of its blocks started, to run in the current wave.
+void prepare_cluster(Cluster& cluster, const Grid& grid, int64_t number) {
+  const int64_t clusters_x = grid.blocks.x / grid.cluster, row = number / clusters_x;
+  const bool reverse = current_schedule.order == Order::kReverse;
   cluster.blocks.resize(size_t(grid.cluster));
-  cluster.stores.clear();
-  cluster.ready.clear();
   cluster.threads = grid.cluster * grid.threads;
-  cluster.ended = cluster.arrived = 0;
+  cluster.arrived = 0;
   cluster.phase = 0;
+  current_wave.threads += cluster.threads;
   for (int rank = 0; rank < grid.cluster; ++rank) {
     auto& slot = cluster.blocks[size_t(rank)];
     if (!slot) slot = std::make_unique<Block>();
     Block& block = *slot;
     block.cluster = &cluster;
     block.rank = rank;
-    block.index = {first.x + unsigned(rank), first.y, first.z};
+    block.index = {unsigned(number % clusters_x * grid.cluster + rank),
+                   unsigned(row % grid.blocks.y), unsigned(row / grid.blocks.y)};
     block.started = block.diverged = false;
     block.ended = block.arrived = 0;
     block.barriers.clear();
@@ -186,24 +201,26 @@ void prepare(const Grid& grid, EmulatedIndex first) {
       thread.waits_for = nullptr;
       thread.copies.clear();
       thread.groups.clear();
-      cluster.ready.push_back(&thread);
     }
   }
-  if (current_schedule.order == Order::kReverse) {
-    std::reverse(cluster.ready.begin(), cluster.ready.end());
+  const int threads = cluster.threads;
+  for (int i = 0; i < threads; ++i) {
+    const int at = reverse ? threads - 1 - i : i;
+    Block& block = *cluster.blocks[size_t(at / grid.threads)];
+    current_wave.ready.push_back(&block.threads[size_t(at % grid.threads)]);
   }
 }
 
 // Threads that a fault left on their stacks are not run to their end.
 void abandon_threads() {
-  for (const auto& block : cluster.blocks) {
-    for (Thread& thread : block->threads) {
+  for_each_block([](Block& block) {
+    for (Thread& thread : block.threads) {
       if (!thread.fiber) continue;
       thread.fiber->reset();
       fibers.give_back(thread.fiber);
       thread.fiber = nullptr;
     }
-  }
+  });
 }
 
 }  // namespace
@@ -216,18 +233,17 @@ std::string Site::str() const {
 void set_schedule(const Schedule& schedule) {
   const std::lock_guard<std::mutex> lock(one_launch);
   current_schedule = schedule;
-  cluster.random.seed(schedule.seed);
+  current_wave.random.seed(schedule.seed);
 }
-
-void set_device_limits(const DeviceLimits& new_limits) { limits = new_limits; }
 
 const Schedule& schedule() { return current_schedule; }
 Thread& this_thread() { return *running; }
-Cluster& this_cluster() { return cluster; }
+Wave& wave() { return current_wave; }
+Cluster& this_cluster() { return *running->block->cluster; }
 
 // Early or late, by the schedule.
 bool is_early() {
-  return current_schedule.order == Order::kRandom ? cluster.random() & 1
+  return current_schedule.order == Order::kRandom ? current_wave.random() & 1
                                                   : current_schedule.early_copies;
 }
 
@@ -238,13 +254,6 @@ void fail(const std::string& message, const Site& site) {
 
 void require(bool condition, const char* message, const Site& site) {
   if (!condition) fail(message, site);
-}
-
-void require_capability(int capability, const char* what, const Site& site) {
-  if (limits.capability >= capability) return;
-  fail(std::string(what) + " needs compute capability " + std::to_string(capability) +
-           ", and the device has " + std::to_string(limits.capability),
-       site);
 }
 
 void wait(const char* what, const Site& site) {
@@ -289,32 +298,6 @@ const void* warp_exchange(const char* what, const void* in, size_t bytes, void (
   return warp.out[thread.lane()];
 }
 
-void check_grid(const Grid& grid) {
-  const auto check = [](bool condition, const char* what, int64_t is, int64_t limit) {
-    if (condition) return;
-    throw Fault(std::string(what) + " is " + std::to_string(is) + ", the limit is " +
-                std::to_string(limit));
-  };
-  const Blocks& blocks = grid.blocks;
-  check(blocks.x > 0 && blocks.x <= kMaxBlocks, "the grid's number of blocks along x", blocks.x,
-        kMaxBlocks);
-  check(blocks.y > 0 && blocks.y <= kMaxBlocksYZ, "the grid's number of blocks along y", blocks.y,
-        kMaxBlocksYZ);
-  check(blocks.z > 0 && blocks.z <= kMaxBlocksYZ, "the grid's number of blocks along z", blocks.z,
-        kMaxBlocksYZ);
-  check(grid.threads > 0 && grid.threads <= kMaxThreads, "the block's number of threads",
-        grid.threads, kMaxThreads);
-  check(grid.shared_bytes >= 0 && grid.shared_bytes <= limits.shared_bytes,
-        "the block's shared memory in bytes", grid.shared_bytes, limits.shared_bytes);
-  const int max_cluster = limits.capability >= 90 ? kMaxCluster : 1;
-  check(grid.cluster > 0 && grid.cluster <= max_cluster, "the cluster's number of blocks",
-        grid.cluster, max_cluster);
-  if (blocks.x % grid.cluster != 0) {
-    throw Fault("the grid has " + std::to_string(blocks.x) + " blocks along x, no multiple of " +
-                std::to_string(grid.cluster) + ", the cluster's");
-  }
-}
-
 void run_grid(const Call& new_call, const Grid& grid, const Site& site) {
   const std::lock_guard<std::mutex> lock(one_launch);
   try {
@@ -322,21 +305,20 @@ void run_grid(const Call& new_call, const Grid& grid, const Site& site) {
     call = &new_call;
     blockDim = {unsigned(grid.threads), 1, 1};
     gridDim = {unsigned(grid.blocks.x), unsigned(grid.blocks.y), unsigned(grid.blocks.z)};
-    const int64_t clusters_x = grid.blocks.x / grid.cluster;
-    const int64_t clusters = clusters_x * grid.blocks.y * grid.blocks.z;
-    std::vector<int64_t> shuffled;
-    if (current_schedule.order == Order::kRandom) {
-      for (int64_t i = 0; i < clusters; ++i) shuffled.push_back(i);
-      std::shuffle(shuffled.begin(), shuffled.end(), cluster.random);
+    const Order order = current_schedule.order;
+    std::vector<int64_t> clusters(size_t(count_blocks(grid) / grid.cluster));
+    std::iota(clusters.begin(), clusters.end(), int64_t(0));
+    if (order == Order::kReverse) std::reverse(clusters.begin(), clusters.end());
+    if (order == Order::kRandom) {
+      std::shuffle(clusters.begin(), clusters.end(), current_wave.random);
     }
-    for (int64_t i = 0; i < clusters; ++i) {
-      const int64_t c = !shuffled.empty()                           ? shuffled[size_t(i)]
-                        : current_schedule.order == Order::kReverse ? clusters - 1 - i
-                                                                    : i;
-      prepare(grid,
-              {unsigned(c % clusters_x * grid.cluster), unsigned(c / clusters_x % grid.blocks.y),
-               unsigned(c / clusters_x / grid.blocks.y)});
-      run_cluster();
+    const size_t at_once = grid.cooperative ? clusters.size() : 1;
+    for (size_t first = 0; first < clusters.size(); first += at_once) {
+      prepare_wave(grid, at_once);
+      for (size_t i = 0; i < at_once; ++i) {
+        prepare_cluster(current_wave.clusters[i], grid, clusters[first + i]);
+      }
+      run_wave();
     }
     check_guards();
   } catch (const Fault& fault) {
@@ -347,7 +329,5 @@ void run_grid(const Call& new_call, const Grid& grid, const Site& site) {
     throw;
   }
 }
-
-DeviceLimits emulated_limits() { return limits; }
 
 }  // namespace fastbptt::emulation

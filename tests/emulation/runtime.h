@@ -1,8 +1,8 @@
 // The machine on which the emulation runs kernels; device.h and launch.h are what kernels see of it.
 //
 // A block's threads are fibers of one thread of the host: one runs until it waits for others, at a
-// barrier or a warp's collective, then another one does. The blocks of a cluster run together, all
-// else one after another.
+// barrier or a warp's collective, then another one does. The blocks of a cluster run together, and so
+// do those of a whole cooperative grid; all else one after another.
 //
 // It proves, for the very source of the kernels: indexing and bounds (guard zones around shared memory
 // and around what the glue allocates; both full of NaN until written), that every thread gets to the
@@ -87,6 +87,7 @@ void check_guards();
 
 struct Block;
 struct Cluster;
+struct Wave;
 
 // An asynchronous copy to shared memory that is to be carried out.
 struct Copy {
@@ -172,10 +173,17 @@ struct Store {
 
 struct Cluster {
   std::vector<std::unique_ptr<Block>> blocks;
+  int threads = 0, arrived = 0;
+  uint64_t phase = 0;
+};
+
+// Clusters that run at the same time: one, or all of a cooperative grid.
+struct Wave {
+  std::deque<Cluster> clusters;
+  bool cooperative = false;
   std::deque<Thread*> ready;
   std::vector<Store> stores;
-  int threads = 0, ended = 0, arrived = 0;
-  uint64_t phase = 0;
+  int64_t threads = 0, ended = 0;
   std::mt19937_64 random;
 };
 
@@ -186,7 +194,9 @@ struct Call {
 };
 
 void run_grid(const Call& call, const Grid& grid, const Site& site);
-void check_grid(const Grid& grid);
+int64_t count_blocks(const Grid& grid);
+void check_grid(const Grid& grid);            // throws a Fault if the device cannot run it
+int64_t resident_clusters(const Grid& grid);  // 0 if it cannot
 
 // --- What the primitives are made of ---------------------------------------------------------------
 

@@ -249,9 +249,9 @@ void run_gather(const float* x, float* y, int64_t clusters, int size, int thread
 }
 
 void run_ring(const float* x, float* y, int64_t clusters, int size, int threads, int steps, By by,
-              Fault fault, Stream stream) {
+              bool cooperative, Fault fault, Stream stream) {
   const int bytes = 4 * int(sizeof(Barrier)) + 2 * 4 * threads;
-  const Grid grid{{clusters * size}, threads, bytes, size};
+  const Grid grid{{clusters * size}, threads, bytes, size, cooperative};
   if (by == By::kBarrier) {
     launch(ring_by_barrier_kernel, grid, stream, x, y, steps);
   } else {

@@ -58,9 +58,9 @@ enum class By {
 };
 
 // y [clusters, size, threads]: x of that shape after `steps` steps in which every block sends its row
-// to the next block of its cluster, which adds 1.
+// to the next block of its cluster, which adds 1. cooperative: all clusters run at once.
 void run_ring(const float* x, float* y, int64_t clusters, int size, int threads, int steps, By by,
-              Fault fault, Stream stream);
+              bool cooperative, Fault fault, Stream stream);
 
 // How many clusters of run_gather could run side by side.
 int64_t resident_gathers(int64_t clusters, int size, int64_t shared_bytes);

@@ -77,13 +77,14 @@ at::Tensor gather(const at::Tensor& x, c10::string_view fault) {
   return y;
 }
 
-at::Tensor ring(const at::Tensor& x, int64_t steps, c10::string_view by, c10::string_view fault) {
+at::Tensor ring(const at::Tensor& x, int64_t steps, c10::string_view by, c10::string_view fault,
+                bool cooperative) {
   const at::Tensor y = allocate(x.sizes(), x.options());
   run_ring(data(x), data_of(y), x.size(0), int(x.size(1)), int(x.size(2)), int(steps),
            by == "store_async" ? By::kStoreAsync
            : by == "stores"    ? By::kStores
                                : By::kBarrier,
-           parse(fault), Stream{});
+           cooperative, parse(fault), Stream{});
   return y;
 }
 
@@ -106,7 +107,8 @@ TORCH_LIBRARY(emulation_test, m) {
   m.def("reversed_tiles(Tensor x, int valid, str fault=\"\") -> Tensor", reversed_tiles);
   m.def("product(Tensor a, Tensor b, bool by_load_matrix, str fault=\"\") -> Tensor", product);
   m.def("gather(Tensor x, str fault=\"\") -> Tensor", gather);
-  m.def("ring(Tensor x, int steps, str by, str fault=\"\") -> Tensor", ring);
+  m.def("ring(Tensor x, int steps, str by, str fault=\"\", bool cooperative=False) -> Tensor",
+        ring);
   m.def("approximations(Tensor x) -> Tensor", approximations);
   m.def("limits() -> int[]", limits);
   m.def("resident_gathers(int clusters, int size, int shared_bytes) -> int",
