@@ -117,4 +117,5 @@ __device__ __forceinline__ T shuffle_down(T v, int delta) {
 
 #include "async.cuh"
 #include "cluster.cuh"
+#include "flags.cuh"
 #include "mma.cuh"

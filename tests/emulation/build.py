@@ -32,6 +32,7 @@ SOURCES = [
     "tests/emulation/runtime.cpp",
     "tests/emulation/memory.cpp",
     "tests/emulation/cluster.cpp",
+    "tests/emulation/flags.cpp",
     "tests/emulation/limits.cpp",
     "tests/emulation/operators.cpp",
     "tests/emulation/test_operators.cpp",

@@ -117,6 +117,16 @@ void check_guards() {
   if (!faults.empty()) throw Fault(faults);
 }
 
+std::string describe_global(const void* address) {
+  const auto* at = static_cast<const unsigned char*>(address);
+  const std::lock_guard<std::mutex> lock(allocations_mutex);
+  for (const auto& [memory, allocation] : allocations) {
+    if (at < memory || at >= memory + allocation.bytes) continue;
+    return "byte " + std::to_string(at - memory) + " of " + allocation.what;
+  }
+  return "memory that the glue has not allocated";
+}
+
 void reserve_shared(Block& block, size_t bytes) {
   if (block.shared) open_zones(block.shared, block.shared_bytes);
   // The begin is an odd multiple of what is promised.

@@ -1,5 +1,5 @@
 // The scheduler, block barriers and warps' exchanges; the memories are in memory.cpp, what clusters
-// have of their own in cluster.cpp, what a device can run in limits.cpp.
+// have of their own in cluster.cpp, flags in flags.cpp, what a device can run in limits.cpp.
 #include "emulation/runtime.h"
 
 #include <algorithm>
@@ -60,7 +60,7 @@ std::string describe_standstill() {
       std::string what = "returned";
       if (!thread.ended) {
         what = std::string("wait at ") + thread.waits_at + " (" + thread.site.str() + ")" +
-               describe_barrier(thread);
+               describe_barrier(thread) + describe_flag(thread);
         waits_at_barrier |= std::strcmp(thread.waits_at, "sync_block") == 0;
       }
       groups[what].push_back(thread.index);
@@ -85,11 +85,19 @@ void start_block(Block& block) {
   poison_shared(block);
 }
 
+Warp& warp_of(const Thread& thread) { return thread.block->warps[size_t(thread.index / kWarp)]; }
+
 Thread* next_ready() {
   auto& ready = current_wave.ready;
   if (ready.empty()) return nullptr;
   if (current_schedule.order == Order::kRandom) {
-    std::swap(ready.front(), ready[current_wave.random() % ready.size()]);
+    auto& random = current_wave.random;
+    auto* next = &ready[random() % ready.size()];
+    if (random() % uint64_t(4 * current_wave.threads) == 0) current_wave.slow = &warp_of(**next);
+    for (int tries = 8; tries > 0 && &warp_of(**next) == current_wave.slow; --tries) {
+      next = &ready[random() % ready.size()];
+    }
+    std::swap(ready.front(), *next);
   }
   Thread* next = ready.front();
   ready.pop_front();
@@ -162,6 +170,8 @@ void prepare_wave(const Grid& grid, size_t clusters) {
   current_wave.cooperative = grid.cooperative;
   current_wave.stores.clear();
   current_wave.ready.clear();
+  current_wave.waiting.clear();
+  current_wave.slow = nullptr;
   current_wave.threads = current_wave.ended = 0;
 }
 
@@ -279,7 +289,7 @@ void sync_block(const Site& site) {
 const void* warp_exchange(const char* what, const void* in, size_t bytes, void (*exchange)(Warp&),
                           const Site& site) {
   Thread& thread = *running;
-  Warp& warp = thread.block->warps[size_t(thread.index / kWarp)];
+  Warp& warp = warp_of(thread);
   require(thread.block->threads.size() % kWarp == 0,
           "a warp's collective in a block whose size is no multiple of a warp's", site);
   if (warp.arrived == 0) {

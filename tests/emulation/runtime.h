@@ -11,7 +11,8 @@
 // changes what they read: run a kernel under several schedules.
 // It does not prove the absence of races beyond the schedules tried; a collective orders more here
 // than on a GPU (threads change over nowhere else, memory is always up to date), so that a missing
-// fence or a too weak memory order passes. Nor does it say anything about speed, registers, bank
+// fence or a too weak memory order passes: what a thread writes to global memory, all others read at
+// once, whether a raise_flag covers it or not, and by any load. Nor does it say anything about speed, registers, bank
 // conflicts, or the rounding of the GPU's approximate functions and of its tensor cores' sums.
 #pragma once
 
@@ -19,6 +20,7 @@
 #include <cstring>
 #include <deque>
 #include <exception>
+#include <map>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -60,7 +62,9 @@ struct Site {
 };
 
 // The order in which threads that can run do so (and blocks), and when asynchronous copies and stores
-// are carried out: as early or as late as can be, or either way by chance if the order is random.
+// are carried out: as early or as late as can be, or either way by chance if the order is random. Then
+// some warp, another one from time to time, is far slower than the rest: chance alone would keep all
+// threads nearly in step.
 enum class Order { kForward, kReverse, kRandom };
 struct Schedule {
   Order order = Order::kForward;
@@ -104,7 +108,8 @@ struct Thread {
   bool ended = false;
   const char* waits_at = nullptr;  // the primitive's name, or null
   Site site{};
-  const void* waits_for = nullptr;  // an mbarrier
+  const void* waits_for = nullptr;  // an mbarrier, a flag, or a cluster for its barrier
+  uint32_t wanted = 0;              // of the flag
   std::vector<Copy> copies;         // of all groups that are not done, the oldest first
   std::vector<size_t> groups;       // copies in each committed group; the rest is not committed
   bool cluster_arrived = false;
@@ -183,8 +188,10 @@ struct Wave {
   bool cooperative = false;
   std::deque<Thread*> ready;
   std::vector<Store> stores;
+  std::map<const uint32_t*, std::vector<Thread*>> waiting;  // by flag
   int64_t threads = 0, ended = 0;
   std::mt19937_64 random;
+  const Warp* slow = nullptr;  // that the random order holds back
 };
 
 // A kernel with its arguments.
@@ -225,6 +232,9 @@ void fence_barrier_init();
 void barrier_arrive(uint64_t* barrier, int64_t bytes, int arrivals, const Site& site);
 void barrier_arrive_remote(uint64_t* barrier, int rank, const Site& site);
 void barrier_wait(uint64_t* barrier, int parity, const Site& site);
+void raise_flag(uint32_t* flag, uint32_t value, const Site& site);
+void wait_flag(const uint32_t* flag, uint32_t value, const Site& site);
+
 void store_async(void* to, const void* value, int bytes, const void* barrier, const Site& site);
 
 }  // namespace emulation

@@ -28,5 +28,9 @@ void end_wave();
 bool deliver_stores(bool idle);
 // What the mbarrier that the thread waits for still needs, in words; nothing if it waits for none.
 std::string describe_barrier(const Thread& thread);
+// The same of a flag.
+std::string describe_flag(const Thread& thread);
+// Where in which guarded memory that is, in words.
+std::string describe_global(const void* address);
 
 }  // namespace fastbptt::emulation

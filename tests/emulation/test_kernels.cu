@@ -202,6 +202,37 @@ __global__ void ring_kernel(const float* x, float* y, int steps, bool by_store_a
   sync_cluster();  // nobody arrives here any more
 }
 
+template <int each>
+__global__ void exchange_kernel(const float* x, float* y, float* states, Flag* flags, int steps,
+                                Fault fault) {
+  using Each = Packed<float, each>;
+  const int blocks = int(gridDim.x), i = int(threadIdx.x), threads = int(blockDim.x);
+  const int place = int(blockIdx.x) * threads + i;
+  Each own = reinterpret_cast<const Each*>(x)[place];
+  for (int s = 0; s < steps; ++s) {
+    Each* const all = reinterpret_cast<Each*>(states) + s % 2 * blocks * threads;
+    all[place] = own;
+    if (fault != Fault::kMissingBarrier) sync_block();
+    const bool silent =
+        fault == Fault::kMissingRaise && s == steps - 1 && place / threads == blocks - 1;
+    if (i == 0 && !silent) raise_flag(&flags[blockIdx.x], uint32_t(s + 1));
+    const int awaited = blocks - (fault == Fault::kMissingWaitForFlag);
+    for (int block = i; block < awaited; block += threads) {
+      wait_flag(&flags[block], uint32_t(s + 1));
+    }
+    if (fault != Fault::kMissingBarrierAfter) sync_block();
+    Each sums{};
+    for (int block = 0; block < blocks; ++block) {
+      const Each other = load_fresh(&all[block * threads + i]);
+      for (int k = 0; k < each; ++k) sums.values[k] += other.values[k];
+    }
+    for (int k = 0; k < each; ++k) {
+      own.values[k] = sums.values[k] - 101 * floorf(sums.values[k] / 101) + float(blockIdx.x);
+    }
+  }
+  reinterpret_cast<Each*>(y)[place] = own;
+}
+
 __global__ void approximations_kernel(const float* x, float* y, int64_t n) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= n) return;
@@ -257,6 +288,15 @@ void run_ring(const float* x, float* y, int64_t clusters, int size, int threads,
   } else {
     launch(ring_kernel, grid, stream, x, y, steps, by == By::kStoreAsync, fault);
   }
+}
+
+void run_exchange(const float* x, float* y, float* states, uint32_t* flags, int64_t blocks,
+                  int threads, int each, int steps, Fault fault, Stream stream) {
+  const Grid grid{{blocks}, threads, 0, 1, fault != Fault::kNotCooperative};
+  const auto kernel = each == 1   ? exchange_kernel<1>
+                      : each == 2 ? exchange_kernel<2>
+                                  : exchange_kernel<4>;
+  launch(kernel, grid, stream, x, y, states, flags, steps, fault);
 }
 
 int64_t resident_gathers(int64_t clusters, int size, int64_t shared_bytes) {

@@ -8,8 +8,9 @@ namespace fastbptt::test {
 // What is wrong with a kernel on purpose; each kernel knows some of them.
 enum class Fault {
   kNone,
-  kMissingBarrier,         // block_sum, reversed_tiles, gather: between a write and others' reads
-  kMissingBarrierAfter,    // reversed_tiles, gather: between reads and what ends or overwrites
+  kMissingBarrier,         // block_sum, reversed_tiles, gather, exchange: before others' reads
+  kMissingBarrierAfter,    // reversed_tiles, gather: between reads and what ends or overwrites;
+                           // exchange: after waits for flags
   kDivergentBarrier,       // block_sum
   kEarlyExit,              // block_sum: before a barrier
   kSharedBounds,           // block_sum: a write by one element
@@ -24,6 +25,9 @@ enum class Fault {
   kMissingEmpty,           // ring: sends without asking whether there is room
   kMissingWaitForBarrier,  // ring: reads without waiting for the bytes
   kDivergentCluster,       // gather: lanes arrive at different places
+  kMissingRaise,           // exchange: the last block's last flag
+  kMissingWaitForFlag,     // exchange: of the last block
+  kNotCooperative,         // exchange
 };
 
 // y [blocks]: sums of x [blocks, threads], by halves in shared memory. threads: a power of two.
@@ -61,6 +65,13 @@ enum class By {
 // to the next block of its cluster, which adds 1. cooperative: all clusters run at once.
 void run_ring(const float* x, float* y, int64_t clusters, int size, int threads, int steps, By by,
               bool cooperative, Fault fault, Stream stream);
+
+// y [blocks, threads, each]: x of that shape after `steps` steps in which each block sends what it has
+// to all others, and makes of the sum over the blocks, modulo 101 and plus its number, what it has
+// next. states [2, blocks, threads, each] and flags [blocks], which are zero, are the blocks' own.
+// each: 1, 2 or 4.
+void run_exchange(const float* x, float* y, float* states, uint32_t* flags, int64_t blocks,
+                  int threads, int each, int steps, Fault fault, Stream stream);
 
 // How many clusters of run_gather could run side by side.
 int64_t resident_gathers(int64_t clusters, int size, int64_t shared_bytes);

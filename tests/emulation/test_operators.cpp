@@ -30,6 +30,9 @@ Fault parse(c10::string_view name) {
       {"missing empty", Fault::kMissingEmpty},
       {"missing wait for barrier", Fault::kMissingWaitForBarrier},
       {"divergent cluster", Fault::kDivergentCluster},
+      {"missing raise", Fault::kMissingRaise},
+      {"missing wait for flag", Fault::kMissingWaitForFlag},
+      {"not cooperative", Fault::kNotCooperative},
   };
   const auto found = kFaults.find(std::string(name));
   TORCH_CHECK(found != kFaults.end(), "no fault \"", name, "\"");
@@ -88,6 +91,17 @@ at::Tensor ring(const at::Tensor& x, int64_t steps, c10::string_view by, c10::st
   return y;
 }
 
+// flags [blocks], int32.
+at::Tensor exchange(const at::Tensor& x, const at::Tensor& flags, int64_t steps,
+                    c10::string_view fault) {
+  const at::Tensor y = allocate(x.sizes(), x.options());
+  const at::Tensor states = allocate({2, x.size(0), x.size(1), x.size(2)}, x.options());
+  auto* const own_flags = reinterpret_cast<uint32_t*>(flags.mutable_data_ptr<int32_t>());
+  run_exchange(data(x), data_of(y), data_of(states), own_flags, x.size(0), int(x.size(1)),
+               int(x.size(2)), int(steps), parse(fault), Stream{});
+  return y;
+}
+
 at::Tensor approximations(const at::Tensor& x) {
   const at::Tensor y = allocate({5, x.numel()}, x.options());
   run_approximations(data(x), data_of(y), x.numel(), Stream{});
@@ -109,6 +123,7 @@ TORCH_LIBRARY(emulation_test, m) {
   m.def("gather(Tensor x, str fault=\"\") -> Tensor", gather);
   m.def("ring(Tensor x, int steps, str by, str fault=\"\", bool cooperative=False) -> Tensor",
         ring);
+  m.def("exchange(Tensor x, Tensor(a!) flags, int steps, str fault=\"\") -> Tensor", exchange);
   m.def("approximations(Tensor x) -> Tensor", approximations);
   m.def("limits() -> int[]", limits);
   m.def("resident_gathers(int clusters, int size, int shared_bytes) -> int",
