@@ -258,6 +258,51 @@ def test_limits(kernels, emulation):
         emulation.set_limits()
 
 
+H100 = [18, 18, 18, 16, 16, 16, 16, 14]  # SMs of each GPC of one
+
+
+@pytest.mark.parametrize(
+    ("size", "threads", "shared_bytes", "clusters"),
+    [
+        (16, 512, 100000, 7),  # one GPC has fewer SMs
+        (8, 512, 100000, 15),
+        (4, 512, 100000, 4 * 3 + 4 * 4 + 3),
+        (2, 512, 100000, 66),
+        (1, 512, 100000, 132),  # registers allow one block an SM
+        (8, 256, 100000, 2 * 15),
+        (1, 256, 0, 2 * 132),
+        (8, 128, 233472 // 3 - 1024, 3 * 15),  # a block takes 1 KiB more than it asks for
+        (8, 128, 233472 // 3 - 1023, 2 * 15),
+        (8, 32, 0, 16 * 15),
+    ],
+)
+def test_clusters_stay_in_a_gpc(kernels, emulation, size, threads, shared_bytes, clusters):
+    emulation.set_limits(gpcs=H100)
+    try:
+        assert kernels.resident_gathers(1, size, shared_bytes, threads) == clusters
+    finally:
+        emulation.set_limits()
+
+
+def test_code_of_an_older_architecture_has_no_clusters(kernels, emulation):
+    """Whatever the device has, as where a new one runs what was compiled before it."""
+    emulation.set_limits(capability=100, multiprocessors=148, code=80)
+    try:
+        assert kernels.limits() == [100, 148, 232448]
+        assert kernels.resident_gathers(1, 1, 0) == 148
+        assert kernels.resident_gathers(1, 2, 0) == 0
+        with pytest.raises(RuntimeError, match="cluster's number of blocks is 2, the limit is 1"):
+            kernels.gather(torch.zeros(1, 2, 32))
+        with pytest.raises(RuntimeError, match="sync_cluster needs .* 90, and the code is .* 80"):
+            kernels.gather(torch.zeros(1, 1, 32))
+        emulation.set_limits(capability=100, code=90)
+        assert kernels.resident_gathers(1, 2, 0) == 66
+        with pytest.raises(ValueError, match="GPCs' SMs must add up to the device's 132"):
+            emulation.set_limits(gpcs=[18])
+    finally:
+        emulation.set_limits()
+
+
 @pytest.mark.parametrize("freed", [False, True])
 @pytest.mark.parametrize("offset", [-4096, -1, 12, 12 + 4095])
 def test_guards_around_tensors(emulation, offset, freed):

@@ -12,6 +12,7 @@ struct Stream {};
 namespace emulation {
 
 DeviceLimits emulated_limits();
+int emulated_device();
 
 // A grid with the place of the launch, for messages.
 struct PlacedGrid {
@@ -25,6 +26,8 @@ struct PlacedGrid {
 
 // An H100's unless a test sets others.
 inline DeviceLimits device_limits() { return emulation::emulated_limits(); }
+
+inline int current_device() { return emulation::emulated_device(); }
 
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), const emulation::PlacedGrid& grid, Stream,

@@ -1,4 +1,6 @@
 // What the emulated device can run.
+#include <algorithm>
+#include <numeric>
 #include <string>
 
 #include "emulation/launch.h"
@@ -12,7 +14,16 @@ constexpr int64_t kMaxBlocks = (int64_t(1) << 31) - 1, kMaxBlocksYZ = 65535;
 // Of the emulation: a stack is two mappings, and a process may have 65,530 of them.
 constexpr int64_t kMaxThreadsAtOnce = 30 << 10;
 
+// Of an SM.
+constexpr int64_t kResidentThreads = 2048, kResidentBlocks = 32, kRegisters = 65536;
+constexpr int64_t kRegistersOfThread = 128;  // no kernel has more
+constexpr int64_t kReserved = 1024;          // bytes of shared memory that the system takes a block
+
 DeviceLimits limits{90, 132, 232448};  // an H100's
+Die die;
+int device = 0;
+
+bool has_clusters() { return limits.capability >= 90 && (die.code == 0 || die.code >= 90); }
 
 void check(bool condition, const char* what, int64_t is, int64_t limit) {
   if (condition) return;
@@ -32,7 +43,7 @@ void check_blocks(const Grid& grid) {
         grid.threads, kMaxThreads);
   check(grid.shared_bytes >= 0 && grid.shared_bytes <= limits.shared_bytes,
         "the block's shared memory in bytes", grid.shared_bytes, limits.shared_bytes);
-  const int max_cluster = limits.capability >= 90 ? kMaxCluster : 1;
+  const int max_cluster = has_clusters() ? kMaxCluster : 1;
   check(grid.cluster > 0 && grid.cluster <= max_cluster, "the cluster's number of blocks",
         grid.cluster, max_cluster);
   if (blocks.x % grid.cluster != 0) {
@@ -41,19 +52,45 @@ void check_blocks(const Grid& grid) {
   }
 }
 
-int64_t count_resident(const Grid& grid) { return limits.multiprocessors / grid.cluster; }
+int64_t blocks_of_sm(const Grid& grid) {
+  const int64_t threads = int64_t(grid.threads + kWarp - 1) / kWarp * kWarp;
+  return std::min({(limits.shared_bytes + kReserved) / (grid.shared_bytes + kReserved),
+                   kResidentThreads / threads, kRegisters / (kRegistersOfThread * threads),
+                   kResidentBlocks});
+}
+
+int64_t count_resident(const Grid& grid) {
+  if (die.gpcs.empty()) return limits.multiprocessors / grid.cluster;
+  int64_t clusters = 0;
+  for (const int sms : die.gpcs) clusters += sms / grid.cluster;
+  return clusters * blocks_of_sm(grid);
+}
 
 }  // namespace
 
-void set_device_limits(const DeviceLimits& new_limits) { limits = new_limits; }
+void set_device_limits(const DeviceLimits& new_limits, const Die& new_die) {
+  const auto& gpcs = new_die.gpcs;
+  if (!gpcs.empty() && std::accumulate(gpcs.begin(), gpcs.end(), 0) != new_limits.multiprocessors) {
+    throw std::invalid_argument("the GPCs' SMs must add up to the device's " +
+                                std::to_string(new_limits.multiprocessors));
+  }
+  limits = new_limits;
+  die = new_die;
+  ++device;
+}
 
 DeviceLimits emulated_limits() { return limits; }
+int emulated_device() { return device; }
 
 void require_capability(int capability, const char* what, const Site& site) {
-  if (limits.capability >= capability) return;
-  fail(std::string(what) + " needs compute capability " + std::to_string(capability) +
-           ", and the device has " + std::to_string(limits.capability),
-       site);
+  const std::string needs =
+      std::string(what) + " needs compute capability " + std::to_string(capability) + ", and the ";
+  if (limits.capability < capability) {
+    fail(needs + "device has " + std::to_string(limits.capability), site);
+  }
+  if (die.code != 0 && die.code < capability) {
+    fail(needs + "code is compiled for " + std::to_string(die.code), site);
+  }
 }
 
 int64_t count_blocks(const Grid& grid) { return grid.blocks.x * grid.blocks.y * grid.blocks.z; }

@@ -12,8 +12,9 @@
 // It does not prove the absence of races beyond the schedules tried; a collective orders more here
 // than on a GPU (threads change over nowhere else, memory is always up to date), so that a missing
 // fence or a too weak memory order passes: what a thread writes to global memory, all others read at
-// once, whether a raise_flag covers it or not, and by any load. Nor does it say anything about speed, registers, bank
-// conflicts, or the rounding of the GPU's approximate functions and of its tensor cores' sums.
+// once, whether a raise_flag covers it or not, and by any load. Nor does it say anything about speed,
+// registers, bank conflicts, or the rounding of the GPU's approximate functions and of its tensor
+// cores' sums.
 #pragma once
 
 #include <cstdint>
@@ -73,7 +74,14 @@ struct Schedule {
 };
 
 void set_schedule(const Schedule& schedule);
-void set_device_limits(const DeviceLimits& limits);
+
+// What of a device limits a launch and is not among what it says of itself.
+struct Die {
+  int code = 0;  // the architecture that the kernels are compiled for, if less than the device's
+  std::vector<int> gpcs;  // SMs of each; a cluster stays in one. None: no bounds between SMs
+};
+// From then on it is another device, see current_device().
+void set_device_limits(const DeviceLimits& limits, const Die& die = {});
 
 // --- Memory --------------------------------------------------------------------------------------
 

@@ -299,8 +299,8 @@ void run_exchange(const float* x, float* y, float* states, uint32_t* flags, int6
   launch(kernel, grid, stream, x, y, states, flags, steps, fault);
 }
 
-int64_t resident_gathers(int64_t clusters, int size, int64_t shared_bytes) {
-  return resident_clusters(gather_kernel, Grid{{clusters * size}, 128, shared_bytes, size});
+int64_t resident_gathers(int64_t clusters, int size, int64_t shared_bytes, int threads) {
+  return resident_clusters(gather_kernel, Grid{{clusters * size}, threads, shared_bytes, size});
 }
 
 void run_approximations(const float* x, float* y, int64_t n, Stream stream) {

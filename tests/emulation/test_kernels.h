@@ -74,7 +74,7 @@ void run_exchange(const float* x, float* y, float* states, uint32_t* flags, int6
                   int threads, int each, int steps, Fault fault, Stream stream);
 
 // How many clusters of run_gather could run side by side.
-int64_t resident_gathers(int64_t clusters, int size, int64_t shared_bytes);
+int64_t resident_gathers(int64_t clusters, int size, int64_t shared_bytes, int threads);
 
 // y [5, n]: exp2, tanh and reciprocal of x [n] approximately, x rounded to half and to bfloat16.
 void run_approximations(const float* x, float* y, int64_t n, Stream stream);
