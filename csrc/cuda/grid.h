@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 
 namespace fastbptt {
 
@@ -20,6 +21,11 @@ struct Grid {
   // All blocks run at the same time, so that they may wait for each other. The launch is refused if
   // there are more than resident_clusters() clusters.
   bool cooperative = false;
+};
+
+// A kernel could not be launched, and the device is as it was: another kernel may run instead.
+class LaunchError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 struct DeviceLimits {
