@@ -187,7 +187,9 @@ void launch(void (*kernel)(Params...), const Grid& grid, Stream stream, const Ar
 
 inline int64_t count_resident(const void* kernel, const Grid& grid) {
   if (grid.cooperative && !device_attribute(cudaDevAttrCooperativeLaunch)) return 0;
-  const LaunchConfig launch(kernel, grid, nullptr);
+  Grid asked = grid;
+  asked.cooperative = false;  // which the query is not said to know
+  const LaunchConfig launch(kernel, asked, nullptr);
   const KernelOnDevice facts = prepare_kernel(kernel, grid);
   if (grid.shared_bytes > facts.most_shared) return 0;
   int count = 0;

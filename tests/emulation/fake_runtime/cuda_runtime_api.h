@@ -130,8 +130,11 @@ inline cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const v
   return runtime.answer("cudaLaunchKernelExC");
 }
 inline cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*,
-                                                  const cudaLaunchConfig_t*) {
+                                                  const cudaLaunchConfig_t* config) {
   *count = 15;
+  const bool one =
+      config->numAttrs == 1 && config->attrs->id == cudaLaunchAttributeClusterDimension;
+  if (!one) return fake::runtime.last = cudaErrorInvalidValue;
   return fake::runtime.answer("cudaOccupancyMaxActiveClusters");
 }
 inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* count, const void*, int,
