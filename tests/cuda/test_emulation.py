@@ -219,7 +219,8 @@ def test_approximations_are_as_good_as_they_say(kernels):
     assert torch.equal(bfloat16, x.bfloat16().float())
 
 
-def test_flags_are_zero_before_the_launch_and_only_grow(kernels):
+def test_broken_flags_are_found_out(kernels):
+    """They must be zero before the launch, and only grow."""
     x = draw(2, 32, 1)
     flags = torch.ops.emulation.guarded_copy(torch.tensor([-1, 0], dtype=torch.int32))
     with pytest.raises(RuntimeError, match="a flag that was not set to zero before the launch"):
