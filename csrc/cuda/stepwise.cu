@@ -2,6 +2,11 @@
 #include "cuda/stepwise.cuh"
 
 namespace fastbptt {
+
+void run_count_steps(int64_t* further, int64_t by, Stream stream) {
+  launch(count_steps_kernel, Grid{{1}, 1}, stream, further, by);
+}
+
 template <typename scalar_t>
 void Stepwise<scalar_t>::run_initial_states(const Fwd& p, const FwdScratch<scalar_t>& s,
                                             Stream stream) {
@@ -11,31 +16,32 @@ void Stepwise<scalar_t>::run_initial_states(const Fwd& p, const FwdScratch<scala
 
 template <typename scalar_t>
 void Stepwise<scalar_t>::run_forward_step(CellKind cell, const Fwd& p,
-                                          const FwdScratch<scalar_t>& s, int64_t t, int64_t rows,
-                                          Stream stream) {
+                                          const FwdScratch<scalar_t>& s, StepNumber step,
+                                          int64_t rows, Stream stream) {
   for_cell(cell, [&](auto c) {
-    launch(forward_step_kernel<decltype(c), scalar_t>, grid_for(rows, p.H), stream, p, s, t, rows);
+    launch(forward_step_kernel<decltype(c), scalar_t>, grid_for(rows, p.H), stream, p, s, step,
+           rows);
   });
 }
 
 template <typename scalar_t>
-void Stepwise<scalar_t>::run_project_step(const Fwd& p, const FwdScratch<scalar_t>& s, int64_t t,
-                                          int64_t rows, Stream stream) {
-  launch(project_step_kernel<scalar_t>, grid_for(rows, p.R), stream, p, s, t, rows);
+void Stepwise<scalar_t>::run_project_step(const Fwd& p, const FwdScratch<scalar_t>& s,
+                                          StepNumber step, int64_t rows, Stream stream) {
+  launch(project_step_kernel<scalar_t>, grid_for(rows, p.R), stream, p, s, step, rows);
 }
 
 template <typename scalar_t>
-void Stepwise<scalar_t>::run_project_back(const Bwd& p, const BwdScratch<scalar_t>& s, int64_t k,
-                                          int64_t lanes, Stream stream) {
-  launch(project_back_kernel<scalar_t>, grid_for(lanes, p.R), stream, p, s, k, lanes);
+void Stepwise<scalar_t>::run_project_back(const Bwd& p, const BwdScratch<scalar_t>& s,
+                                          StepNumber step, int64_t lanes, Stream stream) {
+  launch(project_back_kernel<scalar_t>, grid_for(lanes, p.R), stream, p, s, step, lanes);
 }
 
 template <typename scalar_t>
 void Stepwise<scalar_t>::run_backward_step(CellKind cell, const Bwd& p,
-                                           const BwdScratch<scalar_t>& s, int64_t k, int64_t lanes,
-                                           Stream stream) {
+                                           const BwdScratch<scalar_t>& s, StepNumber step,
+                                           int64_t lanes, Stream stream) {
   for_cell(cell, [&](auto c) {
-    launch(backward_step_kernel<decltype(c), scalar_t>, grid_for(lanes, p.H), stream, p, s, k,
+    launch(backward_step_kernel<decltype(c), scalar_t>, grid_for(lanes, p.H), stream, p, s, step,
            lanes);
   });
 }

@@ -20,6 +20,11 @@
 namespace fastbptt {
 namespace {
 
+// One thread's; see StepNumber.
+__global__ void count_steps_kernel(int64_t* further, int64_t by) {
+  *further = by == 0 ? 0 : *further + by;
+}
+
 // --- Forward -------------------------------------------------------------------------------------
 
 // The states that enter each sequence's first step.
@@ -40,6 +45,11 @@ __global__ void __launch_bounds__(kUnitThreads)
   });
 }
 
+// The recurrence's steps are counted from its first, which in the reverse direction is the last in time.
+__device__ __forceinline__ int64_t time_of(const Sequences& sequences, StepNumber step) {
+  return sequences.direction > 0 ? step.get() : sequences.layout.T - 1 - step.get();
+}
+
 // Stores a step's state, and what of it enters the next step.
 template <typename scalar_t>
 __device__ __forceinline__ void store_state(const FwdRecurrence<scalar_t>& p,
@@ -51,14 +61,15 @@ __device__ __forceinline__ void store_state(const FwdRecurrence<scalar_t>& p,
   if (s.carried_h) s.carried_h[i] = place.is_reset ? 0 : h;
 }
 
-// The cell at step t of the first `rows` sequences.
+// The cell at a step of the first `rows` sequences.
 template <typename Cell, typename scalar_t>
 __global__ void __launch_bounds__(kUnitThreads)
-    forward_step_kernel(FwdRecurrence<scalar_t> p, FwdScratch<scalar_t> s, int64_t t,
+    forward_step_kernel(FwdRecurrence<scalar_t> p, FwdScratch<scalar_t> s, StepNumber step,
                         int64_t rows) {
   using Step = FwdStep<Cell, scalar_t>;
   using acc_t = Accumulator<scalar_t>;
   constexpr int G = Cell::kGates;
+  const int64_t t = time_of(p.sequences, step);
   for_each_unit(rows, p.H, [&](int64_t b, int64_t unit) {
     const FwdPlace place = fwd_place(p.sequences, t, b);
     const int64_t i = b * p.H + unit;
@@ -83,8 +94,9 @@ __global__ void __launch_bounds__(kUnitThreads)
 // The same step's projected state.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kUnitThreads)
-    project_step_kernel(FwdRecurrence<scalar_t> p, FwdScratch<scalar_t> s, int64_t t,
+    project_step_kernel(FwdRecurrence<scalar_t> p, FwdScratch<scalar_t> s, StepNumber step,
                         int64_t rows) {
+  const int64_t t = time_of(p.sequences, step);
   for_each_unit(rows, p.R, [&](int64_t b, int64_t unit) {
     store_state(p, s, fwd_place(p.sequences, t, b), b, unit, s.projected[b * p.R + unit]);
   });
@@ -92,11 +104,12 @@ __global__ void __launch_bounds__(kUnitThreads)
 
 // --- Backward ------------------------------------------------------------------------------------
 
-// The gradient of the projected state at lockstep k of the first `lanes` lanes.
+// The gradient of the projected state at a lockstep of the first `lanes` lanes.
 template <typename scalar_t>
 __global__ void __launch_bounds__(kUnitThreads)
-    project_back_kernel(BwdRecurrence<scalar_t> p, BwdScratch<scalar_t> s, int64_t k,
+    project_back_kernel(BwdRecurrence<scalar_t> p, BwdScratch<scalar_t> s, StepNumber step,
                         int64_t lanes) {
+  const int64_t k = step.get();
   for_each_unit(lanes, p.R, [&](int64_t lane, int64_t unit) {
     const auto place = bwd_place(p, k, lane);
     Accumulator<scalar_t> dh = through(place.gate, s.from_after[lane * p.R + unit]);
@@ -109,14 +122,15 @@ __global__ void __launch_bounds__(kUnitThreads)
   });
 }
 
-// The cell's derivative at lockstep k of the first `lanes` lanes; behind a step there are their
+// The cell's derivative at a lockstep of the first `lanes` lanes; behind a step there are their
 // initial states.
 template <typename Cell, typename scalar_t>
 __global__ void __launch_bounds__(kUnitThreads)
-    backward_step_kernel(BwdRecurrence<scalar_t> p, BwdScratch<scalar_t> s, int64_t k,
+    backward_step_kernel(BwdRecurrence<scalar_t> p, BwdScratch<scalar_t> s, StepNumber step,
                          int64_t lanes) {
   using Step = BwdStep<Cell, scalar_t>;
   using acc_t = Accumulator<scalar_t>;
+  const int64_t k = step.get();
   for_each_unit(lanes, p.H, [&](int64_t lane, int64_t unit) {
     const auto place = bwd_place(p, k, lane);
     const int64_t i = lane * p.H + unit;
@@ -136,7 +150,10 @@ __global__ void __launch_bounds__(kUnitThreads)
     if (!s.d) return;  // no step is left, only initial states
     FASTBPTT_UNROLL
     for (int c = 0; c < Cell::kColumns; ++c) {
-      s.d[(lane * Cell::kColumns + c) * p.H + unit] = from_acc<scalar_t>(d[c]);
+      const int64_t to = (lane * Cell::kColumns + c) * p.H + unit;
+      const scalar_t value = from_acc<scalar_t>(d[c]);
+      s.d[to] = value;
+      if (p.d_by_lane) p.d_by_lane[k * p.num_lanes() * Cell::kColumns * p.H + to] = value;
     }
   });
 }

@@ -6,6 +6,18 @@
 
 namespace fastbptt {
 
+// The number of a step. A launch that was captured in a graph is replayed for steps further on, and by
+// how many is counted on the device.
+struct StepNumber {
+  int64_t number;
+  const int64_t* further = nullptr;  // the device's count, or null
+
+  FASTBPTT_HD int64_t get() const { return further ? number + *further : number; }
+};
+
+// Starts such a count where `by` is zero, else adds to it.
+void run_count_steps(int64_t* further, int64_t by, Stream stream);
+
 // What stays between the launches of a forward pass. Pointers that a cell has no use for are null.
 template <typename scalar_t>
 struct FwdScratch {
@@ -26,8 +38,8 @@ struct BwdScratch {
   const acc_t* from_after;       // [lanes, R] d W_hh of the lockstep before; undefined at the first
   const acc_t* from_projection;  // [lanes, H]
   acc_t* carry;                  // [lanes, H]
-  scalar_t* d;                   // [lanes, columns*H], or null where no lane has a step
-  scalar_t* d_projected;         // [lanes, R]
+  scalar_t* d;  // [lanes, columns*H] the product's operand, or null where no lane has a step
+  scalar_t* d_projected;  // [lanes, R]
 };
 
 template <typename scalar_t>
@@ -38,13 +50,13 @@ struct Stepwise {
 
   static void run_initial_states(const Fwd& p, const FwdScratch<scalar_t>& s, Stream stream);
   static void run_forward_step(CellKind cell, const Fwd& p, const FwdScratch<scalar_t>& s,
-                               int64_t t, int64_t rows, Stream stream);
-  static void run_project_step(const Fwd& p, const FwdScratch<scalar_t>& s, int64_t t, int64_t rows,
-                               Stream stream);
-  static void run_project_back(const Bwd& p, const BwdScratch<scalar_t>& s, int64_t k,
+                               StepNumber step, int64_t rows, Stream stream);
+  static void run_project_step(const Fwd& p, const FwdScratch<scalar_t>& s, StepNumber step,
+                               int64_t rows, Stream stream);
+  static void run_project_back(const Bwd& p, const BwdScratch<scalar_t>& s, StepNumber step,
                                int64_t lanes, Stream stream);
   static void run_backward_step(CellKind cell, const Bwd& p, const BwdScratch<scalar_t>& s,
-                                int64_t k, int64_t lanes, Stream stream);
+                                StepNumber step, int64_t lanes, Stream stream);
   // gates: [rows, S*H] with pre in its first G*H columns, without the biases; rec: [rows, G*H].
   static void run_recompute(CellKind cell, scalar_t* gates, const acc_t* rec, const scalar_t* b_ih,
                             const scalar_t* b_hh, int64_t rows, int64_t H, Stream stream);

@@ -3,11 +3,10 @@
 
 #include <tuple>
 
+#include "emulation/recording.h"
 #include "emulation/runtime.h"
 
 namespace fastbptt {
-
-struct Stream {};
 
 namespace emulation {
 
@@ -30,19 +29,22 @@ inline DeviceLimits device_limits() { return emulation::emulated_limits(); }
 inline int current_device() { return emulation::emulated_device(); }
 
 template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), const emulation::PlacedGrid& grid, Stream,
+void launch(void (*kernel)(Params...), const emulation::PlacedGrid& grid, Stream stream,
             const Args&... args) {
   static_assert(sizeof...(Params) == sizeof...(Args), "as many arguments as the kernel takes");
   struct Context {
     void (*kernel)(Params...);
     std::tuple<Params...> values;
-  } const context{kernel, std::tuple<Params...>(args...)};
-  const emulation::Call call{[](const void* pointer) {
-                               const auto& context = *static_cast<const Context*>(pointer);
-                               std::apply(context.kernel, context.values);
-                             },
-                             &context};
-  emulation::run_grid(call, grid.grid, grid.site);
+  };
+  emulation::check_stream(stream, grid.site);
+  emulation::run_or_record([context = Context{kernel, std::tuple<Params...>(args...)}, grid] {
+    const emulation::Call call{[](const void* pointer) {
+                                 const auto& context = *static_cast<const Context*>(pointer);
+                                 std::apply(context.kernel, context.values);
+                               },
+                               &context};
+    emulation::run_grid(call, grid.grid, grid.site);
+  });
 }
 
 template <typename... Params>

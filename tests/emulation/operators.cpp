@@ -2,8 +2,13 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#include <set>
+#include <string>
+#include <utility>
+
 #include "cuda/torch/allocate.h"
 #include "emulation/runtime.h"
+#include "emulation/step_graph.h"
 
 namespace fastbptt::emulation {
 namespace {
@@ -25,6 +30,14 @@ at::Tensor guarded_copy(const at::Tensor& tensor) {
   return allocate(tensor.sizes(), tensor.options()).copy_(tensor);
 }
 
+int64_t set_graph_fault(c10::string_view fault) {
+  static const std::set<std::string> kFaults{"",      "captured", "stream", "allocates",
+                                             "begin", "inside",   "end",    "replay"};
+  TORCH_CHECK(kFaults.count(std::string(fault)), "no fault \"", fault, "\"");
+  graph_fault = fault;
+  return std::exchange(graph_replays, 0);
+}
+
 }  // namespace
 
 TORCH_LIBRARY(emulation, m) {
@@ -33,6 +46,9 @@ TORCH_LIBRARY(emulation, m) {
   // What device_limits() says; an H100's unless set.
   m.def("set_limits(int capability=90, int multiprocessors=132, int shared_bytes=232448) -> ()",
         set_limits);
+  // What goes wrong with the graphs of steps to come, see step_graph.h. Gives how many replays there
+  // have been since the last call.
+  m.def("set_graph_fault(str fault=\"\") -> int", set_graph_fault);
   // Raises if memory around a tensor that the glue has allocated was written to.
   m.def("check_guards() -> ()", check_guards);
   // The same values in memory like that.

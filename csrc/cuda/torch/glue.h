@@ -22,8 +22,12 @@ inline Stream current_stream(const at::Tensor& tensor) {
   return c10::cuda::getCurrentCUDAStream(tensor.device().index()).stream();
 }
 
-// out = a b with a and b of 16 bits and out in float32: what the product sums is not rounded.
-inline void multiply_widening(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
+// out = a b. Where a and b are of 16 bits out may be in float32: what the product sums is not rounded.
+inline void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
+  if (out.scalar_type() == a.scalar_type()) {
+    at::mm_out(out, a, b);
+    return;
+  }
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 8
   at::mm_out(out, a, b, at::kFloat);
 #else

@@ -148,7 +148,7 @@ struct BackwardPass {
 
   void run() const {
     BwdRecurrence<scalar_t> p{};
-    RecurrenceTensors host = fill_common(&p, shape, layout, tensors, direction);
+    const RecurrenceTensors host = fill_common(&p, shape, layout, tensors, direction);
     const auto of_direction = [&](const OptionalTensor& tensor) {
       return direction_of<scalar_t>(tensor, direction);
     };
@@ -190,16 +190,17 @@ struct BackwardPass {
       unprojected = allocate({span_rows, shape.H}, stored);
       p.unprojected = data<scalar_t>(overlapping ? unprojected.zero_() : unprojected);
     }
+    Tensor d_by_lane;
     if (args.needs[0] && args.input_by_lane) {
-      host.d_by_lane = allocate({steps, lanes, width}, stored);
-      p.d_by_lane = data<scalar_t>(host.d_by_lane);
+      d_by_lane = allocate({steps, lanes, width}, stored);
+      p.d_by_lane = data<scalar_t>(d_by_lane);
     }
     const Tensor d_hx = make_state_gradient(results.d_hx, args.needs[1], shape.R, &p.d_hx),
                  d_cx = make_state_gradient(results.d_cx, args.needs[2], shape.H, &p.d_cx);
     run_recurrence(shape.cell, p, host, span.end - span.begin);
 
     const Tensor d = d_sum.to(stored.dtype());
-    if (args.needs[0]) input_gradient(p, args.input_by_lane ? host.d_by_lane : d);
+    if (args.needs[0]) input_gradient(p, args.input_by_lane ? d_by_lane : d);
     if (args.needs[3]) weight_gradients(d, d_sum, states_before, d_projected, unprojected);
     const bool is_wide = summed.dtype() != stored.dtype();
     if (is_wide && d_hx.defined()) results.d_hx.select(0, direction).copy_(d_hx);
