@@ -90,7 +90,7 @@ def test_modes(emulation, call):
 @pytest.mark.parametrize("dtype", [*cuda_calls.DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_dtypes(emulation, cell, dtype):
-    case = Case(80, 2, 3, 33, cell=cell, dtype=dtype, proj=3 * (cell == "lstm"))
+    case = Case(68, 2, 3, 17, cell=cell, dtype=dtype, proj=3 * (cell == "lstm"))
     call = Call(case, Sliding(65), "some")
     results = call.ours()
     assert emulation.set_graph_fault() > 0
@@ -101,7 +101,7 @@ def test_dtypes(emulation, cell, dtype):
     assert_matches(plain(emulation, call.ours), results, rtol=0)
 
 
-@pytest.mark.parametrize("T", [1, 2, 3, 63, 64, 65, 66, 67, 68, 79, 80, 82, 83, 84, 99, 115, 131])
+@pytest.mark.parametrize("T", [1, 3, 63, 64, 66, 67, 68, 80, 82, 83, 84, 115])
 def test_number_of_steps(emulation, T):
     for cell, hx in itertools.product(("tanh", "gru", "lstm"), (False, True)):
         call = Call(Case(T, 2, 3, 4, cell=cell, hx=hx))

@@ -6,6 +6,7 @@
 #else
 
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include "cuda/graph.h"
@@ -56,6 +57,8 @@ class GraphStream {
   }
 
  private:
+  // Another thread's capture is not to fail by calls that make a graph, as the default mode has it.
+  c10::cuda::CUDAStreamCaptureModeGuard mode_{cudaStreamCaptureModeRelaxed};
   c10::DeviceIndex device_;
   c10::cuda::CUDAStream caller_;
   OwnStream own_;
