@@ -44,8 +44,9 @@ CUDA_SOURCES = [
     "csrc/cuda/stepwise.cu",
     "csrc/cuda/tangent.cu",
 ]
-# sm_90a has what the kernels for Hopper need; other cards compile the PTX when they first run it.
-CUDA_ARCHITECTURES = "8.0+PTX;9.0a"
+# All cards of 8.x run sm_80's code. Those beyond 9.0 compile its PTX, which has clusters, when they
+# first run it; 9.0a's would run on no other card.
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 NVCC_FLAGS = ["-O3", "-DNDEBUG", "-lineinfo"]
 # Non-finite values keep their meaning: nothing here assumes that NaN and infinity do not occur.
 COMPILE_FLAGS = [

@@ -1,9 +1,12 @@
 """Compiles the CUDA sources without a GPU: `make cuda-check`.
 
-Every kernel for every architecture, with a table of what each takes: registers, shared memory,
-stack and spills. A spill or a stack is an error, and so is a kernel of the tensor cores' without
-their instructions. The glue is only looked through by the C++ compiler, since a
-CPU build of torch has the headers that it includes and no library to link.
+Every kernel for every architecture that setup.py names, and its PTX for newer cards, with a table
+of what each takes: registers, shared memory, stack and spills. A spill or a stack is an error; so
+are a kernel of the tensor cores' without their instructions, a trap in PTX for newer cards, and a
+step of more instructions than tools/cuda_steps.txt allows. The glue is only looked through by the
+C++ compiler, since a CPU build of torch has the headers that it includes and no library to link.
+
+--write-limits sets the limits of the steps to what they are, and a margin.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,11 +25,28 @@ from typing import NamedTuple
 from torch.utils.cpp_extension import include_paths
 
 ROOT = Path(__file__).parents[1]
-ARCHITECTURES = ("sm_80", "sm_90a")
-STANDARD = "-std=c++20"
+sys.path.insert(0, str(ROOT))
+
+from tools import cuda_steps  # noqa: E402
+
+
+def read_architectures(setup: str) -> dict[str, bool]:
+    """The architectures that setup.py names, as ptxas does, and whether their PTX is kept."""
+    (named,) = re.findall(r'^CUDA_ARCHITECTURES = "(.+)"$', setup, re.MULTILINE)
+    each = re.findall(r"(\d+)\.(\w+)(\+PTX)?", named)
+    return {f"sm_{major}{minor}": bool(ptx) for major, minor, ptx in each}
+
+
+BUILT = read_architectures((ROOT / "setup.py").read_text())
+NEWER = ("sm_100", "sm_120")  # they get the PTX
+ARCHITECTURES = (*BUILT, *NEWER)
+STANDARDS = (
+    "-std=c++17",
+    "-std=c++20",
+)  # torch takes the first up to 2.11; each compiles all of it
+LIMITS = ROOT / "tools" / "cuda_steps.txt"
 # torch builds extensions with these: it wants every conversion of a 16-bit number written out.
 NVCC_FLAGS = [
-    STANDARD,
     "-O3",
     "-I" + str(ROOT / "csrc"),
     "-Werror=all-warnings",
@@ -46,25 +67,47 @@ class Kernel(NamedTuple):
     spills: int  # bytes, stores and loads
 
 
-def run(command: list[str]) -> str:
-    """What a command printed; ends the program if it failed."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return done.stdout + done.stderr
+class Toolkit(NamedTuple):
+    nvcc: str
+    ptxas: str
+    nvdisasm: str
+    headers: Path
 
 
-def find_toolkit() -> tuple[str, Path]:
-    """nvcc, and the folder of the toolkit's headers."""
+class Compiled(NamedTuple):
+    kernels: list[Kernel]
+    steps: dict[str, cuda_steps.Counts]
+    seconds: dict[str, float]  # of a processor, by architecture
+
+
+def run(command: list[str]) -> tuple[str, float]:
+    """What a command printed, and its processor's seconds; ends the program if it failed."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        text = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(command)}\n{text}")
+    return text, usage.ru_utime + usage.ru_stime
+
+
+def find_toolkit() -> Toolkit:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
     nvcc = shutil.which("nvcc", path=os.path.join(home, "bin")) or shutil.which("nvcc")
     if nvcc is None:
         sys.exit(f"cuda-check needs nvcc: it is neither in {home}/bin nor on PATH")
     # What is on PATH may be a script that calls another.
-    (line,) = re.findall(
-        r"^#\$ TOP=(.+)$", run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]), re.M
-    )
-    return nvcc, Path(line.strip()) / "include"
+    text, _ = run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull])
+    (line,) = re.findall(r"^#\$ TOP=(.+)$", text, re.M)
+    top = Path(line.strip())
+    of_packages = Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin")
+    places = [top / "bin", *of_packages, os.environ.get("PATH", os.defpath)]
+    nvdisasm = shutil.which("nvdisasm", path=os.pathsep.join(map(str, places)))
+    if nvdisasm is None:
+        sys.exit("cuda-check needs nvdisasm: pip install nvidia-cuda-nvdisasm")
+    return Toolkit(nvcc, str(top / "bin" / "ptxas"), nvdisasm, top / "include")
 
 
 # As `ptxas -v` words it, kernel by kernel.
@@ -94,28 +137,54 @@ def parse_report(text: str) -> list[Kernel]:
     return kernels
 
 
+def kernels_of(ptx: str) -> list[tuple[str, str]]:
+    """Names and bodies."""
+    parts = re.split(r"\.entry (\w+)\(", ptx)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
 def without_tensor_cores(ptx: str) -> list[str]:
     """The kernels of PTX whose name says that they multiply by tensor cores, and that do not."""
-    bodies = re.split(r"\.entry (\w+)\(", ptx)
-    named = zip(bodies[1::2], bodies[2::2], strict=True)
-    return [name for name, body in named if "Cores" in name and "mma.sync.aligned" not in body]
+    return [
+        name for name, body in kernels_of(ptx) if "Cores" in name and "mma.sync.aligned" not in body
+    ]
 
 
-def compile_kernels(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, *NVCC_FLAGS, f"-arch={architecture}", "-c", str(source)]
-        report = run([*command, "--keep", "--keep-dir", folder, "-o", f"{folder}/kernels.o"])
-        lacking = [
-            name
-            for ptx in Path(folder).glob("*.ptx")
-            for name in without_tensor_cores(ptx.read_text())
-        ]
-    if lacking:
-        sys.exit(f"{architecture}: no tensor-core instructions in {', '.join(readable(lacking))}")
+def with_traps(ptx: str) -> list[str]:
+    """The kernels that end the program, as what an architecture lacks does."""
+    return [name for name, body in kernels_of(ptx) if re.search(r"\btrap;", body)]
+
+
+def refuse(what: str, names: list[str], architecture: str) -> None:
+    if names:
+        sys.exit(f"{architecture}: {what} in {', '.join(readable(names))}")
+
+
+def compile_kernels(toolkit: Toolkit, source: Path, architecture: str, standard: str) -> Compiled:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [toolkit.nvcc, standard, *NVCC_FLAGS, f"-arch={architecture}", "-c", str(source)]
+        report, seconds = run([*command, "--keep", "--keep-dir", name, "-o", f"{name}/kernels.o"])
+        of_all = {architecture: seconds}
+        (ptx,), (machine_code,) = folder.glob("*.ptx"), folder.glob("*.cubin")
+        text = ptx.read_text()
+        refuse("no tensor-core instructions", without_tensor_cores(text), architecture)
+        sass, _ = run([toolkit.nvdisasm, "-c", str(machine_code)])
+        if BUILT[architecture]:
+            refuse("a trap", with_traps(text), f"PTX of {architecture}")
+            for newer in NEWER:
+                command = [toolkit.ptxas, "-v", f"-arch={newer}", "-o", f"{name}/newer", str(ptx)]
+                more, of_all[newer] = run(command)
+                report += more
     kernels = parse_report(report)
     if not kernels:
         sys.exit(f"ptxas reported no kernel of {source} for {architecture}:\n{report}")
-    return kernels
+    steps = {
+        kernel: counts
+        for kernel, code in cuda_steps.parse_functions(sass).items()
+        if (counts := cuda_steps.count_step(code))
+    }
+    return Compiled(kernels, steps, of_all)
 
 
 def readable(names: list[str]) -> list[str]:
@@ -141,6 +210,17 @@ def print_table(kernels: list[Kernel]) -> None:
         print(f"{name:{width}}" + "".join(f"{cell:>12}" for cell in cells))
 
 
+def print_steps(counted: dict[cuda_steps.Key, cuda_steps.Counts]) -> None:
+    names = sorted({name for name, _ in counted})
+    width = max(map(len, names))
+    columns = ("step", "to product", "to barrier")
+    print(f"\n{' / '.join(BUILT):{width}}" + "".join(f"{c:>14}" for c in columns))
+    for name in names:
+        each = [counted[name, sm] for sm in BUILT if (name, sm) in counted]
+        cells = (" / ".join(map(str, column)) for column in zip(*each, strict=True))
+        print(f"{name:{width}}" + "".join(f"{cell:>14}" for cell in cells))
+
+
 def check_glue(cuda_headers: Path) -> None:
     include = Path(include_paths()[0])
     # A CPU build of torch lacks one generated header of c10's CUDA side.
@@ -151,25 +231,42 @@ def check_glue(cuda_headers: Path) -> None:
     compiler = os.environ.get("CXX", "c++")
     warnings = ["-Wall", "-Wextra", "-Werror"]
     sources = map(str, sorted((ROOT / "csrc" / "cuda" / "torch").glob("*.cpp")))
-    run([compiler, STANDARD, "-fsyntax-only", *warnings, *flags, *sources])
+    run([compiler, STANDARDS[-1], "-fsyntax-only", *warnings, *flags, *sources])
 
 
 def main() -> None:
-    nvcc, cuda_headers = find_toolkit()
+    toolkit = find_toolkit()
     sources = sorted((ROOT / "csrc").rglob("*.cu"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        glue = pool.submit(check_glue, cuda_headers)
+        glue = pool.submit(check_glue, toolkit.headers)
         jobs = [
-            pool.submit(compile_kernels, nvcc, source, architecture)
+            pool.submit(compile_kernels, toolkit, source, architecture, standard)
             for source in sources
-            for architecture in ARCHITECTURES
+            for architecture, standard in zip(BUILT, STANDARDS, strict=True)
         ]
-        kernels = [kernel for job in jobs for kernel in job.result()]
-        glue.result()
+        compiled = [
+            (sm, job.result()) for job, sm in zip(jobs, len(sources) * [*BUILT], strict=True)
+        ]
+        for job in glue:
+            job.result()
+    kernels = [kernel for _, each in compiled for kernel in each.kernels]
     print_table(kernels)
+    counted = {
+        (name, sm): counts
+        for sm, each in compiled
+        for name, counts in zip(readable([*each.steps]), each.steps.values(), strict=True)
+    }
+    print_steps(counted)
+    if "--write-limits" in sys.argv:
+        LIMITS.write_text(cuda_steps.write_limits(counted))
+    too_long = cuda_steps.complaints(counted, cuda_steps.read_limits(LIMITS.read_text()))
+    print(*too_long, sep="\n")
+    for sm in ARCHITECTURES:
+        seconds = sum(each.seconds.get(sm, 0) for _, each in compiled)
+        print(f"{sm}: {seconds:.0f} seconds of one core")
     spilling = [k for k in kernels if k.spills > 0 or k.stack > 0]
     print(f"{len(kernels)} kernels, {len(spilling)} with spills or a stack; the glue compiles")
-    sys.exit(1 if spilling else 0)
+    sys.exit(1 if spilling or too_long else 0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 from pathlib import Path
 
@@ -110,8 +111,14 @@ def test_architectures(build, toolkit, monkeypatch):
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
     build("13.0", toolkit)
     flags = " ".join(cpp_extension._get_cuda_arch_flags())  # as torch understands it
-    for code in ("code=sm_80", "code=sm_90a", "code=compute_80"):
-        assert code in flags
+    assert set(re.findall(r",code=(\w+)", flags)) == {"sm_80", "sm_90", "compute_90"}
+
+
+def test_newer_cards_get_all_that_a_card_can_do():
+    """The PTX is the newest architecture's, and of no variant that one card alone has."""
+    *older, newest = cuda_check.BUILT
+    assert cuda_check.BUILT[newest] and not any(cuda_check.BUILT[each] for each in older)
+    assert newest.removeprefix("sm_").isdigit()
 
 
 PTXAS = """\
@@ -120,7 +127,7 @@ ptxas info    : Compiling entry function '_ZN8fastbptt12_GLOBAL__N_15twiceIfEEvP
 ptxas info    : Function properties for _ZN8fastbptt12_GLOBAL__N_15twiceIfEEvPT_
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 26 registers, used 0 barriers, 544 bytes cmem[0]
-ptxas info    : Compiling entry function '_ZN8fastbptt6thriceEPf' for 'sm_90a'
+ptxas info    : Compiling entry function '_ZN8fastbptt6thriceEPf' for 'sm_90'
 ptxas info    : Function properties for _ZN8fastbptt6thriceEPf
     48 bytes stack frame, 40 bytes spill stores, 24 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers, 48 bytes cumulative stack size, 512 bytes smem
@@ -130,5 +137,26 @@ ptxas info    : Used 255 registers, used 1 barriers, 48 bytes cumulative stack s
 def test_report_of_the_kernels():
     twice, thrice = cuda_check.parse_report(PTXAS)
     assert twice[1:] == ("sm_80", 26, 0, 0, 0)
-    assert thrice[1:] == ("sm_90a", 255, 512, 48, 64)
+    assert thrice[1:] == ("sm_90", 255, 512, 48, 64)
     assert cuda_check.readable([twice.name, thrice.name]) == ["twice<float>", "thrice"]
+
+
+PTX = """\
+.visible .entry _Z5clean(.param .u64 p)
+{
+mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f1}, {%r1}, {%r2}, {%f2};
+ret;
+}
+.visible .entry _Z11brokenCoresv()
+{
+@%p1 bra $L_trap;
+trap;
+}
+"""
+
+
+def test_ptx_of_the_kernels():
+    assert cuda_check.with_traps(PTX) == ["_Z11brokenCoresv"]
+    assert cuda_check.without_tensor_cores(PTX) == ["_Z11brokenCoresv"]
+    with pytest.raises(SystemExit, match=r"PTX of sm_90: a trap in brokenCores$"):
+        cuda_check.refuse("a trap", cuda_check.with_traps(PTX), "PTX of sm_90")
