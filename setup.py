@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from setuptools import setup
+from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
 
 SOURCES = [
@@ -69,27 +70,44 @@ os.environ["PATH"] = os.pathsep.join(
 )
 
 
+def cuda_headers(home: Path) -> Path | None:
+    """Where a CUDA toolkit has its headers; conda's are by target."""
+    for folder in (home / "include", *home.glob("targets/*/include")):
+        if (folder / "cuda_runtime_api.h").exists():
+            return folder
+    return None
+
+
 def find_toolkit() -> Path | None:
-    """The folder of the CUDA toolkit, found as torch finds it."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    if home is None:
-        nvcc = shutil.which("nvcc")
-        home = "/usr/local/cuda" if nvcc is None else Path(nvcc).parents[1]
-    return Path(home) if (Path(home) / "bin" / "nvcc").exists() else None
+    """The CUDA toolkit's folder: of those where torch looks for it, the first that is whole."""
+    named = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    places = [Path(home) for home in named if home]
+    if nvcc := shutil.which("nvcc"):
+        places += [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1]]
+    for home in dict.fromkeys([*places, Path("/usr/local/cuda")]):
+        has_nvcc = (home / "bin" / "nvcc").exists()
+        if has_nvcc and cuda_headers(home):
+            return home
+        # An nvcc may be a script that calls another toolkit's.
+        lacking = "include/cuda_runtime_api.h" if has_nvcc else "bin/nvcc"
+        if home in places:
+            print(f"{home} is not taken for a CUDA toolkit: no {lacking}", file=sys.stderr)
+    return None
 
 
-def with_cuda() -> bool:
-    """Whether the CUDA kernels are built; ends the build where they must be and cannot."""
+def choose_toolkit() -> Path | None:
+    """That of the CUDA kernels, or None: they are not built. Ends a build that must have them."""
     wish = os.environ.get("FASTBPTT_CUDA", "")
     if wish not in ("", "0", "1"):
         sys.exit(f"FASTBPTT_CUDA must be 0, 1 or not set, got {wish!r}")
     if wish == "0":
-        return False
+        return None
     toolkit, cuda_torch = find_toolkit(), torch.version.cuda is not None
     missing = []
     if toolkit is None:
         missing.append(
-            "a CUDA toolkit (no bin/nvcc under CUDA_HOME, on PATH or under /usr/local/cuda)"
+            "a CUDA toolkit (bin/nvcc and include/cuda_runtime_api.h: under CUDA_HOME, where nvcc "
+            "is on PATH, or under /usr/local/cuda)"
         )
     if not cuda_torch:
         missing.append(f"a CUDA build of torch (torch {torch.__version__} is for the CPU)")
@@ -100,7 +118,7 @@ def with_cuda() -> bool:
             f"fastbptt is built for the CPU only: the CUDA kernels need {missing[0]}",
             file=sys.stderr,
         )
-    return not missing
+    return None if missing else toolkit
 
 
 class IncrementalBuild(BuildExtension):
@@ -114,10 +132,13 @@ class IncrementalBuild(BuildExtension):
 
 # As system headers, torch's own give no warnings.
 cxx_flags = COMPILE_FLAGS + [f"-isystem{path}" for path in include_paths()]
-if with_cuda():
+include_dirs = [os.path.abspath("csrc")]
+if toolkit := choose_toolkit():
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    cpp_extension.CUDA_HOME = str(toolkit)  # torch has looked into the first place only
     extension, sources = CUDAExtension, SOURCES + CUDA_SOURCES
     flags = {"cxx": cxx_flags, "nvcc": NVCC_FLAGS}
+    include_dirs.append(str(cuda_headers(toolkit)))
 else:
     extension, sources, flags = CppExtension, SOURCES, {"cxx": cxx_flags}
 
@@ -126,7 +147,7 @@ setup(
         extension(
             "fastbptt._C",
             sources,
-            include_dirs=[os.path.abspath("csrc")],
+            include_dirs=include_dirs,
             depends=sorted(set(glob("csrc/**/*.*", recursive=True)) - set(sources)),
             extra_compile_args=flags,
             extra_link_args=LINK_FLAGS,

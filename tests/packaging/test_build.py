@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,16 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def toolkit(tmp_path):
     """A folder that looks like a CUDA toolkit."""
-    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
-    nvcc.parent.mkdir(parents=True)
-    nvcc.touch(mode=0o755)
-    return nvcc.parents[1]
+    return make_toolkit(tmp_path / "cuda", "include")
+
+
+def make_toolkit(home: Path, headers: str | None) -> Path:
+    for folder in filter(None, ("bin", headers)):
+        (home / folder).mkdir(parents=True)
+    (home / "bin" / "nvcc").touch(mode=0o755)
+    if headers:
+        (home / headers / "cuda_runtime_api.h").touch()
+    return home
 
 
 @pytest.fixture
@@ -32,11 +39,17 @@ def build(monkeypatch, capsys):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")  # setup.py sets it: to be put back
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
 
-    def run(cuda: str | None, home: Path, wish: str | None = None) -> tuple[list[str], str]:
-        called = []
+    def run(
+        cuda: str | None, home: Path, wish: str | None = None, on_path: Path | None = None
+    ) -> tuple[list[str], str]:
+        called, exists = [], Path.exists
+        of_machine = Path("/usr/local/cuda")
+        monkeypatch.setattr(Path, "exists", lambda p: of_machine not in p.parents and exists(p))
+        monkeypatch.setattr(shutil, "which", lambda _: on_path and str(on_path / "bin" / "nvcc"))
         monkeypatch.chdir(ROOT)
         monkeypatch.setenv("PATH", os.environ["PATH"])  # which setup.py extends
-        monkeypatch.setenv("CUDA_HOME", str(home))
+        monkeypatch.setenv("CUDA_HOME", str(home or ""))
+        monkeypatch.delenv("CUDA_PATH", raising=False)
         monkeypatch.delenv("FASTBPTT_CUDA", raising=False)
         if wish is not None:
             monkeypatch.setenv("FASTBPTT_CUDA", wish)
@@ -46,6 +59,9 @@ def build(monkeypatch, capsys):
         runpy.run_path("setup.py")
         ((extension,),) = (options["ext_modules"] for options in called)
         assert "csrc/ops.cpp" in extension.sources
+        assert str(ROOT / "csrc") in extension.include_dirs
+        if has_cuda(extension.sources):
+            assert any((Path(d) / "cuda_runtime_api.h").exists() for d in extension.include_dirs)
         return extension.sources, capsys.readouterr().err
 
     return run
@@ -94,9 +110,35 @@ def test_cuda_build_of_torch_alone(build, tmp_path):
     assert "built for the CPU only" in said and "need a CUDA toolkit" in said
 
 
-def test_neither(build, tmp_path):
-    sources, said = build(None, tmp_path)
+def test_neither(build):
+    sources, said = build(None, None)
     assert not has_cuda(sources) and not said
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_script_that_calls_another_nvcc(build, toolkit, tmp_path, named):
+    """A folder without CUDA's headers is passed over: its build would fail in the end."""
+    script = make_toolkit(tmp_path / "local", None)
+    home, on_path = (script, toolkit) if named else (None, script)
+    sources, said = build("13.0", home, None, on_path)
+    assert has_cuda(sources) == named and (cpp_extension.CUDA_HOME == str(toolkit)) == named
+    assert f"{script} is not taken for a CUDA toolkit: no include/cuda_runtime_api.h" in said
+    assert ("built for the CPU only" in said) == (not named)
+
+
+def test_link_to_nvcc(build, toolkit, tmp_path):
+    links = tmp_path / "local" / "bin"
+    links.mkdir(parents=True)
+    (links / "nvcc").symlink_to(toolkit / "bin" / "nvcc")
+    assert has_cuda(build("13.0", None, None, links.parent)[0])
+    assert cpp_extension.CUDA_HOME == str(toolkit)
+
+
+def test_headers_by_target(build, tmp_path):
+    """As conda has them."""
+    home = make_toolkit(tmp_path / "conda", "targets/x86_64-linux/include")
+    sources, said = build("13.0", home)
+    assert has_cuda(sources) and not said
 
 
 def test_a_wish_that_is_none(build, toolkit):
