@@ -16,11 +16,14 @@
 
 namespace fastbptt {
 
-// Whether torch's own float32 products may round their operands.
+// Whether torch's own float32 products may round their operands. Since 2.9 a program may have said so
+// by either of two settings; asked for the older one, torch throws where the newer was used.
 inline bool allows_tf32() {
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
   return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
          at::Float32Precision::TF32;
+#elif TORCH_VERSION_MINOR == 9
+  return at::globalContext().float32Precision("cuda", "matmul") == "tf32";
 #else
   return at::globalContext().allowTF32CuBLAS();
 #endif
