@@ -1,5 +1,5 @@
-// Blocks of a cluster: its barrier, each other's shared memory, and mbarriers (sm_90; CUDA 12.8 for
-// the restricted fences). On sm_80 these trap, but for cluster_rank and cluster_size.
+// Blocks of a cluster: its barrier, each other's shared memory, and mbarriers (sm_90). On sm_80 these
+// trap, but for cluster_rank and cluster_size.
 //
 // Another block's shared memory may be touched only while that block runs: after a sync_cluster() at
 // the kernel's begin, and before one that follows the last access at its end.
@@ -47,6 +47,21 @@ namespace fastbptt {
 constexpr bool kHasClusters = false;
 #else
 constexpr bool kHasClusters = true;
+#endif
+
+#define FASTBPTT_CUDA_VERSION (__CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__)
+#if FASTBPTT_CUDA_VERSION < 1201
+#error "fastbptt's CUDA kernels need a CUDA toolkit of 12.1 or newer"
+#endif
+// Fences for shared memory alone came with CUDA 12.7. Without, what orders all memory does as well, and
+// takes longer.
+#ifndef FASTBPTT_RESTRICTED_FENCES
+#define FASTBPTT_RESTRICTED_FENCES (FASTBPTT_CUDA_VERSION >= 1207)
+#endif
+#if FASTBPTT_RESTRICTED_FENCES
+#define FASTBPTT_WAIT_ORDER "relaxed"  // the fence follows
+#else
+#define FASTBPTT_WAIT_ORDER "acquire"
 #endif
 
 // The block's number in its cluster: blockIdx.x % cluster_size().
@@ -154,7 +169,9 @@ __device__ __forceinline__ void barrier_arrive_remote(Barrier* barrier, int rank
 // The same after which the other block may overwrite, or read, what stands in this block's own shared
 // memory: only the accesses to that come before.
 __device__ __forceinline__ void barrier_arrive_remote_after_reads(Barrier* barrier, int rank) {
-  if constexpr (kHasClusters) {
+  if constexpr (!FASTBPTT_RESTRICTED_FENCES) {
+    barrier_arrive_remote(barrier, rank);
+  } else if constexpr (kHasClusters) {
     uint32_t remote;
     asm("mapa.shared::cluster.u32 %0, %1, %2;"
         : "=r"(remote)
@@ -203,14 +220,17 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, int parity) {
       asm volatile(
           "{\n"
           ".reg .pred complete;\n"
-          "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 complete, [%1], %2;\n"
+          "mbarrier.try_wait.parity." FASTBPTT_WAIT_ORDER
+          ".cluster.shared::cta.b64 complete, [%1], %2;\n"
           "selp.u32 %0, 1, 0, complete;\n"
           "}"
           : "=r"(done)
           : "r"(cluster_address(barrier)), "r"(parity)
           : "memory");
     } while (!done);
-    asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+    if constexpr (FASTBPTT_RESTRICTED_FENCES) {
+      asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" ::: "memory");
+    }
   } else {
     __trap();
   }
