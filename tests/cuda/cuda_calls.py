@@ -65,6 +65,27 @@ ODD = [
 ]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def long_calls(T: int, B: int, H: int) -> list[Call]:
+    """A kernel's own loop over many steps, with more lanes than a tile has."""
+    return [
+        Call(Case(T, B, 3, H, cell=cell, dtype=dtype), truncation)
+        for cell, truncation in (("tanh", None), ("gru", Chunked(16)), ("lstm", None))
+        for dtype in DTYPES
+    ]
+
+
+def uneven_calls(truncation) -> list[Call]:
+    """Sequences that end one after another, over more steps than a kernel looks ahead."""
+    both = not isinstance(truncation, Sliding)
+    options = {"cell": "gru", "bidirectional": both, "lengths": (50, 3, 33, 17, 16)}
+    return [
+        Call(Case(50, 5, 3, 12, dtype=dtype, **options), truncation, "some")
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+
+
 # Not the rectifier: a rounding error at its kink is another derivative. Sums over many rows, which
 # a library's product takes in parts, as torch does by a small product a step; for fewer than 11
 # columns a CPU's library adds up row after row.
@@ -123,6 +144,35 @@ def rounded_results(case: Case, device: str) -> list[Results]:
         {name: torch.stack([results[name] for results in of_all]) for name in of_all[0]}
         for of_all in zip(*of_seeds, strict=True)
     ]
+
+
+def errors_of_activations(device: str) -> dict[str, float]:
+    """The largest errors of tanh and sigmoid in float32, in units in the last place."""
+    rows, H = 512, 64
+    bits = torch.linspace(0x33000000, 0x42AE0000, rows * H // 2, dtype=torch.float64)  # to x = 87
+    x = bits.to(torch.int32).view(torch.float32)
+    x = torch.cat([x, -x]).view(1, rows, H)
+    zeros, one = torch.zeros(H, H), torch.eye(H)
+
+    def state(module, *input_weights, initial):
+        module.load_state_dict(
+            {"weight_ih_l0": torch.cat(input_weights), "weight_hh_l0": 0 * module.weight_hh_l0}
+        )
+        hx = torch.full((1, rows, H), initial)
+        return module.to(device)(x.to(device), hx.to(device))[0].detach().cpu().double()
+
+    exact = x.double()
+    values = {  # of z n + (1 - z) h with n = 0 and h = 1 only the gate is left
+        "tanh": (state(fastbptt.RNN(H, H, bias=False), one, initial=0.0), exact.tanh()),
+        "sigmoid": (
+            state(fastbptt.GRU(H, H, bias=False), zeros, one, zeros, initial=1.0),
+            exact.sigmoid(),
+        ),
+    }
+    return {
+        name: ((value - truth).abs() / 2.0 ** (truth.frexp().exponent - 24)).max().item()
+        for name, (value, truth) in values.items()
+    }
 
 
 def second_derivatives(call: Call, device: str = "cpu", run: Callable | None = None) -> Results:

@@ -26,7 +26,15 @@ from common import (
 from fastbptt import TBPTT, Chunked, Sliding
 from test_modes import LARGER, MODES, expected_of, random_call
 from test_operators import CASES, backward_arguments, cuts, forward_arguments, rnn_bwd, rnn_fwd
-from test_persistent import HALVES, SIZES, VARIABLE, check, modes
+from test_persistent import (
+    HALVES,
+    SIZES,
+    VARIABLE,
+    check,
+    check_in_tf32,
+    modes,
+    tf32,  # noqa: F401  (a fixture)
+)
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -99,6 +107,36 @@ def test_sizes_of_a_kernel(kernel, size, dtype):
     cells = ("tanh",) if kernel == "resident" and H > 96 else ("tanh", "gru", "lstm")
     for cell in cells:
         check(Call(Case(T, B, 3, H, cell=cell, dtype=dtype)), "cuda")
+
+
+@pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
+def test_modes_of_a_kernel_in_tf32(kernel, call, tf32):  # noqa: F811
+    check_in_tf32(call, tf32, "cuda")
+
+
+@pytest.mark.parametrize("truncation", [None, Sliding(4)], ids=str)
+def test_places_over_many_steps(kernel, truncation):
+    for call in cuda_calls.uneven_calls(truncation):
+        check(call, "cuda")
+
+
+@pytest.mark.parametrize("call", cuda_calls.long_calls(300, 17, 40), ids=str)
+def test_many_steps_of_a_kernel(kernel, call):
+    check(call, "cuda")
+
+
+LARGE = [call for H in (512, 768) for call in cuda_calls.long_calls(40, 17, H)]
+
+
+@pytest.mark.parametrize("call", LARGE, ids=str)
+def test_large_layers(call):
+    """By the kernel that is chosen: most take far more shared memory than a block has unasked."""
+    check(call, "cuda")
+
+
+def test_errors_of_activations():
+    errors = cuda_calls.errors_of_activations("cuda")
+    assert max(errors.values()) <= 2.5, errors
 
 
 def on_gpu(value):

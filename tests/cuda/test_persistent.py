@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -136,13 +137,17 @@ def peer_in_tf32(call: Call) -> Results:
         return call.reference(torch.float32)
 
 
-@pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
-def test_modes_in_tf32(kernel, call, tf32):
-    exact = call.ours()
-    tf32()
-    rounded = call.ours()
+def check_in_tf32(call: Call, turn_on: Callable, device: str = "cpu") -> None:
+    exact = call.ours(device)
+    turn_on()
+    rounded = call.ours(device)
     assert not torch.equal(rounded["output"], exact["output"])
     assert_as_exact(rounded, peer_in_tf32(call), expected_of(call))
+
+
+@pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
+def test_modes_in_tf32(kernel, call, tf32):
+    check_in_tf32(call, tf32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
@@ -153,11 +158,13 @@ def test_any_order_of_threads(kernel, schedule, dtype):
 
 @pytest.mark.parametrize("truncation", [None, Sliding(4)], ids=str)
 def test_places_over_many_steps(kernel, truncation):
-    lengths = (50, 3, 33, 17, 16)
-    for dtype in (torch.float32, torch.bfloat16):
-        both = not overlaps(truncation)
-        case = Case(50, 5, 3, 12, cell="gru", bidirectional=both, lengths=lengths, dtype=dtype)
-        check(Call(case, truncation, "some"))
+    for call in cuda_calls.uneven_calls(truncation):
+        check(call)
+
+
+@pytest.mark.parametrize("call", cuda_calls.long_calls(40, 17, 40), ids=str)
+def test_many_steps(kernel, call):
+    check(call)
 
 
 @pytest.fixture(params=[1, 30_000])  # bytes: a window in each group; a few
