@@ -35,7 +35,12 @@ inline float tanh_approx(float x) {
   return std::ldexp(std::nearbyint(mantissa * 2048.0f) / 2048.0f, exponent);
 }
 
-inline float reciprocal_approx(float x) { return 1.0f / x; }
+// The float beyond 1/x that is not the nearest: an ulp from it, as the GPU's may be.
+inline float reciprocal_approx(float x) {
+  const double exact = 1.0 / x;
+  const float nearest = float(exact);
+  return std::nextafter(nearest, nearest < exact ? INFINITY : -INFINITY);
+}
 
 inline int opaque(int x) { return x; }
 
