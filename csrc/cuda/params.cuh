@@ -70,8 +70,12 @@ struct Windows {
   FASTBPTT_HD LaneStep at(const Sequences& sequences, int64_t k, int64_t lane) const {
     const int64_t B = sequences.layout.B;
     const int64_t w = count == 1 ? 0 : lane / B;  // a division takes long
+    return of_window(sequences, k, w, lane - w * B);
+  }
+  FASTBPTT_HD LaneStep of_window(const Sequences& sequences, int64_t k, int64_t w,
+                                 int64_t b) const {
     LaneStep step{};
-    step.b = lane - w * B;
+    step.b = b;
     const int64_t length = sequences.length(step.b), first_loss = (first + w) * k1;
     if (first_loss >= length) return step;
     const int64_t begin = first_loss > k2 - k1 ? first_loss - (k2 - k1) : 0;

@@ -177,12 +177,10 @@ __global__ void __launch_bounds__(kUnitThreads)
     if (last > windows.count - 1) last = windows.count - 1;
     Accumulator<scalar_t> sum = 0;
     for (; w <= last; ++w) {
-      const int64_t lane = w * B + b;
-      const int64_t end = windows.at(p.sequences, 0, lane).t;  // of the lane's lockstep 0
+      const int64_t end = windows.of_window(p.sequences, 0, w, b).t;  // of the lane's lockstep 0
       const int64_t k = p.sequences.direction > 0 ? end - t : t - end;
-      const LaneStep at = windows.at(p.sequences, k, lane);
-      if (!at.exists) continue;
-      sum += to_acc(d_by_lane[(k * lanes + lane) * columns + column]);
+      if (!windows.of_window(p.sequences, k, w, b).exists) continue;
+      sum += to_acc(d_by_lane[(k * lanes + w * B + b) * columns + column]);
     }
     p.d.sums[p.span_row(t, b) * columns + column] += sum;
   });
