@@ -70,7 +70,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def long_calls(T: int, B: int, H: int) -> list[Call]:
     """A kernel's own loop over many steps, with more lanes than a tile has."""
     return [
-        Call(Case(T, B, 3, H, cell=cell, dtype=dtype), truncation)
+        Call(Case(T, B, 12, H, cell=cell, dtype=dtype), truncation)
         for cell, truncation in (("tanh", None), ("gru", Chunked(16)), ("lstm", None))
         for dtype in DTYPES
     ]
