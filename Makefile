@@ -44,7 +44,9 @@ bench: build/.installed ## measure the speed against torch and then the memory
 	@$(PY) -m benchmarks.memory
 
 cuda-check: build/.installed ## compile the CUDA kernels and print what they take (needs nvcc)
-	@$(PY) tools/cuda_check.py
+	@$(PY) -c 'import importlib.metadata as m; m.version("nvidia-cuda-nvdisasm")' 2>/dev/null || \
+		command -v nvdisasm >/dev/null || $(PIP_INSTALL) "nvidia-cuda-nvdisasm>=13"
+	@$(PY) tools/cuda_check.py $(ARGS)
 
 CLANG_FORMAT = find csrc tests/emulation tools -type f ! -name "*.py*" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
 

@@ -44,7 +44,6 @@ STANDARDS = (
     "-std=c++17",
     "-std=c++20",
 )  # torch takes the first up to 2.11; each compiles all of it
-LIMITS = ROOT / "tools" / "cuda_steps.txt"
 # torch builds extensions with these: it wants every conversion of a 16-bit number written out.
 NVCC_FLAGS = [
     "-O3",
@@ -163,8 +162,11 @@ def refuse(what: str, names: list[str], architecture: str) -> None:
 def compile_kernels(toolkit: Toolkit, source: Path, architecture: str, standard: str) -> Compiled:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = [toolkit.nvcc, standard, *NVCC_FLAGS, f"-arch={architecture}", "-c", str(source)]
-        report, seconds = run([*command, "--keep", "--keep-dir", name, "-o", f"{name}/kernels.o"])
+        # The host's code is compiled once: it takes the C++ compiler as long as cicc takes.
+        what, result = ("-cubin", "it.cubin") if BUILT[architecture] else ("-c", "it.o")
+        command = [toolkit.nvcc, standard, *NVCC_FLAGS, f"-arch={architecture}", what, str(source)]
+        command += ["--keep", "--keep-dir", name, "-o", f"{name}/{result}"]
+        report, seconds = run(command)
         of_all = {architecture: seconds}
         (ptx,), (machine_code,) = folder.glob("*.ptx"), folder.glob("*.cubin")
         text = ptx.read_text()
@@ -201,24 +203,28 @@ def print_table(kernels: list[Kernel]) -> None:
     by_name: dict[str, list[Kernel]] = {}
     for name, kernel in zip(readable([k.name for k in kernels]), kernels, strict=True):
         by_name.setdefault(name, []).append(kernel)
-    width = max(map(len, by_name))
     columns = ("registers", "shared", "stack", "spills")
-    print(f"{' / '.join(ARCHITECTURES):{width}}" + "".join(f"{c:>12}" for c in columns))
+    rows = [(" / ".join(ARCHITECTURES), *columns)]
     for name, each in sorted(by_name.items()):
         each.sort(key=lambda kernel: ARCHITECTURES.index(kernel.architecture))
-        cells = (" / ".join(str(getattr(kernel, c)) for kernel in each) for c in columns)
-        print(f"{name:{width}}" + "".join(f"{cell:>12}" for cell in cells))
+        rows.append((name, *(" / ".join(str(getattr(k, c)) for k in each) for c in columns)))
+    print_rows(rows)
 
 
 def print_steps(counted: dict[cuda_steps.Key, cuda_steps.Counts]) -> None:
-    names = sorted({name for name, _ in counted})
-    width = max(map(len, names))
-    columns = ("step", "to product", "to barrier")
-    print(f"\n{' / '.join(BUILT):{width}}" + "".join(f"{c:>14}" for c in columns))
-    for name in names:
+    rows = [(" / ".join(BUILT), "step", "to product", "to barrier")]
+    for name in sorted({name for name, _ in counted}):
         each = [counted[name, sm] for sm in BUILT if (name, sm) in counted]
-        cells = (" / ".join(map(str, column)) for column in zip(*each, strict=True))
-        print(f"{name:{width}}" + "".join(f"{cell:>14}" for cell in cells))
+        rows.append((name, *(" / ".join(map(str, column)) for column in zip(*each, strict=True))))
+    print_rows(rows)
+
+
+def print_rows(rows: list[tuple[str, ...]]) -> None:
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    for name, *cells in rows:
+        aligned = (f"  {cell:>{width}}" for cell, width in zip(cells, others, strict=True))
+        print(f"{name:{first}}" + "".join(aligned))
+    print()
 
 
 def check_glue(cuda_headers: Path) -> None:
@@ -244,11 +250,9 @@ def main() -> None:
             for source in sources
             for architecture, standard in zip(BUILT, STANDARDS, strict=True)
         ]
-        compiled = [
-            (sm, job.result()) for job, sm in zip(jobs, len(sources) * [*BUILT], strict=True)
-        ]
-        for job in glue:
-            job.result()
+        of_jobs = zip(len(sources) * [*BUILT], jobs, strict=True)
+        compiled = [(architecture, job.result()) for architecture, job in of_jobs]
+        glue.result()
     kernels = [kernel for _, each in compiled for kernel in each.kernels]
     print_table(kernels)
     counted = {
@@ -258,12 +262,12 @@ def main() -> None:
     }
     print_steps(counted)
     if "--write-limits" in sys.argv:
-        LIMITS.write_text(cuda_steps.write_limits(counted))
-    too_long = cuda_steps.complaints(counted, cuda_steps.read_limits(LIMITS.read_text()))
+        cuda_steps.LIMITS.write_text(cuda_steps.write_limits(counted))
+    too_long = cuda_steps.complaints(counted, cuda_steps.read_limits(cuda_steps.LIMITS.read_text()))
     print(*too_long, sep="\n")
-    for sm in ARCHITECTURES:
-        seconds = sum(each.seconds.get(sm, 0) for _, each in compiled)
-        print(f"{sm}: {seconds:.0f} seconds of one core")
+    taken = {sm: sum(each.seconds.get(sm, 0) for _, each in compiled) for sm in ARCHITECTURES}
+    seconds = ", ".join(f"{sm} {time:.0f}" for sm, time in taken.items())
+    print(f"seconds of one core to compile for {seconds} (of PTX)")
     spilling = [k for k in kernels if k.spills > 0 or k.stack > 0]
     print(f"{len(kernels)} kernels, {len(spilling)} with spills or a stack; the glue compiles")
     sys.exit(1 if spilling or too_long else 0)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NamedTuple
 
+LIMITS = Path(__file__).with_suffix(".txt")
 MARGIN = 1.05  # of a limit over what is counted when it is set
 
 
@@ -71,22 +73,19 @@ def successors_of(code: list[Instruction]) -> list[set[int]]:
         after.append({i + 1} if goes_on and i + 1 < len(code) else set())
         if name == "BRA" and each.target is not None:
             after[i].add(each.target)
-    # BSYNC goes where the BSSY before it says.
+    # BSYNC goes where the BSSY before it says that names the same register.
+    begins, ends = is_a(code, "BSSY"), is_a(code, "BSYNC")
+    register = {i: code[i].operands.split(",")[0] for i in begins | ends}
     changed = True
     while changed:
         changed = False
-        for i in is_a(code, "BSSY"):
-            register = code[i].operands.split(",")[0]
-            ends = {j for j in is_a(code, "BSSY", "BSYNC") if uses(code[j], register)}
-            reached = reach({i + 1}, lambda j, ends=ends: () if j in ends else after[j])
-            for j in reached & ends & is_a(code, "BSYNC"):
+        for i in begins:
+            same = {j for j, name in register.items() if name == register[i]}
+            reached = reach({i + 1}, lambda j, same=same: () if j in same else after[j])
+            for j in reached & same & ends:
                 changed |= code[i].target not in after[j]
                 after[j].add(code[i].target)
     return after
-
-
-def uses(instruction: Instruction, register: str) -> bool:
-    return re.match(rf"{register}\b", instruction.operands) is not None
 
 
 def reach(begin: Iterable[int], follow: Callable[[int], Iterable[int]]) -> set[int]:
@@ -128,15 +127,11 @@ class Graph:
         """The innermost loop with one of each; empty if there is none."""
         found, allowed = set(), set(range(len(self.after)))
         while True:
-            left, inside = products & allowed, []
-            while left:
-                cycle = self.cycle(next(iter(left)), allowed)
-                left = left - cycle if cycle else left - {next(iter(left))}
-                if cycle & products and cycle & barriers:
-                    inside.append(cycle)
+            cycles = (self.cycle(i, allowed) for i in barriers & allowed)
+            inside = max((c for c in cycles if c & products), key=len, default=set())
             if not inside:
                 return found
-            found = max(inside, key=len)
+            found = inside
             allowed = {i for i in found if self.before[i] <= found}  # without where it is entered
 
 
@@ -151,7 +146,8 @@ def count_step(code: list[Instruction]) -> Counts | None:
     if not loop:
         return None
     # Where there is nobody else to wait for, a step begins behind the barrier of the one before.
-    waits = is_a(code, "SYNCS") & loop or barriers & loop
+    tries = {i for i in is_a(code, "SYNCS") if "TRYWAIT" in code[i].operation}
+    waits = tries & loop or barriers & loop
     to_product, wait = min((graph.distance(i, products & loop, loop), i) for i in waits)
     to_barrier = reach(
         graph.after[wait] & loop, lambda i: () if i in barriers else graph.after[i] & loop
@@ -189,6 +185,7 @@ def complaints(counted: dict[Key, Counts], limits: dict[Key, Counts]) -> list[st
             continue
         for what, count, limit in zip(Counts._fields, counts, limits[name, sm], strict=True):
             if count > limit:
-                found.append(f"{sm} {name}: {what} is {count} instructions, the limit {limit}")
-    found += [f"{sm} {name}: no step was found" for name, sm in limits.keys() - counted.keys()]
+                found.append(f"{sm} {name}: {what} is {count} instructions, its limit is {limit}")
+    gone = limits.keys() - counted.keys()
+    found += [f"{sm} {name}: it has limits, and no step" for name, sm in gone]
     return sorted(found)
