@@ -71,7 +71,7 @@ using LayerShape = LayerShapeOf<int64_t>;
 
 template <typename Int>
 void check_tensor(const Tensor& tensor, const std::string& name,
-                  std::type_identity_t<c10::ArrayRef<Int>> sizes, const Tensor& input) {
+                  std::common_type_t<c10::ArrayRef<Int>> sizes, const Tensor& input) {
   TORCH_CHECK(tensor.defined(), name, " must be a tensor");
   TORCH_CHECK(are_equal<Int>(sizes_of<Int>(tensor), sizes), name, " must have shape ", sizes,
               ", got ", sizes_of<Int>(tensor));

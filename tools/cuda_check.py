@@ -11,6 +11,7 @@ C++ compiler, since a CPU build of torch has the headers that it includes and no
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -236,8 +237,9 @@ def check_glue(cuda_headers: Path) -> None:
     flags += [f"-isystem{cuda_headers}", f"-I{ROOT / 'csrc'}"]
     compiler = os.environ.get("CXX", "c++")
     warnings = ["-Wall", "-Wextra", "-Werror"]
-    sources = map(str, sorted((ROOT / "csrc" / "cuda" / "torch").glob("*.cpp")))
-    run([compiler, STANDARDS[-1], "-fsyntax-only", *warnings, *flags, *sources])
+    sources = sorted((ROOT / "csrc" / "cuda" / "torch").glob("*.cpp"))
+    for source, standard in zip(sources, itertools.cycle(STANDARDS), strict=False):
+        run([compiler, standard, "-fsyntax-only", *warnings, *flags, str(source)])
 
 
 def main() -> None:
