@@ -1,21 +1,21 @@
 """Small calls of every kernel, forward and backward, for a tool that watches the GPU's memory.
 
-compute-sanitizer --kernel-regex kns=fastbptt python -m benchmarks.gpu.cases
+compute-sanitizer --kernel-name kns=fastbptt python -m benchmarks.gpu.cases
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from fastbptt.truncation import TBPTT, Chunked, Truncation
 
-from ..common import arguments
 from ..common.workload import CELLS
 from .rows import AUTO, KERNELS, forced, kernels, no_such_kernel
 
@@ -52,23 +52,41 @@ def run(
         torch.cuda.synchronize()
 
 
+def pairwise(factors: Sequence[Sequence[object]]) -> Iterator[tuple]:
+    """Few combinations in which every two values of two factors meet, those with most pairs first.
+
+    A tool slows a case down so much that there is no time for all combinations.
+    """
+    there = list(itertools.product(*(range(len(factor)) for factor in factors)))
+    pairs = {case: set(itertools.combinations(enumerate(case), 2)) for case in there}
+    missing = set().union(*pairs.values())
+    while missing:
+        case = max(there, key=lambda case: len(pairs[case] & missing))
+        missing -= pairs[case]
+        yield tuple(factor[i] for factor, i in zip(factors, case, strict=True))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs all cases, those that differ most from each other first; returns the exit status."""
+    """Runs the cases; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.cases", description=__doc__)
-    parser.add_argument("--seconds", type=arguments.seconds, default=600.0, help="begin none after")
+    parser.add_argument(
+        "--deadline",
+        type=float,
+        default=math.inf,
+        metavar="SECONDS",
+        help="begin none after this moment of the system's monotonic clock",
+    )
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, in float32")
     args = parser.parse_args(argv)
     device = torch.device("cpu" if args.dry_run else "cuda")
     dtypes = (torch.float32,) if args.dry_run else DTYPES
     there = KERNELS if args.dry_run else kernels(device) or (AUTO,)
-    cases = list(itertools.product(dtypes, HIDDEN, CUTS, CELLS, there))
-    started, done = time.monotonic(), 0
-    for dtype, H, (cut, resets), cell, kernel in cases:
-        if time.monotonic() - started > args.seconds:
+    cases = list(pairwise((there, list(CELLS), dtypes, CUTS, HIDDEN)))
+    done = 0
+    for kernel, cell, dtype, (cut, resets), H in cases:
+        if time.monotonic() > args.deadline:
             break
-        # Tangents are carried by kernels of their own, whichever the first pass ran.
-        has_second = dtype == torch.float32 and not isinstance(cut, TBPTT)
-        twice = has_second and kernel in (KERNELS[0], AUTO)
+        twice = dtype == torch.float32 and not isinstance(cut, TBPTT)
         name = f"{kernel} {cell} {dtype} H={H} {cut}{' resets' * resets}{' twice' * twice}"
         with forced(kernel):
             try:

@@ -223,7 +223,8 @@ def _kernels_table(results: Record) -> str:
             continue
         cells = [f"{record['cell']} {record['precision']} {record['row']}", record["mode"]]
         for kernel in (OURS, *kernels):
-            why = "none" if kernel in record["absent"] else "FAILED"
+            why = "none" if kernel in record["absent"] else "not timed"
+            why = "FAILED" if kernel in record["failed"] else why
             cells.append(number(times[kernel]["median"]) if kernel in times else why)
         rows.append([*cells, number(times[record["peer"]]["median"]), best(record)[0]])
     head = ["row", "mode", "the launcher's", *kernels, "theirs", "fastest"]

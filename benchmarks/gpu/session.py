@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from . import report
 
 RESERVE_S = 6.0  # of the budget: for the row under way at its end, and for writing
 PASSED, FAILED, CUT_OFF, SKIPPED, PRINTED = "passed", "failed", "cut off", "skipped", "printed"
+HAZARDS = "hazards"  # said by a tool that cannot judge all that is right: a reader has to
 Outcome = tuple[str, str]  # one of these, and in a few words what there is to say
 
 
@@ -36,6 +38,13 @@ class Command:
 
 def python(*words: str, **environment: str) -> Command:
     return Command([sys.executable, *words], environment)
+
+
+def tool(name: str) -> str | None:
+    """Where a program of the CUDA toolkit is, on the PATH or not."""
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    folders = [str(Path(home) / "bin") for home in homes if home]
+    return shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
 
 
 class Session:
@@ -78,8 +87,9 @@ class Session:
         write_text(self.out / "gpu.md", report.markdown(results))
 
     def step(self, name: str, share: float, run: Callable[[Session, float], Outcome]) -> None:
-        """Runs a step within its share of the budget, and goes on whatever becomes of it."""
-        limit = min(share * self.args.budget, self.left() - RESERVE_S)
+        """Runs a step within its share of the time left, and goes on whatever becomes of it."""
+        left = self.left()
+        limit = min(share * left, left - RESERVE_S)
         record = {"name": name, "outcome": "under way", "seconds": 0.0, "limit_s": round(limit, 1)}
         record["detail"] = ""
         outcome: Outcome = "interrupted", ""

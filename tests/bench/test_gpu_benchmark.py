@@ -6,12 +6,13 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -83,25 +84,28 @@ def test_dry_run_prints_what_it_does_not_run(dry):
         "benchmark": "passed"
     }
     for part in (
-        "FASTBPTT_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0a MAX_JOBS=",
+        "FASTBPTT_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=",
         "setup.py build_ext --inplace",
+        "OMP_NUM_THREADS=4",
         "-m pytest tests/cuda/test_cuda.py",
-        "--tool memcheck --error-exitcode 9 --kernel-regex kns=fastbptt",
+        "--tool memcheck --error-exitcode 9 --kernel-name kns=fastbptt",
         "--tool racecheck",
-        "arch=compute_90a,code=sm_90a benchmarks/gpu/probe.cu",
+        "arch=compute_90,code=sm_90 benchmarks/gpu/probe.cu",
     ):
         assert part in said, part
     cases = (folder / "sanitizer.log").read_text().splitlines()
-    assert "cluster gru torch.float32 H=33 Chunked(k=4) resets" in cases
+    for kernel, cell in product(KERNELS, CELLS):
+        assert any(case.startswith(f"{kernel} {cell} torch.float32 H=") for case in cases)
+    assert any(case.endswith("H=33 Chunked(k=4) resets twice") for case in cases)
     written = {path.name for path in folder.iterdir()}
     logs = {f"{step}.log" for step in gpu.STEPS}
     assert written == {"gpu.json", "gpu.md", *logs}, "nothing partial is left behind"
 
 
 def test_dry_run_ends_with_what_is_most_worth_reading(dry):
-    *_, goal, build, tests, sanitizer, probe, benchmark, last = dry[1].splitlines()
+    *_, goal, build, probe, tests, sanitizer, benchmark, last = dry[1].splitlines()
     assert goal.startswith("at least 5.0x the backward pass of Chunked at B = 1")
-    assert [build, tests, sanitizer, probe] == [f"{name}: printed" for name in list(gpu.STEPS)[:4]]
+    assert [build, probe, tests, sanitizer] == [f"{name}: printed" for name in list(gpu.STEPS)[:4]]
     assert benchmark.startswith("benchmark: passed ") and last == f"written to {dry[0]}"
 
 
@@ -254,15 +258,15 @@ def test_facts_of_the_card(tmp_path, monkeypatch):
 
 @pytest.fixture
 def picky(monkeypatch):
-    """Ours listens to the variable: no cluster kernel, a wrong resident one, an unknown one."""
+    """Ours listens to the variable: no cluster nor grid kernel, and a wrong resident one."""
     right = workload.ModuleStep.results
 
     def results(self):
         kernel = os.environ.get(KERNEL_VARIABLE)
         if not isinstance(self.module, CELLS[ROW.cell].ours) or kernel is None:
             return right(self)
-        if kernel == "cluster":
-            raise RuntimeError(f"{KERNEL_VARIABLE}=cluster: there is none for H = 64\nmore")
+        if kernel in ("cluster", "grid"):
+            raise RuntimeError(f"{KERNEL_VARIABLE}={kernel}: there is none for H = 64\nmore")
         found = right(self)
         if kernel == "resident":
             found["output"][3, 1, 5] += 1e-3
@@ -278,7 +282,10 @@ def bench(kernels=KERNELS) -> gpu_measure.Bench:
 @pytest.mark.parametrize("mode", [FORWARD, BACKWARD])
 def test_a_wrong_kernel_is_not_timed_and_a_missing_one_is_no_failure(picky, mode):
     record = bench().measure(Task(ROW, mode))
-    assert record["absent"] == {"cluster": f"{KERNEL_VARIABLE}=cluster: there is none for H = 64"}
+    assert record["absent"] == {
+        kernel: f"{KERNEL_VARIABLE}={kernel}: there is none for H = 64"
+        for kernel in ("cluster", "grid")
+    }
     assert record["failed"].keys() == {"resident"}
     assert record["error"].startswith("resident: output is off by 0.001, allowed is ")
     assert set(record["ms"]) == {"fastbptt", "stepwise", "torch.nn.LSTM"}
@@ -337,6 +344,24 @@ def test_kernels_can_be_asked_for_where_the_variable_is_read(monkeypatch):
     monkeypatch.setattr(module, "forward", lost)
     with pytest.raises(RuntimeError, match="CUDA error"):
         gpu_rows.kernels(device)
+
+
+def test_cases_hold_every_pair_in_few_runs():
+    factors = (KERNELS, list(CELLS), gpu_cases.DTYPES, gpu_cases.CUTS, gpu_cases.HIDDEN)
+    cases = list(gpu_cases.pairwise(factors))
+    for (i, one), (j, other) in combinations(enumerate(factors), 2):
+        assert {(case[i], case[j]) for case in cases} == set(product(one, other))
+    assert len(cases) < 20
+    assert {case[:2] for case in cases} == set(product(KERNELS, CELLS))
+
+
+def test_cases_end_at_a_moment_however_late_they_began(monkeypatch, capsys):
+    monkeypatch.setattr(gpu_cases, "run", lambda *_: None)
+    gpu_cases.main(["--dry-run", "--deadline", str(time.monotonic() - 1)])
+    assert re.fullmatch(r"0 of \d\d cases\n", capsys.readouterr().out)
+    gpu_cases.main(["--dry-run", "--deadline", str(time.monotonic() + 100)])
+    done, _, of, _ = capsys.readouterr().out.splitlines()[-1].split()
+    assert done == of
 
 
 def test_cases_fail_with_the_kernel(monkeypatch):
@@ -441,6 +466,11 @@ def test_a_step_that_breaks_is_recorded_and_the_next_goes_on(tmp_path, capsys):
     run.step("build", 0.3, breaks)
     run.step("tests", 0.3, breaks)
     run.step("probe", 0.3, lambda *_: ("passed", "fine"))
+    limits = [step["limit_s"] for step in run.results["steps"]]
+    assert limits == [pytest.approx(30, abs=1)] * 3, "a share of what is left"
+    run.deadline = time.monotonic() + 50
+    run.step("sanitizer", 0.3, breaks)
+    assert run.results["steps"].pop()["limit_s"] == pytest.approx(15, abs=1)
     run.deadline = time.monotonic()
     run.step("build", 0.3, breaks)
     found = [(s["outcome"], s["detail"]) for s in run.results["steps"]]
@@ -496,6 +526,21 @@ def test_nothing_older_is_measured_when_the_build_fails(tmp_path, monkeypatch):
     assert [s["detail"] for s in found if s["outcome"] == "skipped"] == ["the build failed"] * 3
 
 
+def test_the_last_step_asked_for_has_all_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "card_facts", lambda: {"name": "a card", "capability": "9.0"})
+    limits = {}
+
+    def step(session, limit_s):
+        limits[len(limits)] = limit_s
+        return "passed", ""
+
+    monkeypatch.setattr(gpu, "STEPS", {name: (step, 0.1) for name in gpu.STEPS})
+    gpu.main(["--out", str(tmp_path), "--steps", "build", "--budget", "100"])
+    assert list(limits.values()) == [pytest.approx(100 - gpu_session.RESERVE_S, abs=1)]
+    gpu.main(["--out", str(tmp_path), "--steps", "tests", "build", "--budget", "100"])
+    assert limits[1] == pytest.approx(10, abs=1) and limits[2] > 90
+
+
 def scripted(monkeypatch, run: gpu_session.Session, answers: list[tuple[int | None, str]]) -> list:
     """Programs that answer with a status and lines for the log; their commands."""
     commands = []
@@ -534,24 +579,55 @@ def test_test_outcomes(tmp_path, monkeypatch, answers, outcome, detail):
     found = gpu_steps.tests(run, 50)
     assert found[0] == outcome and detail in found[1]
     assert "-k lstm" in commands[0] and "-k 'not lstm'" in commands[1]
+    assert all(command.startswith("OMP_NUM_THREADS=4 ") for command in commands)
 
 
-CLEAN = "cluster rnn\n36 of 54 cases\n========= ERROR SUMMARY: 0 errors\n"
-RACES = "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n"
+CLEAN = "cluster rnn\n12 of 14 cases\n========= ERROR SUMMARY: 0 errors\n"
+WRONG = "cluster rnn\n14 of 14 cases\n========= ERROR SUMMARY: 3 errors\n"
+NO_RACES = (
+    "14 of 14 cases\n========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+)
+RACES = "14 of 14 cases\n========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)\n"
+NOTHING = "0 of 14 cases\n========= ERROR SUMMARY: 0 errors\n"
 
 
-def test_sanitizer_outcomes(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("memcheck", "racecheck", "outcome"),
+    [
+        ((0, CLEAN), (0, NO_RACES), "passed"),
+        ((0, CLEAN), (9, RACES), "hazards"),
+        ((9, WRONG), (9, RACES), "failed"),
+        ((9, WRONG), (0, NO_RACES), "failed"),
+        ((0, CLEAN), (9, "its own error"), "failed"),
+        ((0, CLEAN), (1, RACES), "failed"),
+        ((0, CLEAN), (None, "cluster rnn\n"), "cut off"),
+        ((0, NOTHING), (0, NO_RACES), "cut off"),
+        ((0, "14 of 14 cases\n"), (0, NO_RACES), "cut off"),
+    ],
+)
+def test_sanitizer_outcomes(tmp_path, monkeypatch, memcheck, racecheck, outcome):
+    """What racecheck reports is for a reader; what it did not get to is no verdict."""
+    run = session(tmp_path)
+    monkeypatch.setattr(gpu_steps, "tool", lambda name: f"/bin/{name}")
+    scripted(monkeypatch, run, [memcheck, racecheck])
+    run.step("sanitizer", 0.5, gpu_steps.sanitizer)
+    assert run.results["steps"][0]["outcome"] == outcome
+    assert run.failed() == (outcome == "failed")
+
+
+def test_sanitizer_says_when_its_cases_have_to_end(tmp_path, monkeypatch):
     run = session(tmp_path)
     monkeypatch.setattr(gpu_steps, "tool", lambda name: f"/bin/{name}")
     commands = scripted(monkeypatch, run, [(0, CLEAN), (9, RACES)])
-    outcome, detail = gpu_steps.sanitizer(run, 80)
-    assert outcome == "failed"
-    assert detail == (
-        "memcheck: 0 errors, 36 of 54 cases; racecheck: 2 hazards displayed (2 errors, 0 warnings)"
+    now = time.monotonic()
+    assert gpu_steps.sanitizer(run, 80)[1] == (
+        "memcheck: 0 errors, 12 of 14 cases; "
+        "racecheck: 2 hazards displayed (2 errors, 0 warnings), 14 of 14 cases"
     )
     assert commands[0].startswith("PYTORCH_NO_CUDA_MEMORY_CACHING=1 /bin/compute-sanitizer")
-    scripted(monkeypatch, run, [(0, CLEAN), (None, "cluster rnn\n")])
-    assert gpu_steps.sanitizer(run, 80)[0] == "cut off"
+    ends = [float(command.rpartition(" --deadline ")[2]) - now for command in commands]
+    spare = gpu_steps.CASES_END_S
+    assert ends == [pytest.approx(40 - spare, abs=1), pytest.approx(80 - spare, abs=1)]
     monkeypatch.setattr(gpu_steps, "tool", lambda name: None)
     assert gpu_steps.sanitizer(run, 80) == ("skipped", "no compute-sanitizer")
 
@@ -565,7 +641,7 @@ def test_probe_keeps_what_it_read_before_it_failed(tmp_path, monkeypatch):
     commands = scripted(monkeypatch, run, [(0, ""), (1, READINGS)])
     assert gpu_steps.probe(run, 30) == ("failed", "status 1, see probe.log")
     assert run.results["probe"] == {"launch_us": 2.1, "block_exchange_ns_128": 40.5}
-    assert "code=sm_90a" in commands[0]
+    assert "arch=compute_90,code=sm_90 " in commands[0]
     run.results["card"]["capability"] = "8.0"
     commands = scripted(monkeypatch, run, [(1, "no such header")])
     assert gpu_steps.probe(run, 30)[0] == "failed"
@@ -577,7 +653,7 @@ def test_the_probe_compiles_without_warnings(tmp_path):
     if compiler is None:
         pytest.skip("needs nvcc")
     words = [compiler, "-std=c++17", "--threads=2"]
-    words += [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ("80", "90a")]
+    words += [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ("80", "90")]
     words += ["-Xcompiler", "-Wall,-Wextra,-Werror", "-Werror", "all-warnings"]
     words += ["-o", str(tmp_path / "probe"), str(ROOT / "benchmarks" / "gpu" / "probe.cu")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100)
@@ -642,7 +718,7 @@ def test_the_report_shows_failures_and_what_was_left_out(tmp_path):
     lost = gpu_measure.identity(Task(ROW, BACKWARD)) | {"error": "its process ended"}
     full = gpu_measure.identity(Task(GpuRow("gru", 6, 2, 64), FORWARD))
     timed = record(GpuRow("rnn", 6, 2, 64), fastbptt=2.0, stepwise=3.0)
-    timed["absent"] = {"cluster": "none"}
+    timed["absent"], timed["failed"] = {"cluster": "none"}, {"resident": "off"}
     run.results["records"] = [wrong, lost, full | {"error": None, "skipped": "no memory"}, timed]
     run.results["kernels"] = list(KERNELS)
     run.write()
@@ -650,7 +726,8 @@ def test_the_report_shows_failures_and_what_was_left_out(tmp_path):
     assert "- lstm fp16 6,2,64 forward: resident: output is off" in report
     assert "- lstm fp16 6,2,64 forward+backward: its process ended" in report
     assert "| 2,64 | no memory |" in report and "| FAILED |" in report
-    assert "| rnn fp32 6,2,64 | forward | 1 | 1 | FAILED | none | 1 | stepwise |" in report
+    line = "| rnn fp32 6,2,64 | forward | 1 | 1 | FAILED | none | not timed | 1 | stepwise |"
+    assert line in report
     for table in report.split("\n\n"):
         if table.startswith("|"):
             assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
