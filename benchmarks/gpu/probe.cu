@@ -1,24 +1,26 @@
-// How long the pieces of a recurrent step's chain take on this card, as JSON on the terminal:
-// launches, and barriers and exchanges within a block, a cluster and the grid. A step of a kernel
-// can be no shorter than the one exchange of h that it makes.
+// How long the pieces of a recurrent step's chain take on this card, as JSON on the terminal, a line
+// as soon as it is known: launches, barriers and exchanges within a block, a cluster and the grid, and
+// products. And how many clusters it runs at once. A step of a kernel can be no shorter than the one
+// exchange of h that it makes.
 //
-//     nvcc -O3 -std=c++17 -arch=sm_90a -o gpu_probe benchmarks/gpu_probe.cu && ./gpu_probe
+//     nvcc -O3 -std=c++17 -arch=sm_90 -I csrc -o gpu_probe benchmarks/gpu/probe.cu && ./gpu_probe
 //
-// Each loop hands a value from thread to thread, so that no step can begin before the last one's
-// exchange is over. Cluster loops exist from sm_90 on; elsewhere their times are null.
+// Cluster loops exist from sm_90 on; elsewhere their times are null.
 
-#include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <string>
+
+#include "probe_kernels.cuh"
 
 namespace {
 
 constexpr int kSteps = 20000, kRepeats = 5, kMaxCluster = 16;
+constexpr int kMostBlocks = 1024, kMostBytes = 32 << 10;
 
 void check(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
@@ -26,183 +28,39 @@ void check(cudaError_t status, const char* what) {
   std::exit(1);
 }
 
-__global__ void empty_kernel() {}
-
-// A step: a barrier and nothing else.
-__global__ void block_barrier_kernel(int steps, int*) {
-  for (int k = 0; k < steps; ++k) __syncthreads();
+int attribute(cudaDeviceAttr name) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
+  return value;
 }
 
-// A step: every thread writes a value, waits, and reads its neighbour's from shared memory.
-__global__ void block_exchange_kernel(int steps, int* out) {
-  __shared__ int h[2][1024];
-  int value = threadIdx.x;
-  const int peer = (threadIdx.x + 33) % blockDim.x;
-  for (int k = 0; k < steps; ++k) {
-    h[k & 1][threadIdx.x] = value;
-    __syncthreads();
-    value = h[k & 1][peer] + 1;
-  }
-  if (value < 0) *out = value;
-}
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#define PROBE_CLUSTER 1
-
-__device__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-__device__ uint32_t cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-__device__ uint32_t cluster_size() {
-  uint32_t size;
-  asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-  return size;
-}
-
-__device__ void sync_cluster() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::
-                   : "memory");
-}
-
-// The same address in another block of the cluster.
-__device__ uint32_t map_shared(uint32_t address, uint32_t rank) {
-  uint32_t mapped;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
-  return mapped;
-}
-
-__device__ void wait_barrier(uint32_t barrier, uint32_t parity) {
-  uint32_t done = 0;
-  while (done == 0) {
-    asm volatile(
-        "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, p;\n\t}"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-  }
-}
-#endif
-
-// Each cluster kernel writes 1 to `there` if it was compiled for a card that has clusters.
-__global__ void cluster_barrier_kernel(int steps, int* there) {
-#ifdef PROBE_CLUSTER
-  for (int k = 0; k < steps; ++k) sync_cluster();
-  if (blockIdx.x + threadIdx.x == 0) *there = 1;
-#endif
-}
-
-// A step: every block puts a value a lane into the next block's shared memory; cluster barrier.
-__global__ void cluster_exchange_kernel(int steps, int* there) {
-#ifdef PROBE_CLUSTER
-  __shared__ int h[2][1024];
-  int value = threadIdx.x;
-  const uint32_t next = (cluster_rank() + 1) % cluster_size();
-  const uint32_t base = map_shared(shared_address(&h[0][threadIdx.x]), next);
-  sync_cluster();
-  for (int k = 0; k < steps; ++k) {
-    const uint32_t address = base + (k & 1) * sizeof(h[0]);
-    asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-    sync_cluster();
-    value = h[k & 1][threadIdx.x] + 1;
-  }
-  sync_cluster();  // a peer may still write here
-  if (blockIdx.x + threadIdx.x == 0) *there = value < 0 ? 2 : 1;
-#endif
-}
-
-// A step: every block pushes 128 bytes to each block of the cluster, itself too, with stores that
-// complete on the receiver's barrier; the block goes on when all have come. One warp a peer.
-__global__ void cluster_push_kernel(int steps, int* there) {
-#ifdef PROBE_CLUSTER
-  __shared__ int h[2][kMaxCluster][32];
-  __shared__ alignas(8) uint64_t barriers[2];
-  const uint32_t size = cluster_size(), rank = cluster_rank();
-  const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    for (uint64_t& barrier : barriers) {
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(&barrier))
-                   : "memory");
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
-  sync_cluster();
-  const uint32_t target = map_shared(shared_address(&h[0][rank][lane]), warp);
-  const uint32_t target_barrier = map_shared(shared_address(&barriers[0]), warp);
-  const uint32_t own_barrier = shared_address(&barriers[0]);
-  int value = threadIdx.x;
-  for (int k = 0; k < steps; ++k) {
-    const uint32_t buffer = k & 1;
-    if (threadIdx.x == 0) {
-      asm volatile(
-          "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(own_barrier + 8 * buffer),
-          "r"(128 * size)
-          : "memory");
-    }
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(
-                     target + buffer * static_cast<uint32_t>(sizeof(h[0]))),
-                 "r"(value), "r"(target_barrier + 8 * buffer)
-                 : "memory");
-    wait_barrier(own_barrier + 8 * buffer, (k >> 1) & 1);
-    value = h[buffer][(warp + 1) % size][lane] + 1;
-    // The next push of a warp says that all of its block have read: two buffers need no more.
-    __syncthreads();
-  }
-  sync_cluster();
-  if (blockIdx.x + threadIdx.x == 0) *there = value < 0 ? 2 : 1;
-#endif
-}
-
-// A step: a barrier over all blocks, by cooperative groups.
-__global__ void grid_barrier_kernel(int steps, int*) {
-  cooperative_groups::grid_group grid = cooperative_groups::this_grid();
-  for (int k = 0; k < steps; ++k) grid.sync();
-}
-
-// A step: a barrier over all blocks, by one counter that only grows.
-__global__ void grid_counter_kernel(int steps, int* counter) {
-  for (int k = 1; k <= steps; ++k) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(counter) : "memory");
-      int seen = 0;
-      do {
-        asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
-      } while (seen < k * static_cast<int>(gridDim.x));
-    }
-    __syncthreads();
-  }
-}
-
-using Kernel = void (*)(int, int*);
+using Kernel = void (*)(Args);
 
 struct Launch {
   int blocks = 1, threads = 128, cluster = 1;
   bool cooperative = false;
+  int bytes = 0;         // of Args
+  int shared_bytes = 0;  // dynamic
 };
 
 class Probe {
  public:
   Probe() {
-    check(cudaMalloc(&word_, sizeof(int)), "cudaMalloc");
+    check(cudaMalloc(&args_.word, sizeof(int)), "cudaMalloc");
+    check(cudaMalloc(&args_.flags, kMostBlocks * sizeof(uint32_t)), "cudaMalloc");
+    check(cudaMalloc(&args_.buffer, 2 * kMostBytes), "cudaMalloc");
     check(cudaEventCreate(&begin_), "cudaEventCreate");
     check(cudaEventCreate(&end_), "cudaEventCreate");
   }
 
   // Nanoseconds a step: the least of some runs, or -1 where the kernel cannot run.
   double step_ns(Kernel kernel, const Launch& how) {
-    if (how.cluster > 1 && !fits(kernel, how)) return -1;
-    run(kernel, how, 10);
-    if (how.cluster > 1) {
+    if (how.cluster > 1 && clusters_at_once(kernel, how) * how.cluster < how.blocks) return -1;
+    if (run(kernel, how, 10) < 0) return -1;
+    if (how.cluster > 1 && !how.cooperative) {
       int there = 0;
-      check(cudaMemcpy(&there, word_, sizeof(int), cudaMemcpyDeviceToHost), "cudaMemcpy");
+      check(cudaMemcpy(&there, args_.word, sizeof(int), cudaMemcpyDeviceToHost), "cudaMemcpy");
       if (there == 0) return -1;
     }
     // Two lengths, so that what a launch costs drops out.
@@ -266,88 +124,152 @@ class Probe {
     return 1e3 * least / kNodes;
   }
 
+  // Side by side; 0 where there are none.
+  static int clusters_at_once(Kernel kernel, const Launch& how) {
+    if (attribute(cudaDevAttrComputeCapabilityMajor) < 9) return 0;
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t launch = config(how, attributes);
+    int clusters = 0;
+    if (!allow(kernel, how) ||
+        cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch) != cudaSuccess) {
+      cudaGetLastError();  // forget it: this size is not to be had
+      return 0;
+    }
+    return clusters;
+  }
+
  private:
-  static cudaLaunchConfig_t config(const Launch& how, cudaLaunchAttribute* attribute) {
+  static cudaLaunchConfig_t config(const Launch& how, cudaLaunchAttribute (&attributes)[2]) {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(how.blocks);
     config.blockDim = dim3(how.threads);
-    config.attrs = attribute;
+    config.dynamicSmemBytes = how.shared_bytes;
+    config.attrs = attributes;
     if (how.cluster > 1) {
-      attribute->id = cudaLaunchAttributeClusterDimension;
-      attribute->val.clusterDim.x = how.cluster;
-      attribute->val.clusterDim.y = attribute->val.clusterDim.z = 1;
-      config.numAttrs = 1;
-    } else if (how.cooperative) {
-      attribute->id = cudaLaunchAttributeCooperative;
-      attribute->val.cooperative = 1;
-      config.numAttrs = 1;
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = how.cluster;
+      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    }
+    if (how.cooperative) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
     }
     return config;
   }
 
-  static bool fits(Kernel kernel, const Launch& how) {
-    int device = 0, major = 0, clusters = 0;
-    check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "attribute");
-    if (major < 9) return false;
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-          "cudaFuncSetAttribute");
-    cudaLaunchAttribute attribute;
-    const cudaLaunchConfig_t launch = config(how, &attribute);
-    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch) != cudaSuccess) {
-      cudaGetLastError();  // forget it: this size is not to be had
-      return false;
-    }
-    return clusters > 0;
+  // Whether the kernel may be launched so.
+  static bool allow(Kernel kernel, const Launch& how) {
+    constexpr int kPortable = 8;
+    const bool is_portable = how.cluster <= kPortable;
+    return (is_portable ||
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) ==
+                cudaSuccess) &&
+           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                how.shared_bytes) == cudaSuccess;
   }
 
+  // Milliseconds, or -1 where such a launch is not to be had.
   float run(Kernel kernel, const Launch& how, int steps) {
-    cudaLaunchAttribute attribute;
-    const cudaLaunchConfig_t launch = config(how, &attribute);
+    cudaLaunchAttribute attributes[2];
+    const cudaLaunchConfig_t launch = config(how, attributes);
+    args_.steps = steps;
+    args_.bytes = how.bytes;
     float ms = 0;
-    check(cudaMemset(word_, 0, sizeof(int)), "cudaMemset");
+    check(cudaMemset(args_.word, 0, sizeof(int)), "cudaMemset");
+    check(cudaMemset(args_.flags, 0, kMostBlocks * sizeof(uint32_t)), "cudaMemset");
+    check(cudaMemset(args_.buffer, 0, 2 * kMostBytes), "cudaMemset");
     check(cudaEventRecord(begin_), "cudaEventRecord");
-    check(cudaLaunchKernelEx(&launch, kernel, steps, word_), "cudaLaunchKernelEx");
+    if (!allow(kernel, how) || cudaLaunchKernelEx(&launch, kernel, args_) != cudaSuccess) {
+      cudaGetLastError();  // forget it
+      return -1;
+    }
     check(cudaEventRecord(end_), "cudaEventRecord");
     check(cudaEventSynchronize(end_), "a kernel of the probe");
     check(cudaEventElapsedTime(&ms, begin_, end_), "cudaEventElapsedTime");
     return ms;
   }
 
-  int* word_ = nullptr;
+  Args args_{};
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
-void print(const char* name, int size, double ns) {
-  if (ns < 0) {
-    std::printf(",\n \"%s_%d\": null", name, size);
+// A line a value: what a run that is cut off has found stays.
+void print(const std::string& name, double value) {
+  if (value < 0) {
+    std::printf("\"%s\": null,\n", name.c_str());
   } else {
-    std::printf(",\n \"%s_%d\": %.1f", name, size, ns);
+    std::printf("\"%s\": %.3f,\n", name.c_str(), value);
+  }
+}
+
+// The name ends with the number that the value is for.
+void print(const std::string& name, int number, double value) {
+  print(name + "_" + std::to_string(number), value);
+}
+
+// How many clusters of blocks as a persistent kernel has them run at once.
+void print_clusters(int size, int kilobytes) {
+  const Launch how{size, kThreads, size, false, 0, kilobytes << 10};
+  print("clusters_at_once_with_" + std::to_string(kilobytes) + "_kb", size,
+        Probe::clusters_at_once(persistent_shape_kernel, how));
+}
+
+void print_pushes(Probe& probe, int size) {
+  for (int bytes : {512, 2 << 10, 8 << 10, 32 << 10}) {
+    const Launch how{size, kThreads, size, false, bytes, 128 + 2 * bytes};
+    print("cluster_push_" + std::to_string(bytes) + "_bytes_ns", size,
+          probe.step_ns(cluster_push_kernel, how));
   }
 }
 
 }  // namespace
 
 int main() {
-  int device = 0, processors = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "attribute");
+  std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);
+  std::printf("{\n");
   Probe probe;
-  std::printf("{\"launch_us\": %.3f, \"launch_round_trip_us\": %.3f, \"graph_kernel_us\": %.3f",
-              probe.launch_us(), probe.round_trip_us(), probe.graph_us());
+  const int processors = attribute(cudaDevAttrMultiProcessorCount);
+  cudaFuncAttributes shape;
+  check(cudaFuncGetAttributes(&shape, persistent_shape_kernel), "cudaFuncGetAttributes");
+  print("clusters_at_once_registers", shape.numRegs);
+  for (int size : {2, 4, 8, kMaxCluster}) {
+    for (int kilobytes : {100, 200}) print_clusters(size, kilobytes);
+  }
+  print("clock_mhz", 1e3 * kCycles / probe.step_ns(cycles_kernel, {}));
+  print("launch_us", probe.launch_us());
+  print("launch_round_trip_us", probe.round_trip_us());
+  print("graph_kernel_us", probe.graph_us());
   for (int threads : {128, 256, 512, 1024}) {
     print("block_barrier_ns", threads, probe.step_ns(block_barrier_kernel, {1, threads}));
     print("block_exchange_ns", threads, probe.step_ns(block_exchange_kernel, {1, threads}));
   }
+  for (int warps : {1, 4, 16}) {
+    print("product_8_tiles_ns", warps, probe.step_ns(product_kernel<8>, {1, kWarp * warps}));
+    print("product_2_tiles_ns", warps, probe.step_ns(product_kernel<2>, {1, kWarp * warps}));
+  }
   for (int size : {2, 4, 8, kMaxCluster}) {
     print("cluster_barrier_ns", size, probe.step_ns(cluster_barrier_kernel, {size, 256, size}));
     print("cluster_exchange_ns", size, probe.step_ns(cluster_exchange_kernel, {size, 256, size}));
-    print("cluster_push_ns", size, probe.step_ns(cluster_push_kernel, {size, 32 * size, size}));
+    print_pushes(probe, size);
   }
   for (int blocks : {16, 64, processors}) {
     print("grid_barrier_ns", blocks, probe.step_ns(grid_barrier_kernel, {blocks, 256, 1, true}));
     print("grid_counter_ns", blocks, probe.step_ns(grid_counter_kernel, {blocks, 256, 1, true}));
   }
-  std::printf("}\n");
+  const int blocks = std::min(processors, 128);
+  for (int bytes : {0, 4 << 10, 16 << 10, 32 << 10}) {
+    const Launch how{blocks, kThreads, 1, true, bytes};
+    print("grid_exchange_ns", bytes, probe.step_ns(grid_exchange_kernel, how));
+  }
+  // The same by as many clusters as there can be: whether a launch may be both, and what it costs.
+  for (int size : {2, 4, 8, kMaxCluster}) {
+    Launch how{size, kThreads, size, true, 16 << 10};
+    const int most = Probe::clusters_at_once(grid_exchange_kernel, how);
+    how.blocks = std::max(1, std::min(most, blocks / size)) * size;
+    print("grid_of_clusters_exchange_ns", size, probe.step_ns(grid_exchange_kernel, how));
+  }
+  std::printf("\"complete\": 1}\n");
   return 0;
 }

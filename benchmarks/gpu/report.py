@@ -75,7 +75,7 @@ def step_ns(probe: Record, recurrent_bytes: int) -> float | None:
         names = [name for name in probe if name.startswith("block_exchange_ns")]
     else:
         size = 2 ** math.ceil(math.log2(blocks))
-        names = [f"cluster_exchange_ns_{size}", f"cluster_push_ns_{size}"]
+        names = [f"cluster_exchange_ns_{size}", f"cluster_push_512_bytes_ns_{size}"]
         if not any(probe.get(name) for name in names):
             names = [name for name in probe if name.startswith("grid_")]
     return min((probe[name] for name in names if probe.get(name)), default=None)

@@ -632,7 +632,11 @@ def test_sanitizer_says_when_its_cases_have_to_end(tmp_path, monkeypatch):
     assert gpu_steps.sanitizer(run, 80) == ("skipped", "no compute-sanitizer")
 
 
-READINGS = '{"launch_us": 2.1,\n "cluster_push_ns_16": null,\n "block_exchange_ns_128": 40.5'
+READINGS = """{
+"clusters_at_once_with_100_kb_16": 7.000,
+"cluster_push_512_bytes_ns_16": null,
+"block_exchange_ns_128": 40.5,
+"""
 
 
 def test_probe_keeps_what_it_read_before_it_failed(tmp_path, monkeypatch):
@@ -640,9 +644,14 @@ def test_probe_keeps_what_it_read_before_it_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_steps, "tool", lambda name: f"/bin/{name}")
     commands = scripted(monkeypatch, run, [(0, ""), (1, READINGS)])
     assert gpu_steps.probe(run, 30) == ("failed", "status 1, see probe.log")
-    assert run.results["probe"] == {"launch_us": 2.1, "block_exchange_ns_128": 40.5}
+    found = {"clusters_at_once_with_100_kb_16": 7, "block_exchange_ns_128": 40.5}
+    assert run.results["probe"] == found
     assert "arch=compute_90,code=sm_90 " in commands[0]
     run.results["card"]["capability"] = "8.0"
+    (tmp_path / "probe.log").unlink()
+    scripted(monkeypatch, run, [(0, ""), (None, READINGS)])
+    assert gpu_steps.probe(run, 30) == ("cut off", "2 readings")
+    assert run.results["probe"] == found
     commands = scripted(monkeypatch, run, [(1, "no such header")])
     assert gpu_steps.probe(run, 30)[0] == "failed"
     assert "arch=compute_80,code=sm_80" in commands[0]
@@ -652,7 +661,7 @@ def test_the_probe_compiles_without_warnings(tmp_path):
     compiler = shutil.which("nvcc")
     if compiler is None:
         pytest.skip("needs nvcc")
-    words = [compiler, "-std=c++17", "--threads=2"]
+    words = [compiler, "-std=c++17", "--threads=2", "-I", str(ROOT / "csrc")]
     words += [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in ("80", "90")]
     words += ["-Xcompiler", "-Wall,-Wextra,-Werror", "-Werror", "all-warnings"]
     words += ["-o", str(tmp_path / "probe"), str(ROOT / "benchmarks" / "gpu" / "probe.cu")]
@@ -672,7 +681,8 @@ PROBE = {
     "block_exchange_ns_128": 40.0,
     "block_exchange_ns_1024": 90.0,
     "cluster_exchange_ns_8": 700.0,
-    "cluster_push_ns_8": 500.0,
+    "cluster_push_512_bytes_ns_8": 500.0,
+    "cluster_push_32768_bytes_ns_8": 300.0,
     "grid_counter_ns_132": 1200.0,
 }
 
