@@ -13,8 +13,10 @@ against, and reported if they stay.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -24,7 +26,6 @@ from .common.files import Record, save
 from .common.rows import BACKWARD, Row
 from .common.timing import Quartiles, interleave, paired_ratios
 from .common.workload import CELLS, OURS, Mismatch, Workload, check, tolerance
-from .cpu.scaling_plot import write_plot
 from .cpu.surroundings import WithThreads
 from .cpu.sweeps import (
     AXES,
@@ -185,6 +186,16 @@ def terminal_lines(record: Record) -> list[str]:
     return [*lines, *findings([record])]
 
 
+def write_plot(results: Record, path: Path) -> None:
+    """The picture, where there is what draws it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print(f"no matplotlib: {path.name} is not drawn", file=sys.stderr)
+        return
+    from .cpu import scaling_plot
+
+    scaling_plot.write_plot(results, path)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.scaling",
@@ -215,6 +226,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="leave out values of an axis above this",
     )
+    add("--values", nargs="+", type=arguments.count, metavar="N", help="only these of an axis")
     arguments.add_common(parser, "scaling.json and scaling.png")
     return parser
 
@@ -227,6 +239,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweeps = [s for s in (QUICK_SWEEPS if args.quick else SWEEPS) if s.axis in args.axes]
     if args.upto:
         sweeps = [sweep.upto(args.upto) for sweep in sweeps]
+    if args.values:
+        sweeps = [sweep.among(args.values) for sweep in sweeps]
+    sweeps = [sweep for sweep in sweeps if sweep.values]
+    if not sweeps:
+        parser.error("arguments --axes, --upto and --values: no size is left")
     settings = {
         "command": arguments.command(parser, args),
         "threads": args.threads,

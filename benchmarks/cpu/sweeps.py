@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,6 +50,10 @@ class Sweep:
     def upto(self, limit: int) -> Sweep:
         """The same without the values above ``limit``."""
         return Sweep(self.axis, self.base, tuple(v for v in self.values if v <= limit))
+
+    def among(self, wanted: Container[int]) -> Sweep:
+        """The same with those of its values alone."""
+        return Sweep(self.axis, self.base, tuple(v for v in self.values if v in wanted))
 
 
 # Odd sizes stand around powers of two and multiples of a vector: where kernels have edges.

@@ -43,7 +43,7 @@ from .session import (
     python,
     started,
 )
-from .steps import build, probe, sanitizer, tests
+from .steps import build, probe, sanitizer, scaling, tests
 
 MARK = "@ "  # what gpu.measure begins its lines of results with
 STALL_S = 60.0  # no row takes as long: it hangs
@@ -153,9 +153,10 @@ STEPS = {
     "probe": (probe, 0.15),
     "tests": (tests, 0.25),
     "sanitizer": (sanitizer, 0.25),
+    "scaling": (scaling, 0.15),
     "benchmark": (benchmark, 1.0),
 }
-NEED_BUILD = ("tests", "sanitizer", "benchmark")
+NEED_BUILD = ("tests", "sanitizer", "scaling", "benchmark")
 
 
 def not_built(session: Session, limit_s: float) -> Outcome:

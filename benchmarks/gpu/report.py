@@ -231,6 +231,14 @@ def _kernels_table(results: Record) -> str:
     return table(head, rows) if rows else ""
 
 
+def _threads_table(results: Record) -> str:
+    """Milliseconds of the CPU kernels by the threads."""
+    sizes = results["cpu_threads"]
+    threads = sorted({int(n) for size in sizes for n in size["ms"]})
+    rows = [[s["cell"], s["size"], *(number(s["ms"].get(str(n))) for n in threads)] for s in sizes]
+    return table(["cell", "size", *(f"{n} threads" for n in threads)], rows) if rows else ""
+
+
 def closing(results: Record) -> list[str]:
     """What is most worth reading, for the end of the terminal's output."""
     lines = [
@@ -313,6 +321,8 @@ def markdown(results: Record) -> str:
             parts += ["## Truncation and resets against loops by hand", loops]
         if kernels := _kernels_table(results):
             parts += ["## Kernel by kernel, ms", kernels]
+    if threads := _threads_table(results):
+        parts += ["## The CPU kernels by threads: forward+backward, ms", threads]
     if results["probe"]:
         rows = [(name, number(value)) for name, value in results["probe"].items()]
         parts += ["## Probe", table(("", ""), rows)]

@@ -71,6 +71,7 @@ class Session:
             "kernels": [],
             "probe": None,
             "ceilings": None,
+            "cpu_threads": [],
             "goals": [],
             "summary": [],
             "records": [],
@@ -120,15 +121,17 @@ class Session:
         wrong = any(step["outcome"] == FAILED for step in self.results["steps"])
         return wrong or bool(report.failures(self.results))
 
-    def call(self, command: Command, log: Path, limit_s: float) -> int | None:
+    def call(
+        self, command: Command, log: Path, limit_s: float, needs_gpu: bool = True
+    ) -> int | None:
         """Runs a program, its output behind that of others in a log: exit status, None if cut off.
 
-        A dry run prints the command instead.
+        A dry run only prints the command of one that needs a GPU.
         """
         print(f"$ {command}", flush=True)
         with log.open("a", encoding="utf-8") as file:
             print(f"$ {command}", file=file, flush=True)
-            if self.dry_run:
+            if self.dry_run and needs_gpu:
                 return 0
             with started(command, stdout=file, stderr=subprocess.STDOUT) as process:
                 try:

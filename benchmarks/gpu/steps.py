@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..common.files import Record
@@ -23,7 +25,6 @@ from .session import (
     Outcome,
     Session,
     python,
-    started,
     tool,
 )
 
@@ -31,6 +32,8 @@ FOCUS = "lstm"  # the tests to begin with: it has all that the other cells have
 CASES_END_S = 12.0  # before a sanitizer's limit: for the case under way, and to sum up
 FOUND = 9  # the exit status of a sanitizer that found something
 TEST_S = 30  # no test takes as long: it hangs
+THREADS = (1, 2, 4, 8, 16)
+SCALED = ("64", "256", "1024")  # hidden sizes
 
 
 def worst(outcomes: Sequence[str]) -> str:
@@ -103,9 +106,9 @@ def sanitizer(session: Session, limit_s: float) -> Outcome:
     if program is None and not session.dry_run:
         return SKIPPED, "no compute-sanitizer"
     if session.dry_run:  # the cases without the tool
-        with started(python("-m", "benchmarks.gpu.cases", "--dry-run"), stdout=log.open("a")) as p:
-            if p.wait(limit_s):
-                return FAILED, "the cases failed, see sanitizer.log"
+        command = python("-m", "benchmarks.gpu.cases", "--dry-run")
+        if session.call(command, log, limit_s, needs_gpu=False) != 0:
+            return FAILED, "the cases failed, see sanitizer.log"
     outcomes, details = [], []
     end = time.monotonic() + limit_s
     for name, share in (("memcheck", 0.5), ("racecheck", 1.0)):
@@ -153,6 +156,41 @@ def probe(session: Session, limit_s: float) -> Outcome:
     if status is None:
         return CUT_OFF, f"{len(session.results['probe'] or {})} readings"
     return (PASSED, "") if status == 0 else (FAILED, f"status {status}, see probe.log")
+
+
+def scaling(session: Session, limit_s: float) -> Outcome:
+    """The CPU kernels on one thread and on more, while nothing else runs on the cores.
+
+    The results are cpu_scaling.json, of the form of benchmarks.scaling; gpu.json has its medians.
+    """
+    cores = len(os.sched_getaffinity(0))
+    threads = [str(n) for n in THREADS if n <= cores]
+    cells, sizes = (["rnn"], ["2", "4"]) if session.dry_run else (["lstm", "gru"], SCALED)
+    with tempfile.TemporaryDirectory() as folder:
+        words = ["-m", "benchmarks.scaling", "--cells", *cells, "--axes", "H", "--values", *sizes]
+        words += ["--threads", *threads, "--rounds", "3", "--budget", "0", "--out", folder]
+        log = session.out / "benchmark.log"
+        status = session.call(python(*words), log, limit_s, needs_gpu=False)
+        found, kept = Path(folder) / "scaling.json", session.out / "cpu_scaling.json"
+        if found.exists():
+            shutil.copyfile(found, kept)
+            records = json.loads(kept.read_text(encoding="utf-8"))["records"]
+            session.results["cpu_threads"] = list(medians(records))
+    detail = f"{len(session.results['cpu_threads'])} sizes"
+    if status is None:
+        return CUT_OFF, detail
+    return (FAILED, f"status {status}, see benchmark.log") if status else (PASSED, detail)
+
+
+def medians(records: Sequence[Record]) -> Iterator[Record]:
+    """Each size of benchmarks.scaling's records, with its milliseconds by the threads."""
+    for record in records:
+        for point in record["points"]:
+            yield {
+                "cell": record["cell"],
+                "size": f"{record['at']}, H={point['H']}",
+                "ms": {n: quartiles["median"] for n, quartiles in point["ms"].items()},
+            }
 
 
 def readings(text: str) -> Record:

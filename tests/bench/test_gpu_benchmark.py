@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.common import contenders, workload
+from benchmarks.common import contenders, machine, workload
 from benchmarks.common.rows import BACKWARD, FORWARD
 from benchmarks.common.workload import CELLS, Mismatch
 from benchmarks.gpu import __main__ as gpu
@@ -80,8 +80,9 @@ def test_dry_run_prints_what_it_does_not_run(dry):
     folder, said = dry
     found = json.loads((folder / "gpu.json").read_text())
     steps = {step["name"]: step["outcome"] for step in found["steps"]}
-    assert steps == dict.fromkeys(["build", "tests", "sanitizer", "probe"], "printed") | {
-        "benchmark": "passed"
+    assert steps == dict.fromkeys(["build", "probe", "tests", "sanitizer"], "printed") | {
+        "scaling": "passed",
+        "benchmark": "passed",
     }
     for part in (
         "FASTBPTT_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=",
@@ -98,14 +99,29 @@ def test_dry_run_prints_what_it_does_not_run(dry):
         assert any(case.startswith(f"{kernel} {cell} torch.float32 H=") for case in cases)
     assert any(case.endswith("H=33 Chunked(k=4) resets twice") for case in cases)
     written = {path.name for path in folder.iterdir()}
-    logs = {f"{step}.log" for step in gpu.STEPS}
-    assert written == {"gpu.json", "gpu.md", *logs}, "nothing partial is left behind"
+    logs = {f"{step}.log" for step in gpu.STEPS if step != "scaling"}
+    results = {"gpu.json", "gpu.md", "cpu_scaling.json"}
+    assert written == results | logs, "nothing partial is left behind"
+    assert len(written) <= 8, "no more than a machine that is lent gives back"
+
+
+def test_dry_run_times_the_cpu_kernels_by_threads(dry):
+    whole = json.loads((dry[0] / "cpu_scaling.json").read_text())
+    threads = [n for n in (1, 2, 4, 8, 16) if n <= machine.cores()]
+    assert whole["complete"] and whole["settings"]["threads"] == threads
+    sizes = json.loads((dry[0] / "gpu.json").read_text())["cpu_threads"]
+    assert [size["size"] for size in sizes] == [
+        f"T=32, B={B}, H={H}" for B in (1, 16) for H in (2, 4)
+    ]
+    assert {int(n) for size in sizes for n in size["ms"]} == set(threads)
+    assert "| rnn | T=32, B=16, H=4 | " in (dry[0] / "gpu.md").read_text()
 
 
 def test_dry_run_ends_with_what_is_most_worth_reading(dry):
-    *_, goal, build, probe, tests, sanitizer, benchmark, last = dry[1].splitlines()
+    *_, goal, build, probe, tests, sanitizer, scaling, benchmark, last = dry[1].splitlines()
     assert goal.startswith("at least 5.0x the backward pass of Chunked at B = 1")
     assert [build, probe, tests, sanitizer] == [f"{name}: printed" for name in list(gpu.STEPS)[:4]]
+    assert scaling == "scaling: passed 4 sizes"
     assert benchmark.startswith("benchmark: passed ") and last == f"written to {dry[0]}"
 
 
@@ -523,7 +539,7 @@ def test_nothing_older_is_measured_when_the_build_fails(tmp_path, monkeypatch):
     assert gpu.main(["--out", str(tmp_path)]) == 1
     assert called == ["build", "probe"]
     found = json.loads((tmp_path / "gpu.json").read_text())["steps"]
-    assert [s["detail"] for s in found if s["outcome"] == "skipped"] == ["the build failed"] * 3
+    assert [s["detail"] for s in found if s["outcome"] == "skipped"] == ["the build failed"] * 4
 
 
 def test_the_last_step_asked_for_has_all_the_time(tmp_path, monkeypatch):
@@ -630,6 +646,29 @@ def test_sanitizer_says_when_its_cases_have_to_end(tmp_path, monkeypatch):
     assert ends == [pytest.approx(40 - spare, abs=1), pytest.approx(80 - spare, abs=1)]
     monkeypatch.setattr(gpu_steps, "tool", lambda name: None)
     assert gpu_steps.sanitizer(run, 80) == ("skipped", "no compute-sanitizer")
+
+
+def test_scaling_keeps_the_sweeps_before_its_end(tmp_path, monkeypatch):
+    run = session(tmp_path)
+
+    def call(command, log, limit_s, needs_gpu):
+        folder = Path(command.words[command.words.index("--out") + 1])
+        point = {"H": 64, "ms": {"1": {"q1": 1.0, "median": 2.0, "q3": 3.0}}}
+        records = [{"cell": "lstm", "at": "T=32, B=1", "points": [point]}]
+        (folder / "scaling.json").write_text(json.dumps({"records": records}))
+        assert not needs_gpu
+        return next(answers)
+
+    answers = iter((None, 0, 1))
+    monkeypatch.setattr(run, "call", call)
+    for outcome in ("cut off", "passed", "failed"):
+        run.step("scaling", 0.5, gpu_steps.scaling)
+        assert run.results["steps"][-1]["outcome"] == outcome
+        kept = json.loads((tmp_path / "cpu_scaling.json").read_text())
+        assert kept["records"][0]["points"]
+    assert run.results["cpu_threads"] == [
+        {"cell": "lstm", "size": "T=32, B=1, H=64", "ms": {"1": 2.0}}
+    ]
 
 
 READINGS = """{

@@ -193,10 +193,21 @@ def test_the_plot_has_a_panel_an_axis_and_cell_and_rings_what_was_found(fake_tim
     assert len(rings) == 2 and all(line.get_xdata() == [9] for line in rings)
 
 
+def test_values_are_picked_and_no_picture_is_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaling.importlib.util, "find_spec", lambda _: None)
+    words = ("--cells", "rnn", "--axes", "H", "layers", "--values", "4", "9")
+    status, found = run(tmp_path, monkeypatch, *words)
+    assert status == 0 and not (tmp_path / "scaling.png").exists()
+    assert "no matplotlib: scaling.png is not drawn" in capsys.readouterr().err
+    ((axis, points),) = [(r["axis"], r["points"]) for r in found["records"]]
+    assert axis == "H" and [point["H"] for point in points] == [4, 9]
+
+
 def test_bad_arguments_are_refused(tmp_path, capsys):
     for arguments, message in (
         (["--axes", "I"], "invalid choice: 'I'"),
         (["--threads", "0"], "must be an integer above 0"),
+        (["--values", "100001"], "arguments --axes, --upto and --values: no size is left"),
         (["--out", __file__], "argument --out: cannot write to"),
     ):
         with pytest.raises(SystemExit):
