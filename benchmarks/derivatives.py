@@ -32,7 +32,16 @@ from .common import arguments, machine
 from .common.files import Record, save
 from .common.rows import BACKWARD, Row, Size, format_size
 from .common.timing import Quartiles, interleave, paired_ratios
-from .common.workload import CELLS, OURS, Mismatch, Results, Workload, check, tolerance
+from .common.workload import (
+    CELLS,
+    OURS,
+    Mismatch,
+    Results,
+    TwiceStep,
+    Workload,
+    check,
+    tolerance,
+)
 from .cpu import tables
 
 KINDS = ("twice", "per sample", "ensemble")
@@ -61,44 +70,24 @@ class Call:
     def clear(self) -> None: ...
 
 
-def twice(cell: str, size: Size) -> tuple[dict[str, Call], Row]:
+def twice(cell: str, size: Size) -> tuple[dict[str, Call | TwiceStep], Row]:
     """Double backward by ours and by torch's module, and our backward pass alone."""
     row = Row(cell, *size[:3])
     work = Workload(row, BACKWARD)
-    generator = torch.Generator().manual_seed(1)
-    names = ["input", *work.weights]
-    shapes = [work.input.shape, *(weight.shape for weight in work.weights.values())]
-    along = [torch.randn(shape, generator=generator) for shape in shapes]
-
-    def primals(module: nn.Module) -> list[Tensor]:
-        return [work.input.clone().requires_grad_(), *module.parameters()]
-
-    def call(module: nn.Module) -> Call:
-        inputs = primals(module)
-        grad_output = work.grad_output.clone().requires_grad_()
-
-        def run() -> Results:
-            output, _ = module(inputs[0])
-            first = torch.autograd.grad(output, inputs, grad_output, create_graph=True)
-            second = torch.autograd.grad(first, [grad_output, *inputs], along)
-            return dict(zip(["grad_output", *names], second, strict=True))
-
-        return Call(run)
 
     def once(module: nn.Module) -> Call:
-        inputs = primals(module)
+        inputs = [work.input.clone().requires_grad_(), *module.parameters()]
 
         def run() -> Results:
             output, _ = module(inputs[0])
-            return dict(
-                zip(names, torch.autograd.grad(output, inputs, work.grad_output), strict=True)
-            )
+            gradients = torch.autograd.grad(output, inputs, work.grad_output)
+            return dict(zip(["input", *work.weights], gradients, strict=True))
 
         return Call(run)
 
     ours, theirs = work.load(CELLS[cell].ours), work.load(CELLS[cell].torch)
     name = f"torch.nn.{cell.upper()}"
-    return {OURS: call(ours), name: call(theirs), ONCE: once(ours)}, row
+    return {OURS: TwiceStep(work, ours), name: TwiceStep(work, theirs), ONCE: once(ours)}, row
 
 
 def per_sample(cell: str, size: Size) -> tuple[dict[str, Call], Row]:

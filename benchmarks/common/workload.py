@@ -129,6 +129,42 @@ class ModuleStep:
         return found
 
 
+class TwiceStep:
+    """A module differentiated twice: along cotangents of each gradient, the gradients of those."""
+
+    def __init__(
+        self,
+        work: Inputs,
+        module: nn.Module,
+        forward: Callable[[Tensor], tuple[Tensor, State]] | None = None,
+    ) -> None:
+        self.module, self.forward = module, forward or module
+        self.input = work.input.clone().requires_grad_()
+        self.grad_output = work.grad_output.clone().requires_grad_()
+        generator = torch.Generator().manual_seed(1)
+        self.along = [
+            torch.randn(leaf.shape, generator=generator).to(leaf) for leaf in self._leaves()
+        ]
+
+    def _leaves(self) -> list[Tensor]:
+        return [self.input, *self.module.parameters()]
+
+    def clear(self) -> None:
+        pass
+
+    def run(self) -> Results:
+        leaves = self._leaves()
+        output, _ = self.forward(self.input)
+        first = torch.autograd.grad(output, leaves, self.grad_output, create_graph=True)
+        second = torch.autograd.grad(first, [self.grad_output, *leaves], self.along)
+        names = ["grad_output", "input", *(name for name, _ in self.module.named_parameters())]
+        return dict(zip(names, second, strict=True))
+
+    def results(self) -> Results:
+        """The second gradients, by name."""
+        return self.run()
+
+
 class Mismatch(Exception):
     """Ours and a peer do not compute the same: there is nothing to time."""
 

@@ -23,13 +23,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from ..common.files import Record
 from . import report
-from .report import best, number
+from .report import OURS, best, number
 from .session import (
     CUT_OFF,
     FAILED,
@@ -46,8 +47,9 @@ from .session import (
 from .steps import build, probe, sanitizer, scaling, tests
 
 MARK = "@ "  # what gpu.measure begins its lines of results with
-STALL_S = 60.0  # no row takes as long: it hangs
+STALL_S = 30.0  # no contender takes as long: it hangs
 MAX_RESTARTS = 8
+MAX_LOST = 2  # processes; a kernel that more are lost with is left out of the rows that follow
 
 
 def messages(stream: TextIO, log: TextIO, session: Session) -> Iterator[Record | None]:
@@ -65,7 +67,8 @@ def messages(stream: TextIO, log: TextIO, session: Session) -> Iterator[Record |
     threading.Thread(target=read, daemon=True).start()
     while True:
         try:
-            line = lines.get(timeout=max(min(STALL_S, session.left() - RESERVE_S / 2), 0.1))
+            most = min(session.patience_s, session.left() - RESERVE_S / 2)
+            line = lines.get(timeout=max(most, 0.1))
         except queue.Empty:
             yield None
             return
@@ -89,9 +92,13 @@ def line_of(record: Record) -> str:
     return f"{name} {record['error'] or record.get('skipped') or 'not timed'}"
 
 
-def measured(session: Session, command: Command, skip: int) -> tuple[str, int]:
-    """Runs gpu.measure: how it ended ("" as it should), and how many measurements lie behind it."""
-    results, current, ended = session.results, None, ""
+def measured(session: Session, command: Command, skip: int, lost: Counter[str]) -> tuple[str, int]:
+    """Runs gpu.measure: how it ended ("" as it should), and how many measurements lie behind it.
+
+    ``lost`` counts the contenders that it was at when it was lost.
+    """
+    results, current, ended, at = session.results, None, "", ""
+    session.patience_s = STALL_S
     with (
         (session.out / "benchmark.log").open("a", encoding="utf-8") as log,
         started(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
@@ -101,14 +108,18 @@ def measured(session: Session, command: Command, skip: int) -> tuple[str, int]:
             if message is None:
                 if session.left() < RESERVE_S:
                     return "", skip
-                ended = f"silent for {STALL_S:.0f} s"
+                ended = f"silent for {session.patience_s:.0f} s"
                 break
             kind = message.pop("kind")
             if kind == "end":
                 results["complete"] = message["complete"]
                 return "", skip
+            if kind == "at":
+                at = message["contender"]
+                continue
             if kind == "begin":
-                current, skip = message["record"], message["index"] + 1
+                current, skip, at = message["record"], message["index"] + 1, ""
+                session.patience_s = message.get("patience_s") or STALL_S
             elif kind == "record":
                 current = None
                 results["records"].append(message["record"])
@@ -119,8 +130,10 @@ def measured(session: Session, command: Command, skip: int) -> tuple[str, int]:
         else:
             ended = f"ended with status {process.wait()}"
     if current is not None:
-        lost = current | {"failed": {}, "absent": {}, "accuracy": {}}
-        results["records"].append(lost | {"error": f"its process {ended}, see benchmark.log"})
+        lost[at] += 1
+        error = f"its process {ended}{f' at {at}' * bool(at)}, see benchmark.log"
+        empty = {"failed": {}, "absent": {}, "accuracy": {}, "plan": {}}
+        results["records"].append(current | empty | {"error": error})
         session.write()
     return ended, skip
 
@@ -128,13 +141,16 @@ def measured(session: Session, command: Command, skip: int) -> tuple[str, int]:
 def benchmark(session: Session, limit_s: float) -> Outcome:
     """The rows, in a process of their own: one that is lost costs the row that it was at."""
     results, skip, restarts = session.results, session.args.skip, 0
+    lost: Counter[str] = Counter()
     while True:
+        without = [name for name in (OURS, *results["kernels"]) if lost[name] >= MAX_LOST]
         words = ["-m", "benchmarks.gpu.measure", "--skip", str(skip)]
         words += ["--seconds", f"{max(session.left() - RESERVE_S, 0.0):.1f}"]
         words += ["--dry-run"] * session.dry_run
         words += ["--filter", *session.args.filter] if session.args.filter else []
+        words += ["--without", *without] if without else []
         before = skip
-        ended, skip = measured(session, python(*words), skip)
+        ended, skip = measured(session, python(*words), skip, lost)
         if not ended:
             break
         restarts += 1
@@ -144,6 +160,8 @@ def benchmark(session: Session, limit_s: float) -> Outcome:
     detail = f"{len(results['records'])} of {results['measurements']} measured, {failed} failed"
     if restarts:
         detail += f", {restarts} lost with their process"
+    if without:
+        detail += f", then without {' and '.join(without)}"
     return FAILED if failed else PASSED if results["complete"] else CUT_OFF, detail
 
 

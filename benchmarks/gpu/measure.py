@@ -15,7 +15,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,13 +28,16 @@ from ..common.files import Record
 from ..common.rows import BACKWARD, FORWARD
 from ..common.timing import Quartiles, Step, no_collection, orders, paired_ratios
 from ..common.timing import sample as sample_by_wall_clock
-from ..common.workload import OURS, Mismatch, ModuleStep, Results, Workload
-from . import card
+from ..common.workload import OURS, Mismatch, ModuleStep, Results, TwiceStep, Workload
+from . import card, plans
+from .accuracy import errors_of, hold, larger, without_cudnn
+from .peers import OTHERS
 from .rows import (
     AUTO,
     BACKWARD_ALONE,
     KERNELS,
     PRECISIONS,
+    TWICE,
     Task,
     counts,
     forced,
@@ -49,6 +52,7 @@ from .rows import (
 
 MARK = "@ "  # what a line of results begins with: libraries print too
 MIN_ROUNDS, BUDGET_S, MIN_SAMPLE_S = 5, 0.2, 5e-3
+PEER_TIMES = 4.0  # the error that another package may have, of what ours may
 CLOCK_EVERY = 16  # records, as asking for the clocks takes some time
 Sample = Callable[[Step, int], float]  # seconds a call of a step, over some calls
 
@@ -60,7 +64,7 @@ def emit(kind: str, **content: object) -> None:
 class ForcedStep:
     """A step of ours with the kernel named; AUTO is the launcher's own choice."""
 
-    def __init__(self, step: ModuleStep, kernel: str) -> None:
+    def __init__(self, step: ModuleStep | TwiceStep, kernel: str) -> None:
         self.step, self.kernel = step, kernel
         self.clear = step.clear
 
@@ -133,47 +137,26 @@ def interleave(
     return seconds
 
 
-def errors_of(found: Results, truth: Results) -> dict[str, float]:
-    """The largest error of each result against the truth.
-
-    Raises:
-        Mismatch: a result is missing or has another shape.
-    """
-    if found.keys() != truth.keys():
-        raise Mismatch(f"results are {sorted(found)}, those of torch {sorted(truth)}")
-    errors = {}
-    for name, exact in truth.items():
-        got = found[name]
-        if got is None or exact is None or got.shape != exact.shape:
-            raise Mismatch(f"{name} is {got if got is None else list(got.shape)}")
-        errors[name] = (got.double() - exact).abs().max().item()
-    return errors
-
-
-def hold(
-    errors: Mapping[str, float], peer: Mapping[str, float], ulps: Mapping[str, float]
-) -> float:
-    """The rule of the tests: an error is at most twice torch's own, plus 4 ulp of the largest.
-
-    Returns the most that any result has of what it is allowed.
-
-    Raises:
-        Mismatch: one has more, or is no number.
-    """
-    most = 0.0
-    for name, error in errors.items():
-        allowed = 2 * peer[name] + 4 * ulps[name]
-        if not error <= allowed:  # a NaN is more too
-            raise Mismatch(f"{name} is off by {error:.2g}, allowed is {allowed:.2g}")
-        most = max(most, error / allowed if allowed > 0 else 0.0)
-    return float(f"{most:.3g}")
-
-
 class Bench:
-    """Everything that is the same for every row."""
+    """Everything that is the same for every row.
 
-    def __init__(self, device: torch.device, asked: Sequence[str], dry_run: bool) -> None:
-        self.device, self.kernels = device, asked
+    Args:
+        device: where the rows are.
+        asked: kernels to ask for, beside the launcher's choice.
+        without: those of them, or OURS, that are left out of every row.
+        dry_run: two rounds of each row.
+        say: is told the contender that runs next, should it never come back.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        asked: Sequence[str],
+        dry_run: bool,
+        without: Container[str] = (),
+        say: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.device, self.kernels, self.without, self.say = device, asked, without, say
         self.rounds, self.budget_s = (2, 0.0) if dry_run else (MIN_ROUNDS, BUDGET_S)
         self.sample: Sample = sample_by_wall_clock
         if device.type == "cuda":
@@ -187,18 +170,33 @@ class Bench:
 
     def checked(self, task: Task, record: Record) -> dict[str, ModuleStep | ForcedStep]:
         """The contenders that compute the right thing, the peer last; the record gets the rest."""
-        work = self.workload(task)
-        ours, peer = contenders(work).values()
-        for step in (ours, peer):
-            step.module.train(task.mode != FORWARD)
-        truth = contenders(work.to(torch.float64))[record["peer"]].results()
+        work, label = self.workload(task), record["peer"]
+        self.say(label)
+        ours, peer = steps_of(task, work)
+        _, exact = steps_of(task, work.to(torch.float64))
+        truth = exact.results()
         theirs = errors_of(peer.results(), truth)
         if task.row.precision == "tf32":
             theirs = larger(theirs, errors_of(without_cudnn(peer.results), truth))
         eps = torch.finfo(work.input.dtype).eps
         ulps = {name: eps * exact.abs().max().item() for name, exact in truth.items()}
+        if task.peer is not None:
+            try:
+                peer = OTHERS[task.peer].build(work)
+                peer.module.train(task.mode != FORWARD)
+                hold(errors_of(peer.results(), truth), theirs, ulps, PEER_TIMES)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of another's code: whatever it is, it is not our failure
+                record["skipped"] = f"{label}: {str(error).splitlines()[:1]}"
+                return {}
         right: dict[str, ModuleStep | ForcedStep] = {}
-        for name, kernel in {OURS: AUTO, **{name: name for name in self.kernels}}.items():
+        asked = self.kernels if task.peer is None else ()
+        for name, kernel in {OURS: AUTO, **{name: name for name in asked}}.items():
+            if name in self.without:
+                record["absent"][name] = "left out: processes were lost with it"
+                continue
+            self.say(name)
             step = ForcedStep(ours, kernel)
             try:
                 record["accuracy"][name] = hold(errors_of(step.results(), truth), theirs, ulps)
@@ -208,22 +206,30 @@ class Bench:
             except (Mismatch, RuntimeError, ValueError) as error:
                 kind = "absent" if no_such_kernel(error) else "failed"
                 record[kind][name] = str(error).splitlines()[0]
-        there = [name for name in self.kernels if name not in record["absent"]]
+        there = [name for name in asked if name not in record["absent"]]
         if len(there) == 1 and OURS in right:  # what the launcher has to choose
             right.pop(there[0], None)
-        return right | {record["peer"]: peer}
+        for name, step in right.items():
+            with forced(step.kernel):
+                record["plan"][name] = plans.of(work.input, task)
+        self.say("the timing")
+        return right | {label: peer}
 
     def measure(self, task: Task) -> Record:
         """Checks and then times a row in one mode, kernel by kernel.
 
         Returns its record. ``failed``: what computes the wrong thing, and how; it is not timed.
         ``absent``: kernels that do not exist for the row. ``accuracy``: of each of ours, the most
-        of the error it is allowed that it has. ``ms``: quartiles of every contender's milliseconds
-        a call. ``speedup``: of the peer's time over each of ours, paired in the same round.
+        of the error it is allowed that it has. ``plan``: how each of ours is divided on the card,
+        as plans.of() says. ``ms``: quartiles of every contender's milliseconds a call.
+        ``speedup``: of the peer's time over each of ours, paired in the same round.
         """
-        record = identity(task) | {"failed": {}, "absent": {}, "accuracy": {}, "error": None}
-        peer = record["peer"]
-        with precision(task.row.precision), torch.set_grad_enabled(task.mode != FORWARD):
+        record = identity(task) | {"failed": {}, "absent": {}, "accuracy": {}, "plan": {}}
+        record["error"], peer = None, record["peer"]
+        with (
+            precision(task.row.precision, cudnn=task.mode != TWICE),
+            torch.set_grad_enabled(task.mode != FORWARD),
+        ):
             try:
                 steps = self.checked(task, record)
                 record["error"] = said(record["failed"])
@@ -247,29 +253,29 @@ class Bench:
         return record
 
 
+def steps_of(task: Task, work: Workload) -> Sequence[ModuleStep | TwiceStep]:
+    """Ours, and torch's own way to the same."""
+    steps = list(contenders(work).values())
+    for step in steps:
+        step.module.train(task.mode != FORWARD)
+    if task.mode == TWICE:
+        steps = [TwiceStep(work, step.module, step.forward) for step in steps]
+    return steps
+
+
 def said(failed: Mapping[str, str]) -> str | None:
     """Failures in one line."""
     return "; ".join(f"{name}: {text.splitlines()[0]}" for name, text in failed.items()) or None
-
-
-def larger(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {name: max(value, other[name]) for name, value in one.items()}
-
-
-def without_cudnn(call: Callable[[], Results]) -> Results:
-    """torch's own loop over matrix products: cuDNN may leave tf32 unused where it is allowed."""
-    allow_tf32 = torch.backends.cudnn.allow_tf32
-    with torch.backends.cudnn.flags(enabled=False, allow_tf32=allow_tf32):
-        return call()
 
 
 def identity(task: Task) -> Record:
     """What a record is of, and what any program has to do for it."""
     row = task.row
     (peer,) = (p for p in TORCH_PEERS if p.applies(row))
+    label = peer.label(row) + " without cuDNN" * (task.mode == TWICE)  # it has no such derivative
     return row.described(task.mode) | {
         "precision": row.precision,
-        "peer": peer.label(row),
+        "peer": task.peer or label,
         "counts": counts(row, task.mode),
         "recurrent_bytes": recurrent_bytes(row),
     }
@@ -312,6 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=arguments.seconds, default=300.0, help="begin no row after")
     add("--skip", type=int, default=0, metavar="N", help="leave out the first N measurements")
     add("--filter", nargs="+", metavar="TEXT", default=[], help="as for benchmarks.gpu")
+    add("--without", nargs="+", metavar="KERNEL", default=[], help="leave these out of all rows")
     add("--dry-run", action="store_true", help="tiny sizes, with the CPU in the card's place")
     return parser
 
@@ -322,13 +329,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     device = torch.device("cpu" if args.dry_run else "cuda")
-    todo = tasks(tiny_grid() if args.dry_run else grid(), args.filter)
+    missing = {name: other.missing() for name, other in OTHERS.items()}
+    others = {name: other.rows for name, other in OTHERS.items() if missing[name] is None}
+    todo = tasks(tiny_grid(), args.filter) if args.dry_run else tasks(grid(), args.filter, others)
     if not todo:
         parser.error("argument --filter: none of the rows is left")
     there = KERNELS if args.dry_run else kernels(device)
-    bench = Bench(device, there, args.dry_run)
+    say = partial(emit, "at")
+    bench = Bench(device, there, args.dry_run, args.without, lambda name: say(contender=name))
     gc.freeze()  # what is there by now is not looked through before every row
-    emit("facts", machine=machine.facts(), kernels=there, measurements=len(todo))
+    emit("facts", machine=machine.facts(), kernels=there, measurements=len(todo), peers=missing)
     if args.skip == 0:
         n = 64 if args.dry_run else 8192
         emit("ceilings", ceilings=ceilings(bench.sample, device, n))
@@ -336,7 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if time.monotonic() - started > args.seconds:
             emit("end", complete=False)
             return 0
-        emit("begin", index=index, record=identity(task))
+        patience_s = OTHERS[task.peer].patience_s if task.peer else None
+        emit("begin", index=index, record=identity(task), patience_s=patience_s)
         record = bench.measure(task)
         if index % CLOCK_EVERY == 0:
             record["clocks"] = card.clocks()

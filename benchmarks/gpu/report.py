@@ -27,7 +27,8 @@ class Goal:
 
 
 def _plain(record: Record) -> bool:
-    return record["truncation"] is None and not record["resets"]
+    """Whether torch's module does it in one call, with cuDNN."""
+    return record["peer"] == f"torch.nn.{record['cell'].upper()}"
 
 
 GOALS = (
@@ -231,6 +232,52 @@ def _kernels_table(results: Record) -> str:
     return table(head, rows) if rows else ""
 
 
+def _plan(plan: Record) -> str:
+    """A pass's plan in words."""
+    if "blocks" not in plan:
+        return plan["kernel"]
+    return (
+        f"{plan['kernel']}: {plan['blocks']} blocks x {plan['lanes']} lanes, {plan['groups']} "
+        f"groups, {plan['waves']} waves, {plan['warps']} warps, {plan['shared_bytes'] >> 10} KB"
+    )
+
+
+def _plans_table(results: Record) -> str:
+    """How each kernel that was timed is divided, and a step's microseconds: modelled, measured.
+
+    What is measured is a call's time by the steps of all its passes, products of the input and all.
+    """
+    mhz = (results["probe"] or {}).get("clock_mhz")
+    rows = []
+    for record in results["records"]:
+        name = f"{record['cell']} {record['precision']} {record['row']}"
+        for kernel, plan in record.get("plan", {}).items():
+            if "unknown" in plan or kernel not in record.get("ms", {}):
+                continue
+            cycles = [number(p["cycles"] / mhz) if mhz else "" for p in plan.values()]
+            measured = 1e3 * record["ms"][kernel]["median"] / record["counts"]["steps"]
+            plans = [f"{each} {_plan(p)}" for each, p in plan.items()]
+            rows.append(
+                [
+                    name,
+                    record["mode"],
+                    kernel,
+                    "; ".join(plans),
+                    ", ".join(cycles),
+                    number(measured),
+                ]
+            )
+    head = ["row", "mode", "kernel", "plan", "us a step by the model", "measured, of the whole"]
+    return table(head, rows) if rows else ""
+
+
+def _unknown_plans(results: Record) -> list[str]:
+    """Why plans are not known, each reason once."""
+    plans = [plan for r in results["records"] for plan in r.get("plan", {}).values()]
+    reasons = dict.fromkeys(plan["unknown"] for plan in plans if "unknown" in plan)
+    return [f"Plans are not known: {reason}." for reason in reasons]
+
+
 def _threads_table(results: Record) -> str:
     """Milliseconds of the CPU kernels by the threads."""
     sizes = results["cpu_threads"]
@@ -318,9 +365,15 @@ def markdown(results: Record) -> str:
             "speed of one large product; one exchange a step, as probed."
         )
         if loops := _loops_table(results):
-            parts += ["## Truncation and resets against loops by hand", loops]
+            parts += ["## Loops by hand, other packages, and derivatives of derivatives", loops]
         if kernels := _kernels_table(results):
             parts += ["## Kernel by kernel, ms", kernels]
+        if plans := _plans_table(results):
+            parts += ["## Plans", plans]
+        parts += _unknown_plans(results)
+        parts += [
+            f"{name} was not measured: {why}." for name, why in results["peers"].items() if why
+        ]
     if threads := _threads_table(results):
         parts += ["## The CPU kernels by threads: forward+backward, ms", threads]
     if results["probe"]:

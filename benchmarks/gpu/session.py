@@ -53,6 +53,7 @@ class Session:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.out, self.dry_run = args, args.out, args.dry_run
         self.deadline = time.monotonic() + args.budget
+        self.patience_s = args.budget  # with a program that says what it is at
         words = ["benchmarks/gpu.sh", *["--dry-run"] * args.dry_run]
         for name in ("filter", "steps"):
             words += [f"--{name}", *getattr(args, name)] if getattr(args, name) else []
@@ -72,6 +73,7 @@ class Session:
             "probe": None,
             "ceilings": None,
             "cpu_threads": [],
+            "peers": {},
             "goals": [],
             "summary": [],
             "records": [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 
@@ -25,12 +27,22 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import card as gpu_card
 from benchmarks.gpu import cases as gpu_cases
 from benchmarks.gpu import measure as gpu_measure
+from benchmarks.gpu import peers as gpu_peers
+from benchmarks.gpu import plans as gpu_plans
 from benchmarks.gpu import report as gpu_report
 from benchmarks.gpu import rows as gpu_rows
 from benchmarks.gpu import session as gpu_session
 from benchmarks.gpu import steps as gpu_steps
-from benchmarks.gpu.rows import BACKWARD_ALONE, KERNEL_VARIABLE, KERNELS, PRECISIONS, GpuRow, Task
-from fastbptt.truncation import Chunked
+from benchmarks.gpu.rows import (
+    BACKWARD_ALONE,
+    KERNEL_VARIABLE,
+    KERNELS,
+    PRECISIONS,
+    TWICE,
+    GpuRow,
+    Task,
+)
+from fastbptt.truncation import TBPTT, Chunked
 
 ROOT = Path(__file__).parents[2]
 ROW = GpuRow("lstm", 6, 2, 64, precision="fp16")
@@ -65,7 +77,8 @@ def test_dry_run_measures_every_kind_of_row(dry):
     assert found["complete"] and found["measurements"] == len(found["records"])
     kinds = {(r["cell"], r["precision"], r["mode"]) for r in found["records"]}
     assert kinds >= set(product(CELLS, PRECISIONS, (FORWARD, BACKWARD)))
-    assert ("lstm", "fp16", BACKWARD_ALONE) in kinds
+    assert ("lstm", "fp16", BACKWARD_ALONE) in kinds and ("lstm", "fp32", TWICE) in kinds
+    assert found["peers"].keys() == gpu_peers.OTHERS.keys()
     assert {r["peer"] for r in found["records"]} >= {"torch.nn.RNN", "detach() loop", "step loop"}
     for record in found["records"]:
         assert record["error"] is None and record["rounds"] == 2
@@ -73,6 +86,8 @@ def test_dry_run_measures_every_kind_of_row(dry):
         assert set(record["speedup"]) == set(record["accuracy"]) == {"fastbptt", *KERNELS}
         for ratio in record["speedup"].values():
             assert 0 < ratio["q1"] <= ratio["median"] <= ratio["q3"]
+        assert set(record["plan"]) == {"fastbptt", *KERNELS}
+        assert all(plan["unknown"] for plan in record["plan"].values())
         assert all(0 < share <= 1 for share in record["accuracy"].values())
 
 
@@ -160,17 +175,23 @@ def test_an_interruption_leaves_what_was_found(tmp_path):
 
 def test_the_grid_is_whole_and_begins_with_the_most_telling_rows():
     rows = gpu_rows.grid()
-    plain = [row for row in rows if row.truncation is None and not row.resets]
-    wanted = product(CELLS, PRECISIONS, (64, 128, 256, 512, 768, 1024), (1, 16, 64))
+    plain = [r for r in rows if r.truncation is None and not r.resets and not r.twice]
+    wanted = product(CELLS, PRECISIONS, (64, 128, 256, 512, 768, 1024, 2048), (1, 16, 64))
     assert sorted((r.cell, r.precision, r.H, r.B) for r in plain) == sorted(wanted)
-    assert len(set(rows)) == len(rows) and {row.T for row in rows} == {1024}
+    assert len(set(rows)) == len(rows) and {row.T for row in plain} == {1024}
     first = {(r.cell, r.precision, r.B, r.H) for r in rows[:6]}
     assert first == set(product(("lstm", "rnn"), ("fp16",), (16,), (128, 256, 512)))
-    assert {(r.cell, r.precision) for r in rows[6:26]} == {
+    second = {(r.cell, r.precision, r.B, r.H) for r in rows[6:18]}
+    assert second == set(product(("lstm", "gru"), ("fp16", "bf16"), (16,), (768, 1024, 2048)))
+    assert {(r.cell, r.precision) for r in rows[18:39]} == {
+        ("lstm", "fp16"),
         *product(("lstm",), ("bf16", "fp32")),
         *product(("gru",), ("fp16", "bf16", "fp32")),
     }
-    assert Chunked(64) in {r.truncation for r in rows[26:56]}
+    special = rows[39:66]
+    assert {r.truncation for r in special} == {Chunked(64), None}
+    assert all(r.truncation or r.resets or r.twice for r in special)
+    assert [r.cell for r in special if r.twice] == ["lstm", "gru", "rnn"]
     assert {r.B for r in rows[-100:]} == {1, 64}
 
 
@@ -189,6 +210,16 @@ def test_filters_pick_measurements():
     assert len(picked) == 12
 
 
+def test_other_packages_come_last_and_can_be_picked():
+    others = {"TorchRL": (GpuRow("lstm", 8, 2, 4, resets=True),)}
+    found = gpu_rows.tasks(gpu_rows.grid(), (), others)
+    assert [task.name for task in found[-2:]] == [
+        f"lstm fp32 8,2,4 resets {mode} TorchRL" for mode in (FORWARD, BACKWARD)
+    ]
+    assert gpu_rows.tasks(gpu_rows.grid(), ["torchrl"], others) == found[-2:]
+    assert gpu_measure.identity(found[-1])["peer"] == "TorchRL"
+
+
 def test_counts_are_of_both_products_and_of_what_must_move():
     row = GpuRow("gru", 5, 2, 8, precision="fp16")
     forward, both = (gpu_rows.counts(row, mode) for mode in (FORWARD, BACKWARD))
@@ -197,6 +228,18 @@ def test_counts_are_of_both_products_and_of_what_must_move():
     chunked = GpuRow("gru", 6, 2, 8, Chunked(2))
     assert gpu_rows.counts(chunked, BACKWARD)["steps"] == 8
     assert gpu_rows.counts(chunked, BACKWARD_ALONE)["steps"] == 2
+    twice = gpu_rows.counts(row, TWICE)
+    assert twice["flops"] == 9 * forward["flops"] and twice["steps"] == 20
+
+
+def test_lanes_are_sequences_and_backward_their_windows():
+    row = GpuRow("gru", 1000, 3, 8)
+    chunked, overlapping = (replace(row, truncation=cut) for cut in (Chunked(64), TBPTT(8, 64)))
+    for each in (row, chunked, overlapping):
+        assert each.lanes(backward=False) == 3
+    assert row.lanes(backward=True) == 3
+    assert chunked.lanes(backward=True) == 3 * 16
+    assert overlapping.lanes(backward=True) == 3 * 125
 
 
 def test_precision_and_kernel_are_put_back():
@@ -313,6 +356,116 @@ def test_the_only_kernel_is_not_timed_twice(picky):
     assert set(record["accuracy"]) == {"fastbptt", "stepwise"}
 
 
+def test_a_row_is_differentiated_twice_beside_torch_without_cudnn(monkeypatch):
+    enabled, run = [], workload.TwiceStep.run
+
+    def spied(self):
+        enabled.append(torch.backends.cudnn.enabled)
+        return run(self)
+
+    monkeypatch.setattr(workload.TwiceStep, "run", spied)
+    row = GpuRow("gru", 6, 2, 8, twice=True)
+    record = bench(()).measure(Task(row, TWICE))
+    assert record["error"] is None and enabled and not any(enabled)
+    assert set(record["ms"]) == {"fastbptt", "torch.nn.GRU without cuDNN"}
+    wrong = workload.Workload(row, BACKWARD)
+    step = workload.TwiceStep(wrong, wrong.load(CELLS["gru"].torch))
+    found = step.results()
+    assert found.keys() == {"grad_output", "input", *wrong.weights}
+    assert all(gradient.abs().max() > 0 for gradient in found.values())
+
+
+def test_a_kernel_that_hangs_is_named_and_left_out(monkeypatch):
+    said = []
+    made = gpu_measure.Bench(torch.device("cpu"), KERNELS, True, ("grid",), said.append)
+    record = made.measure(Task(ROW, FORWARD))
+    assert said == ["torch.nn.LSTM", "fastbptt", "stepwise", "resident", "cluster", "the timing"]
+    assert record["absent"] == {"grid": "left out: processes were lost with it"}
+    assert "grid" not in record["ms"] and record["error"] is None
+
+
+def test_plans_are_asked_for_each_pass_and_kernel(monkeypatch):
+    asked = []
+
+    def plan(like, cell, H, lanes, backward):
+        asked.append((like.dtype, cell, H, lanes, backward))
+        return json.dumps({"kernel": os.environ[KERNEL_VARIABLE], "cycles": 1650})
+
+    monkeypatch.setattr(gpu_plans, "operator", lambda: plan)
+    row = GpuRow("rnn", 6, 2, 8, Chunked(2))
+    record = bench(("resident", "cluster")).measure(Task(row, BACKWARD))
+    assert asked[:2] == [(torch.float32, "tanh", 8, n, back) for n, back in ((2, False), (6, True))]
+    assert set(record["plan"]) == {"fastbptt", "resident", "cluster"}
+    assert record["plan"]["cluster"]["backward"] == {"kernel": "cluster", "cycles": 1650}
+    record = bench(()).measure(Task(row, BACKWARD_ALONE))
+    assert set(record["plan"]["fastbptt"]) == {"backward"}
+
+
+def test_a_plan_that_is_not_known_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_plans, "operator", lambda: None)
+    found = bench(()).measure(Task(ROW, FORWARD))
+    missing = "this build has no operator fastbptt::cuda_plan"
+    assert found["plan"] == {"fastbptt": {"unknown": missing}} and found["error"] is None
+
+    def refuses(*_):
+        raise NotImplementedError("Could not run it on 'CPU'\nmore")
+
+    monkeypatch.setattr(gpu_plans, "operator", lambda: refuses)
+    other = bench(()).measure(Task(ROW, FORWARD))
+    assert other["plan"]["fastbptt"] == {"unknown": "Could not run it on 'CPU'"}
+    run = session(tmp_path)
+    run.results["records"] = [found, found, other]
+    run.write()
+    report = (tmp_path / "gpu.md").read_text()
+    assert report.count(f"Plans are not known: {missing}.") == 1
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """Another package: torch's module, and wrong by as much as the list says."""
+    wrong = [0.0]
+
+    def build(work):
+        made = workload.ModuleStep(work, work.load(work.cell.torch))
+        right = made.results
+
+        def results():
+            found = right()
+            found["output"][0, 0, 0] += wrong[0]
+            return found
+
+        made.results = results
+        return made
+
+    rows = (GpuRow("gru", 6, 2, 8),)
+    monkeypatch.setitem(gpu_peers.OTHERS, "Other", gpu_peers.Other("json", build, rows))
+    return wrong
+
+
+def test_another_package_is_held_to_the_same_and_is_no_failure_of_ours(other):
+    assert gpu_peers.OTHERS["Other"].missing() is None
+    (row,) = gpu_peers.OTHERS["Other"].rows
+    record = bench().measure(Task(row, BACKWARD, "Other"))
+    assert set(record["ms"]) == {"fastbptt", "Other"} and record["speedup"].keys() == {"fastbptt"}
+    other[0] = 1e-3
+    record = bench().measure(Task(row, BACKWARD, "Other"))
+    assert record["skipped"].startswith("Other: ['output is off by 0.001")
+    assert "ms" not in record and record["error"] is None
+
+
+def test_what_is_not_installed_is_said(monkeypatch, tmp_path):
+    one = gpu_peers.Other("no_such_package", None, ())
+    assert one.missing() == "not installed"
+    monkeypatch.setattr(importlib, "import_module", lambda name: 1 / 0)
+    assert gpu_peers.Other("json", None, ()).missing().startswith("cannot be imported: ZeroDiv")
+    run = session(tmp_path)
+    run.results["records"] = [record(fastbptt=1.0)]
+    run.results["peers"] = {"TorchRL": "not installed", "FlashRNN": None}
+    run.write()
+    report = (tmp_path / "gpu.md").read_text()
+    assert "TorchRL was not measured: not installed." in report and "FlashRNN" not in report
+
+
 def test_a_fallback_to_torch_is_no_result(monkeypatch):
     monkeypatch.setattr("fastbptt.call.has_kernel", lambda input: False)
     record = bench(()).measure(Task(ROW, FORWARD))
@@ -404,9 +557,10 @@ skip = int(sys.argv[sys.argv.index("--skip") + 1])
 def emit(kind, **content):
     print("@ " + json.dumps(dict(kind=kind, **content)), flush=True)
 print("a library says hello")
-emit("facts", machine=dict(cpu="x"), kernels=[], measurements=4)
+emit("facts", machine=dict(cpu="x"), kernels=["resident", "grid"], measurements=4)
+without = sys.argv[sys.argv.index("--without") + 1 :] if "--without" in sys.argv else []
 for index in range(skip, 4):
-    emit("begin", index=index, record=identity)
+    emit("begin", index=index, record=identity, patience_s=None)
     {wrong}
     emit("record", record=dict(identity, failed=dict(), absent=dict(), error=None))
 emit("end", complete=True)
@@ -441,6 +595,28 @@ def test_a_lost_process_costs_one_row(tmp_path, monkeypatch, wrong, reason):
     assert json.loads((tmp_path / "gpu.json").read_text())["complete"]
     assert "its process" in (tmp_path / "gpu.md").read_text()
     assert "a library says hello" in (tmp_path / "benchmark.log").read_text()
+
+
+def test_a_kernel_that_ends_two_processes_is_left_out(tmp_path, monkeypatch):
+    dies = 'emit("at", contender="grid") or "grid" in without or os.abort()'
+    measure_with(monkeypatch, dies)
+    run = session(tmp_path)
+    run.step("benchmark", 1.0, gpu.benchmark)
+    errors = [record["error"] for record in run.results["records"]]
+    said = f"its process ended with status -{signal.SIGABRT:d} at grid, see benchmark.log"
+    assert errors == [said, said, None, None]
+    assert run.results["steps"][0]["detail"].endswith(
+        "2 lost with their process, then without grid"
+    )
+
+
+def test_a_row_can_ask_for_patience(tmp_path, monkeypatch):
+    slow = 'emit("begin", index=index, record=identity, patience_s=20.0); time.sleep(1)'
+    measure_with(monkeypatch, slow)
+    monkeypatch.setattr(gpu, "STALL_S", 0.5)
+    run = session(tmp_path)
+    run.step("benchmark", 1.0, gpu.benchmark)
+    assert [record["error"] for record in run.results["records"]] == [None] * 4
 
 
 def test_a_measurement_that_cannot_begin_is_not_tried_for_ever(tmp_path, monkeypatch):
@@ -759,6 +935,25 @@ def test_goals_judge_the_fastest_kernel():
     assert found == [(3, 3, 1.2), (2, 1, 1.2), (1, 0, 2.9), (1, 1, 6.0)]
     summary = gpu_report.summarise(records)
     assert {"launcher": 1.1, "best": 1.4, "least_row": "1024,16,256"}.items() <= summary[0].items()
+
+
+def test_plans_stand_beside_what_was_measured(tmp_path):
+    run = session(tmp_path)
+    timed = record(GpuRow("rnn", 1000, 2, 64), BACKWARD, fastbptt=2.0, stepwise=1.0)
+    sizes = {"blocks": 16, "lanes": 4, "groups": 1, "waves": 1, "warps": 16, "shared_bytes": 2048}
+    cluster = {"kernel": "cluster", "cycles": 1650, **sizes}
+    stepwise = {"kernel": "stepwise", "cycles": 16500}
+    timed["plan"] = {
+        "fastbptt": {"forward": cluster, "backward": stepwise},
+        "resident": {"forward": cluster},
+    }
+    run.results["records"] = [timed]
+    run.results["probe"] = {"clock_mhz": 1650.0}
+    run.write()
+    words = "cluster: 16 blocks x 4 lanes, 1 groups, 1 waves, 16 warps, 2 KB"
+    line = f"| rnn fp32 1000,2,64 | {BACKWARD} | fastbptt | forward {words}; backward stepwise | "
+    report = (tmp_path / "gpu.md").read_text()
+    assert line + "1, 10 | 0.5 |" in report and "| resident |" not in report
 
 
 def test_the_report_shows_failures_and_what_was_left_out(tmp_path):
