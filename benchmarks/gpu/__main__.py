@@ -47,7 +47,7 @@ from .session import (
 from .steps import build, probe, sanitizer, scaling, tests
 
 MARK = "@ "  # what gpu.measure begins its lines of results with
-STALL_S = 30.0  # no contender takes as long: it hangs
+STALL_S = 20.0  # no contender takes as long: it hangs
 MAX_RESTARTS = 8
 MAX_LOST = 2  # processes; a kernel that more are lost with is left out of the rows that follow
 

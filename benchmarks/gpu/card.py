@@ -6,11 +6,13 @@ python -m benchmarks.gpu.card
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 
 import torch
 
 from ..common.files import Record
+from .session import tool
 
 _CLOCKS = {
     "sm_mhz": "clocks.sm",
@@ -42,11 +44,24 @@ def clocks() -> Record:
     return dict(zip(_CLOCKS, values, strict=True)) if len(values) == len(_CLOCKS) else {}
 
 
+def toolkit() -> str | None:
+    """The version of the compiler that builds for the card."""
+    if (nvcc := tool("nvcc")) is None:
+        return None
+    try:
+        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    version = re.search(r"release .*V([0-9.]+)", done.stdout)
+    return version and version[1]
+
+
 def facts() -> Record:
     """The card, its driver, and the versions of what computes on it."""
     found: Record = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "toolkit": toolkit(),
         "cudnn": torch.backends.cudnn.version(),
         "name": None,
     }

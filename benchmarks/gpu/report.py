@@ -286,6 +286,13 @@ def _threads_table(results: Record) -> str:
     return table(["cell", "size", *(f"{n} threads" for n in threads)], rows) if rows else ""
 
 
+def _clocks(results: Record) -> str:
+    """What the multiprocessors' clock was while rows were timed."""
+    seen = [r["clocks"]["sm_mhz"] for r in results["records"] if r.get("clocks")]
+    most = results["card"].get("clocks", {}).get("sm_max_mhz")
+    return f"SM clock, MHz: {', '.join(seen)} (at most {most})" if seen else ""
+
+
 def closing(results: Record) -> list[str]:
     """What is most worth reading, for the end of the terminal's output."""
     lines = [
@@ -308,9 +315,10 @@ def closing(results: Record) -> list[str]:
 def markdown(results: Record) -> str:
     """The whole report, of however much there is of it."""
     card = results["card"]
-    known = [("driver", "driver"), ("CUDA", "cuda"), ("torch", "torch"), ("cuDNN", "cudnn")]
+    known = [("driver", "driver"), ("CUDA", "cuda"), ("toolkit", "toolkit"), ("torch", "torch")]
+    known.append(("cuDNN", "cudnn"))
     versions = ", ".join(f"{name} {card[key]}" for name, key in known if card.get(key))
-    parts = [f"# fastbptt on {card.get('name') or 'no GPU'}", versions]
+    parts = [f"# fastbptt on {card.get('name') or 'no GPU'}", versions, _clocks(results)]
     if results["settings"]["dry_run"]:
         parts.append("A dry run: tiny sizes on the CPU. No number here says anything of a GPU.")
     if not results["complete"]:

@@ -313,6 +313,27 @@ def test_facts_of_the_card(tmp_path, monkeypatch):
     assert found["clocks"]["sm_mhz"] == "1980" and found["clocks"]["watts"] == "99.5"
     script.write_text("#!/bin/sh\nexit 9\n")
     assert gpu_card.clocks() == {}
+    compiler = tmp_path / "nvcc"
+    compiler.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
+    compiler.chmod(0o755)
+    assert gpu_card.facts()["toolkit"] == "13.0.88"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    assert gpu_card.toolkit() is None
+
+
+def test_the_report_says_what_it_was_measured_with(tmp_path):
+    run = session(tmp_path)
+    versions = {"driver": "580.1", "cuda": "13.0", "toolkit": "13.0.88", "torch": "2.11.0"}
+    run.results["card"] = {"name": "A card", "clocks": {"sm_max_mhz": "1980"}, **versions}
+    timed = record(fastbptt=1.0)
+    run.results["records"] = [timed | {"clocks": {"sm_mhz": "1755"}}, timed, timed | {"clocks": {}}]
+    run.write()
+    head = (tmp_path / "gpu.md").read_text().split("\n\n")[:3]
+    assert head == [
+        "# fastbptt on A card",
+        "driver 580.1, CUDA 13.0, toolkit 13.0.88, torch 2.11.0",
+        "SM clock, MHz: 1755 (at most 1980)",
+    ]
 
 
 @pytest.fixture
