@@ -1,4 +1,4 @@
-"""What the tests of the GPU benchmark share: a run without a card, programs that play their part."""
+"""What the tests of the GPU benchmark share: a run without a card, programs that act a part."""
 
 from __future__ import annotations
 
