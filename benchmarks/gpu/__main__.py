@@ -148,6 +148,7 @@ def benchmark(session: Session, limit_s: float) -> Outcome:
         words += ["--seconds", f"{max(session.left() - RESERVE_S, 0.0):.1f}"]
         words += ["--dry-run"] * session.dry_run
         words += ["--filter", *session.args.filter] if session.args.filter else []
+        words += ["--kernels", *session.args.kernels] if session.args.kernels else []
         words += ["--without", *without] if without else []
         before = skip
         ended, skip = measured(session, python(*words), skip, lost)
@@ -216,6 +217,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         default=[],
         help="measure only rows whose name contains one of these, such as 'lstm fp16 1024,16,256'",
+    )
+    add(
+        "--kernels",
+        nargs="+",
+        metavar="KERNEL",
+        help="time these beside the launcher's choice, as FASTBPTT_CUDA_KERNEL names them "
+        "(default: every one there is)",
     )
     add("--skip", type=int, default=0, metavar="N", help="leave out the first N measurements")
     add("--out", type=Path, metavar="DIR", help="default: $OUT, or benchmarks/results/gpu")

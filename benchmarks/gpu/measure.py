@@ -318,6 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=arguments.seconds, default=300.0, help="begin no row after")
     add("--skip", type=int, default=0, metavar="N", help="leave out the first N measurements")
     add("--filter", nargs="+", metavar="TEXT", default=[], help="as for benchmarks.gpu")
+    add("--kernels", nargs="+", metavar="KERNEL", help="as for benchmarks.gpu")
     add("--without", nargs="+", metavar="KERNEL", default=[], help="leave these out of all rows")
     add("--dry-run", action="store_true", help="tiny sizes, with the CPU in the card's place")
     return parser
@@ -334,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo = tasks(tiny_grid(), args.filter) if args.dry_run else tasks(grid(), args.filter, others)
     if not todo:
         parser.error("argument --filter: none of the rows is left")
-    there = KERNELS if args.dry_run else kernels(device)
+    there = args.kernels or (KERNELS if args.dry_run else kernels(device))
     say = partial(emit, "at")
     bench = Bench(device, there, args.dry_run, args.without, lambda name: say(contender=name))
     gc.freeze()  # what is there by now is not looked through before every row

@@ -236,8 +236,11 @@ def _plan(plan: Record) -> str:
     """A pass's plan in words."""
     if "blocks" not in plan:
         return plan["kernel"]
+    kernel, cluster = plan["kernel"], plan.get("cluster", 1)
+    if kernel == "grid" and cluster > 1:
+        kernel += f" of clusters of {cluster}"
     return (
-        f"{plan['kernel']}: {plan['blocks']} blocks x {plan['lanes']} lanes, {plan['groups']} "
+        f"{kernel}: {plan['blocks']} blocks x {plan['lanes']} lanes, {plan['groups']} "
         f"groups, {plan['waves']} waves, {plan['warps']} warps, {plan['shared_bytes'] >> 10} KB"
     )
 
@@ -254,7 +257,10 @@ def _plans_table(results: Record) -> str:
         for kernel, plan in record.get("plan", {}).items():
             if "unknown" in plan or kernel not in record.get("ms", {}):
                 continue
-            cycles = [number(p["cycles"] / mhz) if mhz else "" for p in plan.values()]
+            # 0 cycles: there is no model of it.
+            cycles = [
+                number(p["cycles"] / mhz) if mhz and p["cycles"] else "-" for p in plan.values()
+            ]
             measured = 1e3 * record["ms"][kernel]["median"] / record["counts"]["steps"]
             plans = [f"{each} {_plan(p)}" for each, p in plan.items()]
             rows.append(

@@ -55,7 +55,7 @@ class Session:
         self.deadline = time.monotonic() + args.budget
         self.patience_s = args.budget  # with a program that says what it is at
         words = ["benchmarks/gpu.sh", *["--dry-run"] * args.dry_run]
-        for name in ("filter", "steps"):
+        for name in ("filter", "kernels", "steps"):
             words += [f"--{name}", *getattr(args, name)] if getattr(args, name) else []
         words += ["--skip", str(args.skip)] if args.skip else []
         self.results: Record = {

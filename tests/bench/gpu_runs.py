@@ -22,7 +22,8 @@ def bench(kernels=KERNELS) -> gpu_measure.Bench:
 
 
 def session(folder: Path, budget: float = 100, **options) -> gpu_session.Session:
-    chosen = {"filter": [], "steps": None, "skip": 0, "dry_run": False, **options}
+    chosen = {"filter": [], "kernels": None, "steps": None, "skip": 0, "dry_run": False}
+    chosen |= options
     made = gpu_session.Session(argparse.Namespace(out=folder, budget=budget, **chosen))
     made.results["card"] = {"name": "a card", "capability": "9.0"}
     return made

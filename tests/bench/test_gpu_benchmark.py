@@ -210,6 +210,24 @@ def test_a_kernel_that_ends_two_processes_is_left_out(tmp_path, monkeypatch):
     )
 
 
+def test_kernels_are_those_that_were_asked_for(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(gpu_measure, "emit", lambda kind, **content: lines.append((kind, content)))
+    asked = ["cluster", "grid:cluster=2,lanes=4"]
+
+    def measured(session, command, skip, lost):
+        _, _, *words = command.words[1:]
+        gpu_measure.main([*words, "--dry-run"])
+        return "", skip
+
+    monkeypatch.setattr(gpu, "measured", measured)
+    run = session(tmp_path, kernels=asked, filter=["lstm fp16 6,2,64 forward"])
+    gpu.benchmark(run, 10)
+    records = [content["record"] for kind, content in lines if kind == "record"]
+    assert records and all(set(asked) < set(record["ms"]) for record in records)
+    assert "--kernels cluster grid:cluster=2,lanes=4" in run.results["settings"]["command"]
+
+
 def test_a_row_can_ask_for_patience(tmp_path, monkeypatch):
     slow = 'emit("begin", index=index, record=identity, patience_s=20.0); time.sleep(1)'
     measure_with(monkeypatch, slow)

@@ -79,10 +79,12 @@ def test_plans_stand_beside_what_was_measured(tmp_path):
     timed = record(GpuRow("rnn", 1000, 2, 64), BACKWARD, fastbptt=2.0, stepwise=1.0)
     sizes = {"blocks": 16, "lanes": 4, "groups": 1, "waves": 1, "warps": 16, "shared_bytes": 2048}
     cluster = {"kernel": "cluster", "cycles": 1650, **sizes}
-    stepwise = {"kernel": "stepwise", "cycles": 16500}
+    grid = {**cluster, "kernel": "grid", "blocks": 128, "cluster": 2, "cycles": 3300}
+    stepwise = {"kernel": "stepwise", "cycles": 0}
     timed["plan"] = {
         "fastbptt": {"forward": cluster, "backward": stepwise},
         "resident": {"forward": cluster},
+        "stepwise": {"forward": grid},
     }
     run.results["records"] = [timed]
     run.results["probe"] = {"clock_mhz": 1650.0}
@@ -90,7 +92,9 @@ def test_plans_stand_beside_what_was_measured(tmp_path):
     words = "cluster: 16 blocks x 4 lanes, 1 groups, 1 waves, 16 warps, 2 KB"
     line = f"| rnn fp32 1000,2,64 | {BACKWARD} | fastbptt | forward {words}; backward stepwise | "
     report = (tmp_path / "gpu.md").read_text()
-    assert line + "1, 10 | 0.5 |" in report and "| resident |" not in report
+    assert line + "1, - | 0.5 |" in report and "| resident |" not in report
+    words = "grid of clusters of 2: 128 blocks x 4 lanes, 1 groups, 1 waves, 16 warps, 2 KB"
+    assert f"| stepwise | forward {words} | 2 | 0.5 |" in report
 
 
 def test_the_report_shows_failures_and_what_was_left_out(tmp_path):
