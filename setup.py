@@ -38,6 +38,7 @@ SOURCES = [
 CUDA_SOURCES = [
     "csrc/cuda/torch/ops_cuda.cpp",
     "csrc/cuda/torch/tangents_cuda.cpp",
+    "csrc/cuda/torch/plan_cuda.cpp",
     "csrc/cuda/persistent_bfloat16.cu",
     "csrc/cuda/persistent_float.cu",
     "csrc/cuda/persistent_half.cu",

@@ -10,31 +10,50 @@
 namespace fastbptt {
 namespace {
 
+// SMs of each GPC of an H100: those that work are not the same on any two cards.
+constexpr int kGpcs[] = {18, 18, 18, 16, 16, 16, 16, 14};
 constexpr DeviceLimits kH100{90, 132, 232448};
-constexpr double kCyclesPerMicrosecond = 1700;
+constexpr int64_t kSharedOfSm = 233472, kRegistersOfSm = 65536, kRegisters = 128;
+constexpr double kCyclesPerMicrosecond = 1755;
 constexpr int64_t kBatch = 16;
 
+int64_t blocks_at_once(const Tiling& t) {
+  const int64_t of_sm =
+      std::min(kSharedOfSm / (t.shared.bytes + 1024), kRegistersOfSm / (kRegisters * t.threads()));
+  int64_t clusters = 0;
+  for (const int sms : kGpcs) clusters += sms / t.cluster;
+  return clusters * t.cluster * of_sm;
+}
+
 std::string cells_of(const Divided& d) {
-  const auto fits = [](const Tiling&) { return true; };
-  const Tiling t = choose_tiling(d, kBatch, Kernel::kAuto, kH100, fits);
-  if (t.warps == 0) return " stepwise | | | | |";
-  const int held = t.row_tiles * (t.column_tiles - t.extra_tiles) * 4;
+  const Plan plan = choose_plan(d, kBatch, Wish{}, kH100, blocks_at_once);
+  const double us = double(plan.cycles) / kCyclesPerMicrosecond;
+  const Tiling& t = plan.tiling;
   char text[160];
-  std::snprintf(text, sizeof text, " %d | %d | %d | %d | %.2f |", t.cluster, t.lanes, held,
-                int(ceil_div(t.shared.bytes, 1024)),
-                double(step_cycles(d, t)) / kCyclesPerMicrosecond);
+  if (!plan.exists()) {
+    std::snprintf(text, sizeof text, " stepwise | | | | %.2f |", us);
+    return text;
+  }
+  const std::string blocks = plan.kernel() == Kernel::kCluster ? std::to_string(t.cluster)
+                             : t.cluster == 1
+                                 ? std::to_string(t.team())
+                                 : std::to_string(t.clusters) + " x " + std::to_string(t.cluster);
+  const std::string lanes = std::to_string(t.lanes);
+  std::snprintf(text, sizeof text, " %s %s | %s%s | %d | %d | %.2f |", name_of(plan.kernel()),
+                blocks.c_str(), lanes.c_str(),
+                t.groups > 1 ? (" x " + std::to_string(t.groups)).c_str() : "", int(plan.waves),
+                int(ceil_div(t.shared.bytes, 1024)), us);
   return text;
 }
 
 template <typename Cell>
 void print_rows(const char* name) {
-  constexpr int G = Cell::kGates;
   const std::pair<const char*, Arithmetic> kinds[] = {
       {"16 bits", Arithmetic::kTensor16}, {"tf32", Arithmetic::kTf32}, {"fp32", Arithmetic::kFma}};
   for (const auto& [kind, arithmetic] : kinds) {
-    for (const int64_t H : {64, 128, 256, 512}) {
-      const std::string forward = cells_of(forward_product(arithmetic, H, G));
-      const std::string backward = cells_of(backward_product(arithmetic, H, G));
+    for (const int64_t H : {64, 128, 256, 512, 768, 1024, 2048}) {
+      const std::string forward = cells_of(Divided::forward<Cell>(arithmetic, H));
+      const std::string backward = cells_of(Divided::backward<Cell>(arithmetic, H));
       std::printf("| %s | %s | %d |%s%s unmeasured |\n", name, kind, int(H), forward.c_str(),
                   backward.c_str());
     }
@@ -47,8 +66,9 @@ void print_rows(const char* name) {
 int main() {
   using namespace fastbptt;
   std::puts(
-      "| cell | arithmetic | H | C | lanes | W | KB | µs | C | lanes | W | KB | µs | measured |\n"
-      "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|");
+      "| cell | arithmetic | H | forward | lanes | waves | KB | µs | backward | lanes | waves | KB "
+      "| µs | measured |\n"
+      "|---|---|--:|---|--:|--:|--:|--:|---|--:|--:|--:|--:|---|");
   print_rows<Elman<Tanh>>("RNN");
   print_rows<Gru>("GRU");
   print_rows<Lstm>("LSTM");

@@ -3,80 +3,115 @@
 //   stepwise  a library product and a kernel a step: any size and dtype, LSTM projections too
 //   resident  one block keeps W_hh, and its tile of the batch, for all steps
 //   cluster   2 to 16 blocks of a cluster share W_hh (sm_90)
+//   grid      as many blocks as the device holds at once share W_hh; they exchange through L2
 //
-// A step of a persistent kernel takes about a microsecond, one of the stepwise kernels several, since
-// it has two launches at least. So a persistent kernel is chosen where one fits and the batch does not
-// come in too many waves.
+// The fastest by step_model.h's estimate that the device can run. More blocks have more registers to
+// keep W_hh in, where it is read in no time, and less each to multiply; but their exchange takes time.
+// Fewer lanes a team make a step shorter, until the teams come in waves.
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <stdexcept>
-#include <string>
+#include <map>
+#include <tuple>
 
-#include "cuda/tiling.h"
+#include "cuda/divide.h"
+#include "cuda/wish.h"
 
 namespace fastbptt {
 
-enum class Kernel { kAuto, kStepwise, kResident, kCluster };
+// A division, and how its teams run: `waves` times at most `at_once` of them.
+struct Plan {
+  Tiling tiling;
+  int64_t at_once, waves;
+  int64_t cycles;  // of a step, all waves
 
-// Of the environment, read at every call.
-inline Kernel wished_kernel() {
-  const char* const value = std::getenv("FASTBPTT_CUDA_KERNEL");
-  if (!value || !*value || !std::strcmp(value, "auto")) return Kernel::kAuto;
-  if (!std::strcmp(value, "stepwise")) return Kernel::kStepwise;
-  if (!std::strcmp(value, "resident")) return Kernel::kResident;
-  if (!std::strcmp(value, "cluster")) return Kernel::kCluster;
-  throw std::runtime_error(
-      "FASTBPTT_CUDA_KERNEL must be auto, stepwise, resident or cluster, got \"" +
-      std::string(value) + "\"");
+  bool exists() const { return tiling.warps > 0; }
+  Kernel kernel() const {
+    return !exists()             ? Kernel::kStepwise
+           : tiling.is_grid      ? Kernel::kGrid
+           : tiling.cluster == 1 ? Kernel::kResident
+                                 : Kernel::kCluster;
+  }
+
+  // Of a launch; a grid's waves are launched one after another, since all blocks of one have to run.
+  int64_t launches() const { return tiling.is_grid ? waves : 1; }
+  int64_t teams(int64_t lanes) const {
+    const int64_t tiles = ceil_div(lanes, tiling.tile());
+    return tiling.is_grid ? std::min(tiles, at_once) : tiles;
+  }
+  // What a launch of a grid needs in global memory: see GridMemory.
+  int64_t flags(int64_t lanes) const { return teams(lanes) * tiling.groups * tiling.team(); }
+  int64_t x_numbers(int64_t lanes, int column_gates) const {
+    return flags(lanes) * 2 * tiling.lanes * column_gates * tiling.units;
+  }
+};
+
+// Blocks for choose_plan to try, with all numbers of lanes.
+template <typename Fn>
+void for_each_shape(const Divided& d, const Wish& wish, const DeviceLimits& limits, Fn&& fn) {
+  constexpr int kMaxCluster = 16;  // more than 8 may not be there: the device says so
+  const int most = limits.capability < 90 ? 1 : kMaxCluster;
+  const auto is_wanted = [&](Kernel kernel) {
+    return wish.kernel == kernel || wish.kernel == Kernel::kAuto;
+  };
+  const auto units_of = [&](int64_t blocks) { return round_up(ceil_div(d.H, blocks), kUnitGroup); };
+  const auto try_groups = [&](int64_t clusters, int cluster, int64_t units, int most_groups,
+                              bool is_grid) {
+    if (wish.cluster && cluster != wish.cluster) return;
+    for (int groups = 1; groups <= most_groups; groups *= 2) {
+      if (wish.groups && groups != wish.groups) continue;
+      fn(Blocks2d{int(clusters), cluster, int(units), 0, groups}, is_grid);
+    }
+  };
+  for (int cluster = 1; cluster <= most; cluster *= 2) {
+    if (!is_wanted(cluster == 1 ? Kernel::kResident : Kernel::kCluster)) continue;
+    try_groups(1, cluster, units_of(cluster), cluster == 1 ? 1 : 2, false);
+  }
+  if (!is_wanted(Kernel::kGrid)) return;
+  // Forward each block needs all of x: clusters have nothing to share.
+  for (int cluster = 1; cluster <= (d.is_backward || wish.cluster ? most : 1); cluster *= 2) {
+    const int64_t clusters = limits.multiprocessors / cluster;
+    if (clusters == 0) break;
+    const int64_t least_units = units_of(clusters * cluster);
+    for (int64_t units = least_units; units <= 4 * least_units; units += least_units) {
+      const int64_t used = ceil_div(d.H, units * cluster);
+      try_groups(used, cluster, units, kMaxGroups, true);
+      if (used == 1) break;
+    }
+  }
 }
 
-constexpr int kMaxCluster = 16;  // more than 8 may not be there: resident_clusters() says so
-// Of clusters one after another: with more, the steps of a wave each take longer in all than those of
-// a library's product, which is efficient for so large a batch.
-constexpr int64_t kMostWaves = 8;
-
-// Lanes of a cluster: as few as let all clusters run at once, since a step takes less time for fewer;
-// else as many as a tensor core multiplies at a time.
-inline int lanes_of_cluster(int64_t lanes, int cluster, int64_t multiprocessors) {
-  for (int each = 1; each < kTileLanes; each *= 2) {
-    if (ceil_div(lanes, each) * cluster <= multiprocessors) return each;
-  }
-  return kTileLanes;
-}
-
-// A division, or one without warps. fits(tiling): whether the device can run it.
-//
-// The fastest by the estimate of tiling.h that does fit. More blocks have more registers to keep W_hh
-// in, where it is read in no time, and less each to multiply; but where there is more than one, their
-// exchange takes about as long as the product of one that is full.
-template <typename Fits>
-Tiling choose_tiling(const Divided& d, int64_t lanes, Kernel kernel, const DeviceLimits& limits,
-                     Fits&& fits) {
-  struct Candidate {
-    Tiling tiling;
-    int64_t cycles;
-  } candidates[5];  // clusters of 1, 2, 4, 8, 16
-  int count = 0;
-  const int least = kernel == Kernel::kCluster ? 2 : 1;
-  const int most = kernel == Kernel::kResident || limits.capability < 90 ? 1 : kMaxCluster;
-  for (int cluster = least; cluster <= most; cluster *= 2) {
-    const int64_t at_once = limits.multiprocessors / cluster;
-    const int each = lanes_of_cluster(lanes, cluster, limits.multiprocessors);
-    const Tiling tiling = divide(d, cluster, each, limits.shared_bytes);
-    if (tiling.warps == 0 || at_once == 0) continue;
-    const int64_t waves = ceil_div(ceil_div(lanes, each), at_once);
-    if (kernel == Kernel::kAuto && waves > kMostWaves) continue;
-    candidates[count++] = {tiling, waves * step_cycles(d, tiling)};
-  }
-  std::sort(candidates, candidates + count,
-            [](const Candidate& a, const Candidate& b) { return a.cycles < b.cycles; });
-  for (int i = 0; i < count; ++i) {
-    if (fits(candidates[i].tiling)) return candidates[i].tiling;
-  }
-  return {};
+// A plan that exists, or none. blocks_at_once(tiling): how many blocks of such a kernel the device
+// holds, a whole number of clusters; 0 if it cannot run it.
+template <typename BlocksAtOnce>
+Plan choose_plan(const Divided& d, int64_t lanes, const Wish& wish, const DeviceLimits& limits,
+                 BlocksAtOnce&& blocks_at_once) {
+  Plan best{};
+  const bool must_beat = wish.kernel == Kernel::kAuto;
+  if (must_beat) best.cycles = stepwise_cycles(d, lanes);
+  std::map<std::tuple<bool, int, int, int>, int64_t> answers;
+  for_each_shape(d, wish, limits, [&](Blocks2d blocks, bool is_grid) {
+    for (blocks.lanes = 1; blocks.lanes <= std::min<int64_t>(kTileLanes, lanes); ++blocks.lanes) {
+      if (wish.lanes && blocks.lanes != std::min<int64_t>(wish.lanes, lanes)) continue;
+      const int64_t tile = blocks.lanes * blocks.groups, tiles = ceil_div(lanes, tile);
+      const bool is_empty = tile - blocks.lanes >= lanes;  // a group
+      if (is_empty && blocks.groups > 1 && !wish.groups) continue;
+      const Tiling tiling = divide(d, blocks, is_grid, limits.shared_bytes);
+      if (tiling.warps == 0) continue;
+      const bool is_known = best.exists() || must_beat;
+      if (is_known && step_cycles(d, tiling) >= best.cycles) continue;  // whatever the device says
+      const auto key = std::tuple(is_grid, tiling.cluster, tiling.warps, tiling.shared.bytes);
+      const auto [found, is_new] = answers.try_emplace(key, 0);
+      if (is_new) found->second = blocks_at_once(tiling);
+      const int64_t teams = found->second / tiling.team();
+      if (teams == 0) continue;
+      const int64_t waves = ceil_div(tiles, teams);
+      const int64_t cycles = step_cycles(d, tiling, std::min(tiles, teams));
+      if (is_known && waves * cycles >= best.cycles) continue;
+      best = {tiling, teams, waves, waves * cycles};
+    }
+  });
+  return best;
 }
 
 }  // namespace fastbptt

@@ -118,6 +118,17 @@ __device__ __forceinline__ uint32_t cluster_address(const void* pointer) {
   return uint32_t(__cvta_generic_to_shared(pointer));
 }
 
+// The place in block `rank`'s shared memory that an address is in this block's.
+__device__ __forceinline__ uint32_t map_address(uint32_t address, int rank) {
+  uint32_t mapped = 0;
+  if constexpr (kHasClusters) {
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(address), "r"(rank));
+  } else {
+    __trap();
+  }
+  return mapped;
+}
+
 // Phase 0 begins. count: arrivals a phase, 1 to 2^20 - 1.
 __device__ __forceinline__ void barrier_init(Barrier* barrier, int count) {
   if constexpr (kHasClusters) {
@@ -155,10 +166,7 @@ __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
 // it is in shared memory. The fence that this takes is slow.
 __device__ __forceinline__ void barrier_arrive_remote(Barrier* barrier, int rank) {
   if constexpr (kHasClusters) {
-    uint32_t remote;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(remote)
-        : "r"(cluster_address(barrier)), "r"(rank));
+    const uint32_t remote = map_address(cluster_address(barrier), rank);
     asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote)
                  : "memory");
   } else {
@@ -172,10 +180,7 @@ __device__ __forceinline__ void barrier_arrive_remote_after_reads(Barrier* barri
   if constexpr (!FASTBPTT_RESTRICTED_FENCES) {
     barrier_arrive_remote(barrier, rank);
   } else if constexpr (kHasClusters) {
-    uint32_t remote;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(remote)
-        : "r"(cluster_address(barrier)), "r"(rank));
+    const uint32_t remote = map_address(cluster_address(barrier), rank);
     asm volatile(
         "fence.release.sync_restrict::shared::cta.cluster;\n"
         "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote)
@@ -237,13 +242,12 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, int parity) {
 }
 
 // Sends a value of 4, 8 or 16 bytes to shared memory of the cluster, and its size in bytes to a barrier
-// of the same block when it is there; both pointers come from map_shared. Those that wait for the
-// phase see it. The thread itself cannot wait for it, nor order it after its other writes.
+// of the same block when it is there; both addresses are map_address's. Those that wait for the phase
+// see it. The thread itself cannot wait for it, nor order it after its other writes.
 template <typename T>
-__device__ __forceinline__ void store_async(T* remote, const T& value, Barrier* remote_barrier) {
+__device__ __forceinline__ void store_async(uint32_t to, const T& value, uint32_t barrier) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "4, 8 or 16 bytes");
   if constexpr (kHasClusters) {
-    const uint32_t to = cluster_address(remote), barrier = cluster_address(remote_barrier);
     uint32_t words[sizeof(T) / 4];
     memcpy(words, &value, sizeof(T));
     if constexpr (sizeof(T) == 4) {
@@ -268,6 +272,12 @@ __device__ __forceinline__ void store_async(T* remote, const T& value, Barrier* 
   } else {
     __trap();
   }
+}
+
+// The same with map_shared's pointers.
+template <typename T>
+__device__ __forceinline__ void store_async(T* remote, const T& value, Barrier* remote_barrier) {
+  store_async(cluster_address(remote), value, cluster_address(remote_barrier));
 }
 
 }  // namespace fastbptt

@@ -4,11 +4,10 @@
 #include "cuda/for_cell.h"
 #include "cuda/persistent.cuh"
 #include "cuda/persistent.h"
+#include "cuda/plan_cache.h"
 
 namespace fastbptt {
 namespace {
-
-static_assert(sizeof(FwdPlace) == kFwdPlaceBytes && sizeof(BwdPlace<float>) == kBwdPlaceBytes);
 
 // What differs between the passes.
 template <typename Cell, typename Product, typename Params>
@@ -16,69 +15,118 @@ struct Pass;
 
 template <typename Cell, typename Product, typename scalar_t>
 struct Pass<Cell, Product, FwdRecurrence<scalar_t>> {
-  static constexpr auto kKernel = persistent_forward_kernel<Cell, Product>;
+  using Step = FwdStep<Cell, scalar_t>;
+  using Place = FwdPlace;
+  static constexpr auto kOfClusters = persistent_forward_kernel<Cell, Product, false>;
+  static constexpr auto kOfGrid = persistent_forward_kernel<Cell, Product, true>;
   static int64_t lanes(const FwdRecurrence<scalar_t>& p) { return p.sequences.layout.B; }
-  static Divided divided(int64_t H) {
-    return forward_product(Product::kArithmetic, H, Cell::kGates);
-  }
+  static Divided divided(int64_t H) { return Divided::forward<Cell>(Product::kArithmetic, H); }
 };
 
 template <typename Cell, typename Product, typename scalar_t>
 struct Pass<Cell, Product, BwdRecurrence<scalar_t>> {
-  static constexpr auto kKernel = persistent_backward_kernel<Cell, Product>;
+  using Step = BwdStep<Cell, scalar_t>;
+  using Place = typename Step::Place;
+  static constexpr auto kOfClusters = persistent_backward_kernel<Cell, Product, false>;
+  static constexpr auto kOfGrid = persistent_backward_kernel<Cell, Product, true>;
   static int64_t lanes(const BwdRecurrence<scalar_t>& p) { return p.num_lanes(); }
-  static Divided divided(int64_t H) {
-    return backward_product(Product::kArithmetic, H, Cell::kGates);
-  }
+  static Divided divided(int64_t H) { return Divided::backward<Cell>(Product::kArithmetic, H); }
 };
 
-Grid grid_of(const Tiling& tiling, int64_t lanes) {
-  return {{ceil_div(lanes, tiling.lanes) * tiling.cluster},
+inline PlanCache& plan_cache() {
+  static PlanCache cache;
+  return cache;
+}
+
+template <typename P>
+PlanCache::Key key_of(int64_t H, int64_t lanes, const Wish& wish) {
+  return {current_device(), reinterpret_cast<const void*>(P::kOfClusters), H, lanes, wish};
+}
+
+Grid grid_of(const Tiling& tiling, int64_t teams) {
+  return {{teams * tiling.team()},
           tiling.threads(),
           tiling.shared.bytes,
-          tiling.cluster};
+          tiling.cluster,
+          /*cooperative=*/tiling.is_grid};
 }
 
 template <typename Product, typename Params>
-Tiling find_tiling(CellKind cell, const Params& p, Kernel kernel) {
-  Tiling result{};
+Plan find_plan(CellKind cell, int64_t H, int64_t lanes, const Wish& wish) {
+  Plan result{};
   for_cell(cell, [&](auto c) {
     using P = Pass<decltype(c), Product, Params>;
-    const auto fits = [](const Tiling& tiling) {
-      return resident_clusters(P::kKernel, grid_of(tiling, tiling.lanes)) > 0;
+    const auto key = key_of<P>(H, lanes, wish);
+    if (const auto known = plan_cache().find(key)) {
+      result = *known;
+      return;
+    }
+    const Divided divided = P::divided(H);
+    static_assert(sizeof(typename P::Place) <= 40);
+    if (divided.place_bytes != int(sizeof(typename P::Place)) ||
+        divided.inputs != P::Step::kInputs) {
+      throw std::logic_error("tiling.h counts other places and inputs than step.cuh has");
+    }
+    const auto blocks_at_once = [](const Tiling& tiling) {
+      const Grid grid = grid_of(tiling, 1);
+      return tiling.cluster * (tiling.is_grid ? resident_clusters(P::kOfGrid, grid)
+                                              : resident_clusters(P::kOfClusters, grid));
     };
-    result = choose_tiling(P::divided(p.H), P::lanes(p), kernel, device_limits(), fits);
+    result = choose_plan(divided, lanes, wish, device_limits(), blocks_at_once);
+    plan_cache().put(key, result);
   });
   return result;
 }
 
 template <typename Product, typename Params>
-void launch_persistent(CellKind cell, const Params& p, const Tiling& tiling, Stream stream) {
+void launch_persistent(CellKind cell, const Params& p, const Plan& plan, GridMemory memory,
+                       Stream stream) {
   for_cell(cell, [&](auto c) {
     using P = Pass<decltype(c), Product, Params>;
-    launch(P::kKernel, grid_of(tiling, P::lanes(p)), stream, p, tiling);
+    const int64_t lanes = P::lanes(p), teams = plan.teams(lanes);
+    const auto start = [&](auto kernel, int64_t count) {
+      launch(kernel, grid_of(plan.tiling, count), stream, p, plan.tiling, memory);
+    };
+    if (!plan.tiling.is_grid) {
+      try {
+        return start(P::kOfClusters, teams);
+      } catch (const LaunchError&) {
+        plan_cache().put(key_of<P>(p.H, lanes, Wish{}), Plan{});
+        throw;
+      }
+    }
+    const int64_t tiles = ceil_div(lanes, plan.tiling.tile());
+    for (int64_t tile = 0; tile < tiles; tile += teams) {
+      memory.first_lane = tile * plan.tiling.tile();
+      try {
+        start(P::kOfGrid, std::min(teams, tiles - tile));
+      } catch (const LaunchError& error) {
+        plan_cache().put(key_of<P>(p.H, lanes, Wish{}), Plan{});
+        if (tile == 0) throw;
+        throw std::runtime_error(error.what());  // too late for another kernel
+      }
+      memory.flags += plan.flags(lanes);
+    }
   });
 }
 
 }  // namespace
 
 template <typename Product, typename scalar_t>
-Tiling Persistent<Product, scalar_t>::tiling(CellKind cell, const Fwd& p, Kernel kernel) {
-  return find_tiling<Product>(cell, p, kernel);
+Plan Persistent<Product, scalar_t>::plan(CellKind cell, bool is_backward, int64_t H, int64_t lanes,
+                                         const Wish& wish) {
+  return is_backward ? find_plan<Product, Bwd>(cell, H, lanes, wish)
+                     : find_plan<Product, Fwd>(cell, H, lanes, wish);
 }
 template <typename Product, typename scalar_t>
-Tiling Persistent<Product, scalar_t>::tiling(CellKind cell, const Bwd& p, Kernel kernel) {
-  return find_tiling<Product>(cell, p, kernel);
+void Persistent<Product, scalar_t>::run(CellKind cell, const Fwd& p, const Plan& plan,
+                                        const GridMemory& memory, Stream stream) {
+  launch_persistent<Product>(cell, p, plan, memory, stream);
 }
 template <typename Product, typename scalar_t>
-void Persistent<Product, scalar_t>::run(CellKind cell, const Fwd& p, const Tiling& tiling,
-                                        Stream stream) {
-  launch_persistent<Product>(cell, p, tiling, stream);
-}
-template <typename Product, typename scalar_t>
-void Persistent<Product, scalar_t>::run(CellKind cell, const Bwd& p, const Tiling& tiling,
-                                        Stream stream) {
-  launch_persistent<Product>(cell, p, tiling, stream);
+void Persistent<Product, scalar_t>::run(CellKind cell, const Bwd& p, const Plan& plan,
+                                        const GridMemory& memory, Stream stream) {
+  launch_persistent<Product>(cell, p, plan, memory, stream);
 }
 
 template <typename scalar_t>

@@ -60,6 +60,8 @@ struct LaneStep {
   bool has_loss;    // the step's loss counts
 };
 
+constexpr int64_t kMostLanes = int64_t(1) << 31;
+
 // Windows of steps; see Cuts. One that is whole stands for none: k1 = k2 = T.
 struct Windows {
   int64_t k1, k2;
@@ -69,7 +71,8 @@ struct Windows {
   // k: 0 at the last step that the recurrence takes in the lane.
   FASTBPTT_HD LaneStep at(const Sequences& sequences, int64_t k, int64_t lane) const {
     const int64_t B = sequences.layout.B;
-    const int64_t w = count == 1 ? 0 : lane / B;  // a division takes long
+    // There are fewer than kMostLanes: one of 64 bits takes five times as long.
+    const int64_t w = count == 1 ? 0 : uint32_t(lane) / uint32_t(B);
     return of_window(sequences, k, w, lane - w * B);
   }
   FASTBPTT_HD LaneStep of_window(const Sequences& sequences, int64_t k, int64_t w,
@@ -160,6 +163,13 @@ struct BwdRecurrence : Recurrence<scalar_t> {
     return layout.offsets ? layout.offsets[t] + b - span_first_row
                           : (t - begin) * layout.time_stride + b * span_batch_stride;
   }
+};
+
+// What the teams of a grid kernel have in global memory; see exchange.cuh.
+struct GridMemory {
+  uint32_t* flags;     // [launches, teams, groups, team's blocks] zeros before the launch
+  void* x;             // [teams, groups, 2, lanes, gates, team's units]
+  int64_t first_lane;  // of the launch, with whose flags the pointer begins
 };
 
 }  // namespace fastbptt

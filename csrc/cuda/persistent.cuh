@@ -1,12 +1,9 @@
-// The persistent kernels: all steps in one launch, with W_hh on the chip; see on_chip.cuh. Called
-// resident where one block has all of W_hh, and cluster where the blocks of a cluster share it.
-//
-// What a pair reads of memory is loaded when the pair before it is done with, for a thread's first one
-// at the end of the step before: it is on its way while the product runs. The pairs' state stays in
-// registers.
+// The persistent kernels: all steps in one launch, with W_hh on the chip; see on_chip.cuh and
+// exchange.cuh. Called resident where one block has all of W_hh, cluster where the blocks of a cluster
+// share it, and grid where all blocks of the launch do.
 #pragma once
 
-#include "cuda/on_chip.cuh"
+#include "cuda/exchange.cuh"
 #include "cuda/step.cuh"
 #include "cuda/units.cuh"
 
@@ -14,147 +11,217 @@ namespace fastbptt {
 namespace {
 
 // Lanes are sequences. They begin together, each with its own first step.
-template <typename Cell, typename Product>
+template <typename Cell, typename Product, bool kGrid>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
-    persistent_forward_kernel(FwdRecurrence<typename Product::scalar_t> p, Tiling tiling) {
+    persistent_forward_kernel(FwdRecurrence<typename Product::scalar_t> p, Tiling tiling,
+                              GridMemory memory) {
   using Step = FwdStep<Cell, typename Product::scalar_t>;
   constexpr int G = Cell::kGates;
-  OnChip<Product, FwdPlace, /*kTransposed=*/false> chip(tiling);
+  Exchange<Product, Step, FwdPlace, /*kTransposed=*/false, kGrid> chip(tiling, memory);
   const Sequences& sequences = p.sequences;
-  const int64_t first = chip.cluster_index() * tiling.lanes, B = sequences.layout.B;
-  const int64_t steps = sequences.length(first);  // no other of the tile is longer
-  const bool has_unit = chip.own_unit() < p.H;
+  const int64_t B = sequences.layout.B;
+  const int64_t first = memory.first_lane + int64_t(chip.team) * tiling.tile();
+  const int steps = int(sequences.length(first));  // no other of the tile is longer
+  const bool in_pairs = Step::are_in_pairs(p);
 
-  const auto initial = [&](int lane, int column) {
+  const auto initial = [&](int lane, int unit) {
     const int64_t b = first + lane;
-    if (b >= B || column >= p.H || !has_initial_state(sequences, b)) return 0.0f;
-    return load_or_zero(p.hx, b * p.H + column);
-  };
-  const auto bias = [&](int row) {
-    const int gate = row / tiling.units, row_unit = chip.first_unit() + row - gate * tiling.units;
-    return row_unit < p.H ? Step::recurrent_bias(p, gate, row_unit) : 0.0f;
+    if (b >= B || unit >= p.H || !has_initial_state(sequences, b)) return 0.0f;
+    return load_or_zero(p.hx, b * p.H + unit);
   };
   const auto place_of = [&](int64_t step, int lane) {
     const int64_t b = first + lane;
     if (b >= B || step >= sequences.length(b)) return FwdPlace{};
     return fwd_place(sequences, sequences.direction > 0 ? step : sequences.length(b) - 1 - step, b);
   };
-  chip.start({p.w_hh, p.H, G, tiling.units, chip.first_unit()}, initial, bias, place_of);
-
-  const float input_bias = has_unit ? Step::input_bias(p, chip.own_unit()) : 0.0f;
-  float carried[kMaxPasses] = {};  // c of LSTM, h of GRU
-  FASTBPTT_UNROLL
-  for (int pass = 0; pass < kMaxPasses; ++pass) {
-    const int64_t b = first + chip.lane_of(pass);
-    if (!Cell::kHasCarry || !has_unit || !chip.has_pair(pass) || b >= B) continue;
-    if (!has_initial_state(sequences, b)) continue;
-    carried[pass] = load_or_zero(Cell::kHasCellState ? p.cx : p.hx, b * p.H + chip.own_unit());
+  for (int row = threadIdx.x; row < G * tiling.units; row += blockDim.x) {
+    const int gate = row / tiling.units, unit = chip.first_unit() + row - gate * tiling.units;
+    chip.biases()[row] = unit < p.H ? Step::recurrent_bias(p, gate, unit) : 0.0f;
   }
-  typename Step::Inputs inputs{};  // of the pair that comes next
-  const auto load = [&](int64_t step, int pass) {
-    if (!has_unit || !chip.has_pair(pass)) return;
-    const FwdPlace& place = chip.place(step, chip.lane_of(pass));
-    if (place.exists) inputs = Step::load(p, place, chip.own_unit());
-  };
-  load(0, 0);
-
-  for (int64_t step = 0; step < steps; ++step) {
-    chip.wait(step);
-    chip.multiply(step);
-    const int unit = chip.own_unit();
-    sync_block();
-    const bool is_last = step + 1 == steps;
-    if (step % kPlaceSteps == 0) chip.compute_places(step + kPlaceSteps, place_of);
-    if (!is_last) chip.announce(step + 1, 1);
-    FASTBPTT_UNROLL
-    for (int pass = 0; pass < kMaxPasses; ++pass) {
-      if (!chip.has_pass(pass)) continue;
+  chip.load_weights(p.w_hh, p.H, G);
+  const bool has_unit = chip.own_unit() < p.H;
+  const float input_bias = has_unit ? Step::input_bias(p, chip.own_unit()) : 0.0f;
+  for (int group = 0; group < tiling.groups && Cell::kHasCarry; ++group) {
+    for (int pass = 0; pass < tiling.passes; ++pass) {  // c of LSTM, h of GRU
+      if (!chip.has_pair(pass)) continue;
       const int lane = chip.lane_of(pass);
-      FwdPlace place{};
-      if (has_unit && chip.has_pair(pass)) place = chip.place(step, lane);
-      typename Step::Values values{};
-      if (place.exists) {
-        float rec[G];
-        FASTBPTT_UNROLL
-        for (int g = 0; g < G; ++g) rec[g] = chip.sum(g * tiling.units + chip.unit, lane);
-        values = Step::compute(inputs, input_bias, rec, carried[pass]);
-        carried[pass] = place.is_reset ? 0 : Cell::kHasCellState ? values.c : values.h;
-      }
-      if (!is_last) chip.push(step + 1, pass, 0, place.is_reset ? 0 : values.h);
-      if (place.exists) {
-        Step::store(p, place, first + lane, unit, values);
-        store_output(p, place, first + lane, unit, values.h);
-      }
-      const bool is_over = pass + 1 == kMaxPasses || !chip.has_pass(pass + 1);
-      load(is_over ? step + 1 : step, is_over ? 0 : pass + 1);
+      const int64_t b = first + group * tiling.lanes + lane;
+      const bool has_state = has_unit && b < B && has_initial_state(sequences, b);
+      const auto* const from = has_state ? Cell::kHasCellState ? p.cx : p.hx : nullptr;
+      chip.carried(group, lane) = load_or_zero(from, b * p.H + chip.own_unit());
     }
-    chip.end_step();
+  }
+  chip.start(initial, place_of);
+
+  const auto fetch = [&](int turn) {
+    const int step = chip.step_of(turn), group = chip.group_of(turn);
+    if (step < steps && chip.own_unit() < p.H) {
+#pragma unroll 1
+      for (int pass = 0; pass < tiling.passes; ++pass) {
+        if (!chip.has_pair(pass)) continue;
+        const int lane = chip.lane_of(pass);
+        const FwdPlace& place = chip.place(group, step, lane);
+        if (!place.exists) continue;
+        chip.fetch_pair(turn, lane, in_pairs, [&](auto&& copy) {
+          Step::for_each_input(p, place, chip.own_unit(), copy);
+        });
+      }
+    }
+    commit_async();
+  };
+  for (int turn = 0; turn < kAhead; ++turn) fetch(turn);
+
+  int turn = 0;
+  for (int step = 0; step < steps; ++step) {
+    const bool is_last = step + 1 == steps;
+    for (int group = 0; group < tiling.groups; ++group, ++turn) {
+      const auto product = chip.begin_turn(chip.buffer(group, step), group);
+      chip.receive(group, step, initial);
+      chip.multiply(product);
+      wait_async<kAhead - 1>();
+      sync_block();
+      if (!is_last) chip.announce(group, step + 1);
+#pragma unroll 1
+      for (int pass = 0; pass < tiling.passes; ++pass) {
+        const int lane = chip.lane_of(pass), unit = chip.own_unit();
+        const bool has_pair = chip.has_pair(pass);
+        FwdPlace place{};
+        if (unit < p.H && has_pair) place = chip.place(group, step, lane);
+        typename Step::Values values{};
+        if (place.exists) {
+          const auto inputs = chip.inputs(turn, lane);
+          const float before = Cell::kHasCarry ? chip.carried(group, lane) : 0.0f;
+          float rec[G];
+          chip.sums_of(group, chip.unit(), tiling.units, lane, rec);
+          FASTBPTT_UNROLL
+          for (int g = 0; g < G; ++g) rec[g] += chip.biases()[g * tiling.units + chip.unit()];
+          values = Step::compute(inputs, input_bias, rec, before);
+        }
+        if (!is_last) {
+          chip.push(group, step + 1, lane, has_pair, place.is_reset ? 0 : values.h);
+        }
+        if (kGrid) chip.publish(group, step + 1, is_last);  // the only pass
+        if (place.exists) {
+          const float carried = Cell::kHasCellState ? values.c : values.h;
+          if (Cell::kHasCarry) chip.carried(group, lane) = place.is_reset ? 0 : carried;
+          const int64_t b = first + group * tiling.lanes + lane;
+          Step::store(p, place, b, unit, values);
+          store_output(p, place, b, unit, values.h);
+        }
+      }
+      if (step % kPlaceSteps == 0) chip.compute_places(group, step + kPlaceSteps, place_of);
+      fetch(turn + kAhead);
+    }
   }
 }
 
 // Lanes are windows of sequences, in lockstep from their last steps on.
-template <typename Cell, typename Product>
+template <typename Cell, typename Product, bool kGrid>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
-    persistent_backward_kernel(BwdRecurrence<typename Product::scalar_t> p, Tiling tiling) {
+    persistent_backward_kernel(BwdRecurrence<typename Product::scalar_t> p, Tiling tiling,
+                               GridMemory memory) {
   using scalar_t = typename Product::scalar_t;
   using Step = BwdStep<Cell, scalar_t>;
   using Place = typename Step::Place;
   constexpr int G = Cell::kGates, kColumns = Cell::kColumns;
-  OnChip<Product, Place, /*kTransposed=*/true> chip(tiling);
-  const int64_t first = chip.cluster_index() * tiling.lanes, lanes = p.num_lanes();
-  const int64_t steps =
-      p.steps + (p.d_hx || p.d_cx);  // the initial states come after the last step
-  const bool has_unit = chip.own_unit() < p.H;
+  Exchange<Product, Step, Place, /*kTransposed=*/true, kGrid> chip(tiling, memory);
+  const int first = int(memory.first_lane) + chip.team * tiling.tile();
+  const int lanes = int(p.num_lanes());
+  const int steps =
+      int(p.steps) + (p.d_hx || p.d_cx);  // the initial states come after the last step
+  const bool in_pairs = Step::are_in_pairs(p);
 
-  const auto zero = [](auto...) { return 0.0f; };
+  const auto zero = [](int, int) { return 0.0f; };
   const auto place_of = [&](int64_t k, int lane) {
     return first + lane < lanes ? bwd_place(p, k, first + lane) : Place{};
   };
-  chip.start({p.w_hh, p.H, G, tiling.units, chip.first_unit()}, zero, zero, place_of);
+  chip.load_weights(p.w_hh, p.H, G);
+  for (int group = 0; group < tiling.groups && Cell::kHasCarry; ++group) {
+#pragma unroll 1
+    for (int pass = 0; pass < tiling.passes; ++pass) {
+      if (chip.has_pair(pass)) chip.carried(group, chip.lane_of(pass)) = 0;
+    }
+  }
+  chip.start(zero, place_of);
+  if (kGrid) {
+    chip.fill(0, 0, zero);  // its padding stays zero
+  }
 
-  float carried[kMaxPasses] = {};
-  typename Step::Inputs inputs{};  // of the pair that comes next
-  const auto load = [&](int64_t k, int pass) {
-    if (!has_unit || !chip.has_pair(pass)) return;
-    const int lane = chip.lane_of(pass);
-    inputs = Step::load(p, chip.place(k, lane), k, first + lane, chip.own_unit());
+  const auto fetch = [&](int turn) {
+    const int k = chip.step_of(turn), group = chip.group_of(turn);
+    if (k < steps && chip.own_unit() < p.H) {
+#pragma unroll 1
+      for (int pass = 0; pass < tiling.passes; ++pass) {
+        if (!chip.has_pair(pass)) continue;
+        const int lane = chip.lane_of(pass);
+        const Place& place = chip.place(group, k, lane);
+        if (!place.exists) continue;
+        const int of_all = first + group * tiling.lanes + lane;
+        chip.fetch_pair(turn, lane, in_pairs, [&](auto&& copy) {
+          Step::for_each_input(p, place, k, of_all, chip.own_unit(), copy);
+        });
+      }
+    }
+    commit_async();
   };
-  load(0, 0);
+  for (int turn = 0; turn < kAhead; ++turn) fetch(turn);
+  wait_async<kAhead - 1>();
+  sync_block();
 
-  for (int64_t k = 0; k < steps; ++k) {
-    chip.wait(k);
-    chip.multiply(k);
-    const int unit = chip.own_unit();
-    sync_block();
+  // The cell, from the sums that have been sent for the step; its d is x of the next one.
+  const auto compute = [&](int k, int group) {
     const bool is_last = k + 1 == steps;
-    if (k % kPlaceSteps == 0) chip.compute_places(k + kPlaceSteps, place_of);
-    if (!is_last) chip.announce(k + 1, G);
-    FASTBPTT_UNROLL
-    for (int pass = 0; pass < kMaxPasses; ++pass) {
-      if (!chip.has_pass(pass)) continue;
-      const bool has = has_unit && chip.has_pair(pass);
-      const int lane = chip.lane_of(pass);
+    chip.collect(group, k);
+#pragma unroll 1
+    for (int pass = 0; pass < tiling.passes; ++pass) {
+      const int lane = chip.lane_of(pass), unit = chip.own_unit();
+      const int of_all = first + group * tiling.lanes + lane;
+      const bool has_pair = chip.has_pair(pass), has = has_pair && unit < p.H;
       float d[kColumns] = {};
       if (has) {
-        Step::run(p, chip.place(k, lane), inputs, first + lane, unit, chip.sum(chip.unit, lane),
-                  carried[pass], d);
+        const Place& place = chip.place(group, k, lane);
+        typename Step::Inputs inputs{};
+        if (place.exists) inputs = chip.inputs(chip.turn_of(k, group), lane);
+        float carry = Cell::kHasCarry ? chip.carried(group, lane) : 0.0f;
+        Step::run(p, place, inputs, of_all, unit, chip.sum(group, k, lane), carry, d);
+        if (Cell::kHasCarry) chip.carried(group, lane) = carry;
       }
-      FASTBPTT_UNROLL
-      for (int g = 0; g < G; ++g) {
-        if (!is_last) chip.push(k + 1, pass, g, d[Cell::kFirstRecurrent + g]);
+      if (has_pair && !is_last) {
+        FASTBPTT_UNROLL
+        for (int g = 0; g < G; ++g) chip.put(group, k + 1, lane, g, d[Cell::kFirstRecurrent + g]);
       }
-      if (has) {
-        Step::store(p, chip.place(k, lane), unit, d);
-        if (p.d_by_lane && k < p.steps && first + lane < lanes) {
-          scalar_t* const to = p.d_by_lane + (k * lanes + first + lane) * kColumns * p.H + unit;
-          FASTBPTT_UNROLL
-          for (int c = 0; c < kColumns; ++c) to[c * p.H] = from_acc<scalar_t>(d[c]);
-        }
+      // The next turn's inputs are there for all of the block after the barrier.
+      if (pass + 1 == tiling.passes) {
+        wait_async<kAhead - 2>();
+        chip.publish(group, k + 1, is_last);
       }
-      const bool is_over = pass + 1 == kMaxPasses || !chip.has_pass(pass + 1);
-      load(is_over ? k + 1 : k, is_over ? 0 : pass + 1);
+      if (!has) continue;
+      Step::store(p, chip.place(group, k, lane), unit, d);
+      if (p.d_by_lane && k < p.steps && of_all < lanes) {
+        scalar_t* const to = p.d_by_lane + (int64_t(k) * lanes + of_all) * kColumns * p.H + unit;
+        FASTBPTT_UNROLL
+        for (int c = 0; c < kColumns; ++c) to[c * p.H] = from_acc<scalar_t>(d[c]);
+      }
     }
-    chip.end_step();
+    if (k % kPlaceSteps == 0) chip.compute_places(group, k + kPlaceSteps, place_of);
+    fetch(chip.turn_of(k, group) + kAhead);
+  };
+  const auto multiply = [&](int k, int group) {
+    const auto product = chip.begin_turn(chip.buffer(group, k), group);
+    chip.receive(group, k, zero);
+    chip.multiply(product);
+    sync_block();
+    chip.send_sums(group, k);
+  };
+
+  for (int k = 0; k < steps; ++k) {
+    const bool is_last = k + 1 == steps;
+    for (int group = 0; group < tiling.groups; ++group) {
+      compute(k, group);
+      // In a grid all groups' flags are on their way before the first one's are waited for.
+      if (!kGrid && !is_last) multiply(k + 1, group);
+    }
+    for (int group = 0; kGrid && !is_last && group < tiling.groups; ++group) multiply(k + 1, group);
   }
 }
 

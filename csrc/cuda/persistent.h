@@ -18,11 +18,14 @@ struct Persistent {
   using Fwd = FwdRecurrence<scalar_t>;
   using Bwd = BwdRecurrence<scalar_t>;
 
-  // The division that a kernel would run with here; without warps if it cannot.
-  static Tiling tiling(CellKind cell, const Fwd& p, Kernel kernel);
-  static Tiling tiling(CellKind cell, const Bwd& p, Kernel kernel);
-  static void run(CellKind cell, const Fwd& p, const Tiling& tiling, Stream stream);
-  static void run(CellKind cell, const Bwd& p, const Tiling& tiling, Stream stream);
+  // How a kernel would run a recurrence of so many lanes here; a plan that does not exist if it cannot.
+  static Plan plan(CellKind cell, bool is_backward, int64_t H, int64_t lanes, const Wish& wish);
+  // Throws LaunchError, and nothing has run, if the kernel cannot be launched; then the plan for such a
+  // call is the stepwise kernel. memory: of a plan for a grid; for all launches.
+  static void run(CellKind cell, const Fwd& p, const Plan& plan, const GridMemory& memory,
+                  Stream stream);
+  static void run(CellKind cell, const Bwd& p, const Plan& plan, const GridMemory& memory,
+                  Stream stream);
 };
 
 // d_by_lane: [p.steps, lanes, columns]; steps: the span's.

@@ -91,14 +91,22 @@ struct PlainFma {
 
 namespace {
 
-// Adds to sums the products of two tiles beside each other, for each of row_tiles rows of tiles. x:
-// the first lane's numbers for the first column.
+// Where a warp's thread begins to read of x: numbers from the first lane's first column.
 template <typename Product>
-__device__ __forceinline__ void multiply(TileSums (&sums)[kRowTiles],
-                                         const uint32_t (&w0)[kRowTiles][4],
-                                         const uint32_t (&w1)[kRowTiles][4], int row_tiles,
+__device__ __forceinline__ int x_offset(int x_stride, int lanes) {
+  if constexpr (Product::kArithmetic == Arithmetic::kFma) return 0;
+  // Matrices of 8 lanes by 16 bytes, two for each tile. Lanes that are not there read the first one's
+  // numbers: no other lane's sums depend on them.
+  const int thread = threadIdx.x % kWarp, lane = thread % kTileLanes;
+  return (lane < lanes ? lane : 0) * x_stride +
+         thread / kTileLanes * (16 / int(sizeof(typename Product::x_t)));
+}
+
+// Adds to sums the products of two tiles beside each other, for each of kRows rows of tiles. w: those
+// of the first, then of the second; x: from x_offset on.
+template <typename Product, int kRows>
+__device__ __forceinline__ void multiply(TileSums (&sums)[kRowTiles], const uint32_t (*w)[4],
                                          const typename Product::x_t* x, int x_stride, int lanes) {
-  const int thread = threadIdx.x % kWarp;
   constexpr TileShape kShape = tile_shape(Product::kArithmetic);
   if constexpr (Product::kArithmetic == Arithmetic::kFma) {
     FASTBPTT_UNROLL
@@ -107,43 +115,62 @@ __device__ __forceinline__ void multiply(TileSums (&sums)[kRowTiles],
       const auto* const from =
           reinterpret_cast<const Packed<float, kShape.columns>*>(x + lane * x_stride);
       const auto x0 = from[0], x1 = from[1];
+      // Two sums, of two rows or else of two tiles, do not wait for each other.
+      float second = 0;
       FASTBPTT_UNROLL
-      for (int m = 0; m < kRowTiles; ++m) {
-        if (m >= row_tiles) continue;
-        float& sum = sums[m][lane / 4][lane % 4];
+      for (int j = 0; j < kShape.columns; ++j) {
         FASTBPTT_UNROLL
-        for (int j = 0; j < 4; ++j) sum += float_of_bits(w0[m][j]) * x0.values[j];
-        FASTBPTT_UNROLL
-        for (int j = 0; j < 4; ++j) sum += float_of_bits(w1[m][j]) * x1.values[j];
+        for (int m = 0; m < kRows; ++m) {
+          sums[m][lane / 4][lane % 4] += float_of_bits(w[m][j]) * x0.values[j];
+        }
+        if (kRows == 1) second += float_of_bits(w[1][j]) * x1.values[j];
       }
+      FASTBPTT_UNROLL
+      for (int j = 0; kRows > 1 && j < kShape.columns; ++j) {
+        FASTBPTT_UNROLL
+        for (int m = 0; m < kRows; ++m) {
+          sums[m][lane / 4][lane % 4] += float_of_bits(w[kRows + m][j]) * x1.values[j];
+        }
+      }
+      if (kRows == 1) sums[0][lane / 4][lane % 4] += second;
     }
   } else {
-    // Matrices of 8 lanes by 16 bytes, two for each tile. Lanes that are not there read the first
-    // one's numbers: no other lane's sums depend on them.
-    const int lane = thread % kTileLanes < lanes ? thread % kTileLanes : 0;
     uint32_t matrices[4];
-    load_matrix_x4(matrices, x + lane * x_stride + thread / kTileLanes * (16 / int(sizeof(*x))));
+    load_matrix_x4(matrices, x);
     const uint32_t x0[2] = {matrices[0], matrices[1]}, x1[2] = {matrices[2], matrices[3]};
     FASTBPTT_UNROLL
-    for (int m = 0; m < kRowTiles; ++m) {
-      if (m >= row_tiles) continue;
-      Product::multiply_add(sums[m][0], w0[m], x0);  // two sums: neither waits for the other
-      Product::multiply_add(sums[m][1], w1[m], x1);
+    for (int m = 0; m < kRows; ++m) {
+      Product::multiply_add(sums[m][0], w[m], x0);  // two sums: neither waits for the other
+      Product::multiply_add(sums[m][1], w[kRows + m], x1);
     }
   }
 }
 
-// Calls fn(row, lane, sum) for the thread's sums of a tile's rows.
-template <typename Product, typename Fn>
-__device__ __forceinline__ void for_each_sum(const TileSums& sums, Fn&& fn) {
+// The thread's first row and lane of a tile's sums: where it puts them, with so much from lane to lane,
+// and how many lanes there are from its first one on.
+template <typename Product>
+__device__ __forceinline__ int sums_offset(int stride) {
   const int thread = threadIdx.x % kWarp;
+  if constexpr (Product::kArithmetic == Arithmetic::kFma) return thread;
+  return 2 * (thread % 4) * stride + thread / 4;
+}
+template <typename Product>
+__device__ __forceinline__ int lanes_beyond(int lanes) {
+  return Product::kArithmetic == Arithmetic::kFma ? lanes : lanes - 2 * int(threadIdx.x % 4);
+}
+
+// Calls fn(row, lane, sum) for the thread's sums of a tile's rows, row and lane counted from its first.
+template <typename Product, typename Fn>
+__device__ __forceinline__ void for_each_sum(const TileSums& sums, int lanes_beyond, Fn&& fn) {
   if constexpr (Product::kArithmetic == Arithmetic::kFma) {
     FASTBPTT_UNROLL
-    for (int lane = 0; lane < kTileLanes; ++lane) fn(thread, lane, sums[lane / 4][lane % 4]);
+    for (int lane = 0; lane < kTileLanes; ++lane) {
+      if (lane < lanes_beyond) fn(0, lane, sums[lane / 4][lane % 4]);
+    }
   } else {
     FASTBPTT_UNROLL
     for (int i = 0; i < 4; ++i) {
-      fn(thread / 4 + 8 * (i / 2), 2 * (thread % 4) + i % 2, sums[0][i] + sums[1][i]);
+      if (i % 2 < lanes_beyond) fn(8 * (i / 2), i % 2, sums[0][i] + sums[1][i]);
     }
   }
 }
@@ -153,18 +180,21 @@ template <typename scalar_t, bool kTransposed>
 struct Weights {
   const scalar_t* w_hh;  // [G*H, H]
   int64_t H;
-  int gates, units, first_unit;
+  int gates;
+  int first_row_unit, row_units;  // of each of the rows' gates
+  int first_column_unit, column_units;
 
   // Offsets of a row, and of a column of a gate; -1 if there is none.
   __device__ __forceinline__ int64_t row(int i) const {
-    const int gate = i / units;
-    const int64_t unit = first_unit + i - gate * units;
+    const int gate = i / row_units;
+    const int64_t unit = first_row_unit + i - gate * row_units;
     if (unit >= H || gate >= (kTransposed ? 1 : gates)) return -1;
     return kTransposed ? unit : (gate * H + unit) * H;
   }
-  __device__ __forceinline__ int64_t column(int gate, int64_t i) const {
-    if (i >= H || gate >= (kTransposed ? gates : 1)) return -1;
-    return kTransposed ? (gate * H + i) * H : i;
+  __device__ __forceinline__ int64_t column(int gate, int i) const {
+    const int64_t unit = first_column_unit + i;
+    if (i >= column_units || unit >= H || gate >= (kTransposed ? gates : 1)) return -1;
+    return kTransposed ? (gate * H + unit) * H : unit;
   }
   __device__ __forceinline__ float at(int64_t row, int64_t column) const {
     return row < 0 || column < 0 ? 0.0f : to_acc(w_hh[row + column]);

@@ -18,6 +18,12 @@ __device__ __forceinline__ Accumulator<scalar_t> load_or_zero(const scalar_t* fr
   return from ? to_acc(from[i]) : Accumulator<scalar_t>(0);
 }
 
+// Whether two neighbours of a row, the first at an even place, lie in four bytes that are aligned.
+template <typename scalar_t>
+__device__ __forceinline__ bool is_even(const scalar_t* base, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(base) % 4 == 0 && stride * int64_t(sizeof(scalar_t)) % 4 == 0;
+}
+
 // A closed gate stops infinity and NaN too.
 template <typename acc_t>
 __device__ __forceinline__ acc_t through(acc_t gate, acc_t x) {
@@ -56,10 +62,11 @@ template <typename Cell, typename scalar_t>
 struct FwdStep {
   using acc_t = Accumulator<scalar_t>;
   using Params = FwdRecurrence<scalar_t>;
-  static constexpr int G = Cell::kGates;
+  static constexpr int G = Cell::kGates, kGates = G;
+  static constexpr int kInputs = G;  // pre, gate after gate
 
   struct Inputs {
-    scalar_t pre[G];
+    scalar_t values[kInputs];
   };
 
   struct Values {
@@ -77,12 +84,23 @@ struct FwdStep {
     return Cell::kRecurrentBias ? load_or_zero(p.b_ih, (G - 1) * p.H + unit) : acc_t(0);
   }
 
+  // Calls fn(i, pointer) for each of the inputs; the pointer is null where the value is zero.
+  template <typename Fn>
+  static __device__ __forceinline__ void for_each_input(const Params& p, const FwdPlace& place,
+                                                        int64_t unit, Fn&& fn) {
+    const scalar_t* const pre = p.pre + place.row * p.ld_pre + unit;
+    FASTBPTT_UNROLL
+    for (int g = 0; g < G; ++g) fn(g, pre + g * p.H);
+  }
+  // Whether all of them can be read two units at a time.
+  static __device__ __forceinline__ bool are_in_pairs(const Params& p) {
+    return is_even(p.pre, p.ld_pre) && is_even(p.pre, p.H);
+  }
+
   static __device__ __forceinline__ Inputs load(const Params& p, const FwdPlace& place,
                                                 int64_t unit) {
     Inputs result;
-    const scalar_t* const pre = p.pre + place.row * p.ld_pre + unit;
-    FASTBPTT_UNROLL
-    for (int g = 0; g < G; ++g) result.pre[g] = pre[g * p.H];
+    for_each_input(p, place, unit, [&](int i, const scalar_t* from) { result.values[i] = *from; });
     return result;
   }
 
@@ -91,7 +109,7 @@ struct FwdStep {
                                                    const acc_t (&rec)[G], acc_t before) {
     acc_t in[G];
     FASTBPTT_UNROLL
-    for (int g = 0; g < G; ++g) in[g] = to_acc(inputs.pre[g]);
+    for (int g = 0; g < G; ++g) in[g] = to_acc(inputs.values[g]);
     if constexpr (Cell::kRecurrentBias) in[G - 1] += input_bias;
     Values values;
     if constexpr (Cell::kHasCellState) {
@@ -158,14 +176,13 @@ __device__ __forceinline__ BwdPlace<Accumulator<scalar_t>> bwd_place(
   return place;
 }
 
-// What the losses add to the gradient of a step's state by its output.
+// The row of what the losses add to the gradient of a step's state by its output; null: zeros.
 template <typename scalar_t>
-__device__ __forceinline__ scalar_t output_gradient(const BwdRecurrence<scalar_t>& p,
-                                                    const BwdPlace<Accumulator<scalar_t>>& place,
-                                                    int64_t k, int64_t lane, int64_t unit) {
-  if (p.d_lanes) return p.d_lanes[(k * p.num_lanes() + lane) * p.R + unit];
-  if (p.d_output && place.has_loss) return p.d_output[place.row * p.ld_out + unit];
-  return from_acc<scalar_t>(0);
+__device__ __forceinline__ const scalar_t* output_gradients(
+    const BwdRecurrence<scalar_t>& p, const BwdPlace<Accumulator<scalar_t>>& place, int64_t k,
+    int64_t lane) {
+  if (p.d_lanes) return p.d_lanes + (k * p.num_lanes() + lane) * p.R;
+  return p.d_output && place.has_loss ? p.d_output + place.row * p.ld_out : nullptr;
 }
 
 // The same by h_n.
@@ -190,35 +207,54 @@ struct BwdStep {
   using acc_t = Accumulator<scalar_t>;
   using Params = BwdRecurrence<scalar_t>;
   using Place = BwdPlace<acc_t>;
-  static constexpr int S = Cell::kSaved, kColumns = Cell::kColumns;
+  static constexpr int S = Cell::kSaved, kColumns = Cell::kColumns, kGates = Cell::kGates;
+  // What was saved, or the output; of LSTM the cell state; of LSTM the cell state before, of GRU the
+  // state before; the output's gradient.
+  static constexpr int kCell = S, kBefore = Cell::kHasCellState ? S + 1 : S;
+  static constexpr int kOutputGradient = S > 0 ? kBefore + 1 : 1, kInputs = kOutputGradient + 1;
 
   struct Inputs {
-    scalar_t saved[S > 0 ? S : 1];  // or the output
-    scalar_t c, before;             // of LSTM the cell states, of GRU the state before
-    scalar_t d_output;
+    scalar_t values[kInputs];
   };
+
+  // Calls fn(i, pointer) for each of a step's inputs; the pointer is null where the value is zero.
+  template <typename Fn>
+  static __device__ __forceinline__ void for_each_input(const Params& p, const Place& place,
+                                                        int64_t k, int64_t lane, int64_t unit,
+                                                        Fn&& fn) {
+    if constexpr (S == 0) {
+      fn(0, p.output + place.row * p.ld_out + unit);
+    } else {
+      const scalar_t* const gates =
+          p.gates + (p.gates_of_span ? place.span_row : place.row) * S * p.H + unit;
+      FASTBPTT_UNROLL
+      for (int i = 0; i < S; ++i) fn(i, gates + i * p.H);
+      const scalar_t* before;
+      if constexpr (Cell::kHasCellState) {
+        fn(kCell, p.c + place.row * p.H + unit);
+        before = state_row(p.c, p.H, p.cx, p.H, place.before);
+      } else {
+        before = state_row(p.output, p.ld_out, p.hx, p.H, place.before);
+      }
+      fn(kBefore, before ? before + unit : nullptr);
+    }
+    const scalar_t* const row = p.w_hr ? nullptr : output_gradients(p, place, k, lane);
+    fn(kOutputGradient, row ? row + unit : nullptr);
+  }
+  // Whether all of them can be read two units at a time.
+  static __device__ __forceinline__ bool are_in_pairs(const Params& p) {
+    return is_even(p.output, p.ld_out) && is_even(p.gates, p.H) && is_even(p.c, p.H) &&
+           is_even(p.cx, p.H) && is_even(p.hx, p.H) && is_even(p.d_output, p.ld_out) &&
+           is_even(p.d_lanes, p.R);
+  }
 
   static __device__ __forceinline__ Inputs load(const Params& p, const Place& place, int64_t k,
                                                 int64_t lane, int64_t unit) {
     Inputs result{};
     if (!place.exists) return result;
-    if constexpr (S == 0) {
-      result.saved[0] = p.output[place.row * p.ld_out + unit];
-    } else {
-      const scalar_t* const gates =
-          p.gates + (p.gates_of_span ? place.span_row : place.row) * S * p.H + unit;
-      FASTBPTT_UNROLL
-      for (int i = 0; i < S; ++i) result.saved[i] = gates[i * p.H];
-      const scalar_t* before;
-      if constexpr (Cell::kHasCellState) {
-        result.c = p.c[place.row * p.H + unit];
-        before = state_row(p.c, p.H, p.cx, p.H, place.before);
-      } else {
-        before = state_row(p.output, p.ld_out, p.hx, p.H, place.before);
-      }
-      result.before = before ? before[unit] : from_acc<scalar_t>(0);
-    }
-    if (!p.w_hr) result.d_output = output_gradient(p, place, k, lane, unit);
+    for_each_input(p, place, k, lane, unit, [&](int i, const scalar_t* from) {
+      if (from) result.values[i] = *from;
+    });
     return result;
   }
 
@@ -238,18 +274,19 @@ struct BwdStep {
       if (Cell::kHasCellState && p.d_cx) p.d_cx[i] += carry;
     }
     if (!place.exists) return;
-    if (!p.w_hr) dh += to_acc(inputs.d_output) + end_gradient(p, place, unit);
+    if (!p.w_hr) dh += to_acc(inputs.values[kOutputGradient]) + end_gradient(p, place, unit);
     if constexpr (S == 0) {
-      Cell::backward(dh, to_acc(inputs.saved[0]), d);
+      Cell::backward(dh, to_acc(inputs.values[0]), d);
     } else {
       acc_t saved[S];
       FASTBPTT_UNROLL
-      for (int i = 0; i < S; ++i) saved[i] = to_acc(inputs.saved[i]);
+      for (int i = 0; i < S; ++i) saved[i] = to_acc(inputs.values[i]);
       if constexpr (Cell::kHasCellState) {
         if (place.ends && p.d_c_n) carry = to_acc(p.d_c_n[place.b * p.H + unit]);
-        Cell::backward(dh, carry, saved, to_acc(inputs.before), to_acc(inputs.c), d, &carry);
+        Cell::backward(dh, carry, saved, to_acc(inputs.values[kBefore]),
+                       to_acc(inputs.values[kCell]), d, &carry);
       } else {
-        Cell::backward(dh, saved, to_acc(inputs.before), d, &carry);
+        Cell::backward(dh, saved, to_acc(inputs.values[kBefore]), d, &carry);
       }
     }
   }

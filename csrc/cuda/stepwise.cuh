@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(kUnitThreads)
     Accumulator<scalar_t> dh = through(place.gate, s.from_after[lane * p.R + unit]);
     if (place.is_initial && p.d_hx) p.d_hx[place.b * p.R + unit] += dh;
     if (place.exists) {
-      dh += to_acc(output_gradient(p, place, k, lane, unit)) + end_gradient(p, place, unit);
+      const scalar_t* const d_output = output_gradients(p, place, k, lane);
+      dh += (d_output ? to_acc(d_output[unit]) : 0) + end_gradient(p, place, unit);
       store_row(p.d_projected, place.span_row * p.R + unit, dh);
     }
     s.d_projected[lane * p.R + unit] = from_acc<scalar_t>(place.exists ? dh : 0);
@@ -143,7 +144,7 @@ __global__ void __launch_bounds__(kUnitThreads)
     Step::store(p, place, unit, d);
     if constexpr (Cell::kHasCellState) {
       if (p.unprojected && place.exists) {
-        const acc_t h = to_acc(inputs.saved[3]) * tanh(to_acc(inputs.c));
+        const acc_t h = to_acc(inputs.values[3]) * tanh(to_acc(inputs.values[Step::kCell]));
         p.unprojected[place.span_row * p.H + unit] = from_acc<scalar_t>(h);
       }
     }

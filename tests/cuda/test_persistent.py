@@ -34,7 +34,7 @@ def default_limits(emulation):
     emulation.set_limits()
 
 
-@pytest.fixture(params=["resident", "cluster"])
+@pytest.fixture(params=["resident", "cluster", "grid"])
 def kernel(request, monkeypatch):
     monkeypatch.setenv(VARIABLE, request.param)
     return request.param
@@ -211,7 +211,7 @@ def test_choice(emulation, monkeypatch):
     large = dataclasses.replace(small, H=130)
     assert torch.equal(outputs(monkeypatch, "auto", large), outputs(monkeypatch, "cluster", large))
     emulation.set_limits(capability=80)  # it has no clusters
-    assert torch.equal(outputs(monkeypatch, "auto", large), outputs(monkeypatch, "stepwise", large))
+    assert torch.equal(outputs(monkeypatch, "auto", large), outputs(monkeypatch, "grid", large))
     many = dataclasses.replace(small, B=80)
     emulation.set_limits(multiprocessors=1)  # as many waves as tiles
     assert torch.equal(outputs(monkeypatch, "auto", many), outputs(monkeypatch, "stepwise", many))
@@ -220,7 +220,7 @@ def test_choice(emulation, monkeypatch):
 @pytest.mark.parametrize(
     ("wish", "case", "message"),
     [
-        ("fast", Case(), f'{VARIABLE} must be auto, stepwise, resident or cluster, got "fast"'),
+        ("fast", Case(), f"{VARIABLE} must be auto, stepwise, resident, cluster or grid"),
         ("resident", Case(), f"{VARIABLE}=resident: there is no such kernel for float64"),
         ("cluster", Case(cell="lstm", proj=2, dtype=torch.float32), "an LSTM with projections"),
         ("resident", Case(H=1100, dtype=torch.float32), "so many hidden units"),

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = [
     "csrc/cuda/torch/ops_cuda.cpp",
     "csrc/cuda/torch/tangents_cuda.cpp",
+    "csrc/cuda/torch/plan_cuda.cpp",
     "csrc/cuda/persistent_bfloat16.cu",
     "csrc/cuda/persistent_float.cu",
     "csrc/cuda/persistent_half.cu",

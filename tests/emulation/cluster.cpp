@@ -11,6 +11,9 @@ namespace {
 constexpr uint64_t kMark = 0xba221e20'00000000u;
 
 constexpr int kSm90 = 90;
+constexpr int kAddressBits = 24;
+
+int cluster_size() { return int(this_cluster().blocks.size()); }
 
 Block* owner(const Cluster& cluster, const void* address, size_t bytes) {
   for (const auto& block : cluster.blocks) {
@@ -120,6 +123,28 @@ void* map_shared(const void* address, int rank, const Site& site) {
   const Block& other = *blocks[size_t(rank)];
   require(!other.has_ended(), "map_shared to a block that has ended", site);
   return other.shared + (static_cast<const unsigned char*>(address) - block.shared);
+}
+
+uint32_t cluster_address(const void* pointer, const Site& site) {
+  const Block* block = owner(this_cluster(), pointer, 1);
+  require(block, "an address outside of the cluster's shared memory", site);
+  return uint32_t(block->rank) << kAddressBits |
+         uint32_t(uintptr_t(pointer) - uintptr_t(block->shared));
+}
+
+uint32_t map_address(uint32_t address, int rank, const Site& site) {
+  require_capability(kSm90, "map_address", site);
+  require(rank >= 0 && rank < cluster_size(), "map_address to a block that the cluster has not",
+          site);
+  return uint32_t(rank) << kAddressBits | (address & ((1u << kAddressBits) - 1));
+}
+
+void* pointer_to(uint32_t address, const Site& site) {
+  const uint32_t rank = address >> kAddressBits;
+  require(int(rank) < cluster_size(), "an address in no block of the cluster", site);
+  const Block& block = *this_cluster().blocks[rank];
+  require(!block.has_ended(), "an address in a block that has ended", site);
+  return block.shared + (address & ((1u << kAddressBits) - 1));
 }
 
 void barrier_init(uint64_t* barrier, int count, const Site& site) {

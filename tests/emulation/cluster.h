@@ -25,6 +25,15 @@ T* map_shared(T* pointer, int rank, emulation::Site site = emulation::Site::here
   return static_cast<T*>(emulation::map_shared(pointer, rank, site));
 }
 
+inline uint32_t cluster_address(const void* pointer,
+                                emulation::Site site = emulation::Site::here()) {
+  return emulation::cluster_address(pointer, site);
+}
+inline uint32_t map_address(uint32_t address, int rank,
+                            emulation::Site site = emulation::Site::here()) {
+  return emulation::map_address(address, rank, site);
+}
+
 inline void barrier_init(Barrier* barrier, int count,
                          emulation::Site site = emulation::Site::here()) {
   emulation::barrier_init(barrier, count, site);
@@ -60,6 +69,12 @@ void store_async(T* remote, const T& value, Barrier* remote_barrier,
                  emulation::Site site = emulation::Site::here()) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "4, 8 or 16 bytes");
   emulation::store_async(remote, &value, int(sizeof(T)), remote_barrier, site);
+}
+template <typename T>
+void store_async(uint32_t to, const T& value, uint32_t barrier,
+                 emulation::Site site = emulation::Site::here()) {
+  store_async(static_cast<T*>(emulation::pointer_to(to, site)), value,
+              static_cast<Barrier*>(emulation::pointer_to(barrier, site)), site);
 }
 
 }  // namespace fastbptt

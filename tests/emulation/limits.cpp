@@ -22,6 +22,8 @@ constexpr int64_t kReserved = 1024;          // bytes of shared memory that the 
 DeviceLimits limits{90, 132, 232448};  // an H100's
 Die die;
 int device = 0;
+int64_t asked = 0;
+bool refuses = false;
 
 bool has_clusters() { return limits.capability >= 90 && (die.code == 0 || die.code >= 90); }
 
@@ -96,6 +98,7 @@ void require_capability(int capability, const char* what, const Site& site) {
 int64_t count_blocks(const Grid& grid) { return grid.blocks.x * grid.blocks.y * grid.blocks.z; }
 
 void check_grid(const Grid& grid) {
+  if (refuses && grid.shared_bytes > 0) throw LaunchError("a planted fault");
   check_blocks(grid);
   if (!grid.cooperative) return;
   const int64_t blocks = count_blocks(grid), most = count_resident(grid) * grid.cluster;
@@ -105,7 +108,11 @@ void check_grid(const Grid& grid) {
         kMaxThreadsAtOnce);
 }
 
+int64_t questions() { return asked; }
+void refuse_launches(bool refuse) { refuses = refuse; }
+
 int64_t resident_clusters(const Grid& grid) {
+  ++asked;
   try {
     check_blocks(grid);
   } catch (const Fault&) {

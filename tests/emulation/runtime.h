@@ -82,6 +82,8 @@ struct Die {
 };
 // From then on it is another device, see current_device().
 void set_device_limits(const DeviceLimits& limits, const Die& die = {});
+int64_t questions();
+void refuse_launches(bool refuse);
 
 // --- Memory --------------------------------------------------------------------------------------
 
@@ -234,6 +236,10 @@ void wait_async(int groups);
 void cluster_arrive(const Site& site);
 void cluster_wait(const Site& site);
 void* map_shared(const void* address, int rank, const Site& site);
+// Addresses of 32 bits: the block's rank, and what is beyond the begin of its shared memory.
+uint32_t cluster_address(const void* pointer, const Site& site);
+uint32_t map_address(uint32_t address, int rank, const Site& site);
+void* pointer_to(uint32_t address, const Site& site);
 
 void barrier_init(uint64_t* barrier, int count, const Site& site);
 void fence_barrier_init();

@@ -114,22 +114,7 @@ std::vector<int64_t> limits() {
   return {limits.capability, limits.multiprocessors, limits.shared_bytes};
 }
 
-// A device whose clusters stay in GPCs of so many SMs, or that runs code of an older architecture.
-void set_die(int64_t capability, int64_t multiprocessors, int64_t shared_bytes, int64_t code,
-             at::IntArrayRef gpcs) {
-  emulation::set_device_limits(
-      {int(capability), int(multiprocessors), shared_bytes},
-      {code == -1 ? 0 : int(code), std::vector<int>(gpcs.begin(), gpcs.end())});
-}
-
 }  // namespace
-
-TORCH_LIBRARY_FRAGMENT(emulation, m) {
-  m.def(
-      "set_limits.die(int capability=90, int multiprocessors=132, int shared_bytes=232448, "
-      "int code=-1, int[] gpcs=[]) -> ()",
-      set_die);
-}
 
 TORCH_LIBRARY(emulation_test, m) {
   m.def("block_sum(Tensor x, str fault=\"\") -> Tensor", block_sum);

@@ -276,6 +276,9 @@ BackwardResults backward_cuda(const BackwardArguments& args) {
   Cuts cuts{args.k1, args.k2, args.last_only, args.first_window, args.num_windows};
   cuts.limit_to(shape.T);
   const Windows windows = windows_of(cuts, shape.T);
+  TORCH_CHECK(windows.count < kMostLanes / std::max<int64_t>(shape.B, 1),
+              "on a GPU there must be fewer than 2^31 windows in all sequences, got ",
+              windows.count, " in each of ", shape.B);
   const Span span = span_of(shape.T, cuts);
   const int64_t steps = std::min(windows.k2, span.end - span.begin);
   const int64_t lane_rows = steps * windows.count * shape.B;

@@ -43,17 +43,35 @@ void for_arithmetic(Fn&& fn) {
   }
 }
 
-template <typename scalar_t, typename Kernels>
-void run_persistent(Kernels, CellKind cell, const FwdRecurrence<scalar_t>& p, const Tiling& tiling,
-                    const Tensor& w_hh, int64_t) {
-  Kernels::run(cell, p, tiling, current_stream(w_hh));
+// Runs a plan for so many lanes, with the memory that it needs.
+template <typename scalar_t, typename Kernels, typename Params>
+void run_plan(Kernels, CellKind cell, const Params& p, const Plan& plan, int64_t lanes,
+              int64_t column_gates, const Tensor& w_hh) {
+  GridMemory memory{};
+  Tensor flags, x;
+  if (plan.tiling.is_grid) {
+    const auto options = w_hh.options();
+    flags = allocate({plan.launches() * plan.flags(lanes)}, options.dtype(at::kInt)).zero_();
+    x = allocate({plan.x_numbers(lanes, column_gates)}, options);
+    memory.flags = reinterpret_cast<uint32_t*>(flags.mutable_data_ptr<int>());
+    memory.x = x.mutable_data_ptr();
+  }
+  Kernels::run(cell, p, plan, memory, current_stream(w_hh));
 }
 
 template <typename scalar_t, typename Kernels>
-void run_persistent(Kernels, CellKind cell, const BwdRecurrence<scalar_t>& p, const Tiling& tiling,
-                    const Tensor& w_hh, int64_t span_steps) {
-  const Stream stream = current_stream(w_hh);
-  if (!p.d.sums) return Kernels::run(cell, p, tiling, stream);
+void run_planned(Kernels kernels, CellKind cell, const FwdRecurrence<scalar_t>& p, const Plan& plan,
+                 const Tensor& w_hh, int64_t) {
+  run_plan<scalar_t>(kernels, cell, p, plan, p.sequences.layout.B, 1, w_hh);
+}
+
+template <typename scalar_t, typename Kernels>
+void run_planned(Kernels kernels, CellKind cell, const BwdRecurrence<scalar_t>& p, const Plan& plan,
+                 const Tensor& w_hh, int64_t span_steps) {
+  const auto run = [&](const BwdRecurrence<scalar_t>& p) {
+    run_plan<scalar_t>(kernels, cell, p, plan, p.num_lanes(), columns_of(cell).gates, w_hh);
+  };
+  if (!p.d.sums) return run(p);
 
   // What lanes that overlap compute is kept by lane, and added up afterwards.
   const auto stored = w_hh.options(), summed = stored.dtype(at::kFloat);
@@ -73,9 +91,9 @@ void run_persistent(Kernels, CellKind cell, const BwdRecurrence<scalar_t>& p, co
   by_lane.states_by_lane = true;
   const Tensor d_hx = rows_of(&by_lane.d_hx), d_cx = rows_of(&by_lane.d_cx);
   by_lane.d = {};
-  Kernels::run(cell, by_lane, tiling, stream);
+  run(by_lane);
   by_lane.d = p.d;
-  run_sum_lanes<scalar_t>(by_lane, by_lane.d_by_lane, span_steps, columns, stream);
+  run_sum_lanes<scalar_t>(by_lane, by_lane.d_by_lane, span_steps, columns, current_stream(w_hh));
   const auto add_up = [&](float* to, const Tensor& rows) {
     if (to) at::from_blob(to, {B, p.H}, summed).add_(rows.sum(0));
   };
@@ -83,31 +101,51 @@ void run_persistent(Kernels, CellKind cell, const BwdRecurrence<scalar_t>& p, co
   add_up(p.d_cx, d_cx);
 }
 
+// The lanes of a recurrence, and whether it is the backward pass's.
+template <typename scalar_t>
+int64_t lanes_of(const FwdRecurrence<scalar_t>& p) {
+  return p.sequences.layout.B;
+}
+template <typename scalar_t>
+int64_t lanes_of(const BwdRecurrence<scalar_t>& p) {
+  return p.num_lanes();
+}
+
+// Steps, groups of lanes and lanes are counted by 32 bits in the kernels.
+constexpr int64_t kMostNumbered = (int64_t(1) << 31) / kMaxGroups - 2 * kPlaceSteps;
+
 // False if no such kernel was wanted or none can run. Params: FwdRecurrence or BwdRecurrence;
 // span_steps: the span's, of the latter.
 template <typename scalar_t, template <typename> typename Params>
 bool run_persistent(CellKind cell, const Params<scalar_t>& p, const Tensor& w_hh,
                     int64_t span_steps) {
-  const Kernel wish = wished_kernel();
-  if (wish == Kernel::kStepwise) return false;
+  const Wish wish = wish_of_environment();
+  if (wish.kernel == Kernel::kStepwise) return false;
   bool done = false;
-  const bool has_kernels = !std::is_same_v<scalar_t, double> && !p.w_hr;
+  const bool has_kernels = !std::is_same_v<scalar_t, double> && !p.w_hr &&
+                           std::max(p.sequences.layout.T, lanes_of(p)) < kMostNumbered;
   if constexpr (!std::is_same_v<scalar_t, double>) {
+    constexpr bool kBackward = std::is_same_v<Params<scalar_t>, BwdRecurrence<scalar_t>>;
     if (has_kernels) {
       for_arithmetic<scalar_t>([&](auto kernels) {
-        const Tiling tiling = kernels.tiling(cell, p, wish);
-        if (tiling.warps == 0) return;
-        run_persistent<scalar_t>(kernels, cell, p, tiling, w_hh, span_steps);
-        done = true;
+        const Plan plan = kernels.plan(cell, kBackward, p.H, lanes_of(p), wish);
+        if (!plan.exists()) return;
+        try {
+          run_planned<scalar_t>(kernels, cell, p, plan, w_hh, span_steps);
+          done = true;
+        } catch (const LaunchError& error) {
+          if (wish.kernel != Kernel::kAuto) throw;
+          TORCH_WARN_ONCE("fastbptt goes on with another kernel: ", error.what());
+        }
       });
     }
   }
-  TORCH_CHECK(done || wish == Kernel::kAuto,
-              "FASTBPTT_CUDA_KERNEL=", wish == Kernel::kResident ? "resident" : "cluster",
+  TORCH_CHECK(done || wish.kernel == Kernel::kAuto, "FASTBPTT_CUDA_KERNEL=", name_of(wish.kernel),
               ": there is no such kernel for ",
-              has_kernels ? "so many hidden units on this device"
-              : p.w_hr    ? "an LSTM with projections"
-                          : "float64");
+              has_kernels                        ? "so many hidden units on this device"
+              : p.w_hr                           ? "an LSTM with projections"
+              : std::is_same_v<scalar_t, double> ? "float64"
+                                                 : "so many steps or sequences");
   return done;
 }
 
