@@ -48,7 +48,7 @@ cuda-check: build/.installed ## compile the CUDA kernels and print what they tak
 		command -v nvdisasm >/dev/null || $(PIP_INSTALL) "nvidia-cuda-nvdisasm>=13"
 	@$(PY) tools/cuda_check.py $(ARGS)
 
-CLANG_FORMAT = find csrc tests/emulation tools -type f ! -name "*.py*" ! -name "*.txt" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
+CLANG_FORMAT = find csrc tests tools benchmarks/gpu -type f -name "*.h" -o -name "*.cpp" -o -name "*.cu*" -o -name "*.inc" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
 
 lint: lint-tools ## check style and format
 	@$(PY) -m ruff check .
