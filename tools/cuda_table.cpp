@@ -26,7 +26,7 @@ int64_t blocks_at_once(const Tiling& t) {
 }
 
 std::string cells_of(const Divided& d) {
-  const Plan plan = choose_plan(d, kBatch, Wish{}, kH100, blocks_at_once);
+  const Plan plan = choose_plan(d, kBatch, /*is_replayed=*/true, Wish{}, kH100, blocks_at_once);
   const double us = double(plan.cycles) / kCyclesPerMicrosecond;
   const Tiling& t = plan.tiling;
   char text[160];

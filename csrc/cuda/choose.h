@@ -40,7 +40,9 @@ struct Plan {
     return tiling.is_grid ? std::min(tiles, at_once) : tiles;
   }
   // What a launch of a grid needs in global memory: see GridMemory.
-  int64_t flags(int64_t lanes) const { return teams(lanes) * tiling.groups * tiling.team(); }
+  int64_t flags(int64_t lanes) const {
+    return tiling.is_grid ? teams(lanes) * tiling.groups * tiling.team() : 0;
+  }
   int64_t x_numbers(int64_t lanes, int column_gates) const {
     return flags(lanes) * 2 * tiling.lanes * column_gates * tiling.units;
   }
@@ -81,14 +83,15 @@ void for_each_shape(const Divided& d, const Wish& wish, const DeviceLimits& limi
   }
 }
 
-// A plan that exists, or none. blocks_at_once(tiling): how many blocks of such a kernel the device
+// A plan that exists, or none. is_replayed: whether the stepwise kernel's launches would be, from a
+// graph; blocks_at_once(tiling): how many blocks of such a kernel the device
 // holds, a whole number of clusters; 0 if it cannot run it.
 template <typename BlocksAtOnce>
-Plan choose_plan(const Divided& d, int64_t lanes, const Wish& wish, const DeviceLimits& limits,
-                 BlocksAtOnce&& blocks_at_once) {
+Plan choose_plan(const Divided& d, int64_t lanes, bool is_replayed, const Wish& wish,
+                 const DeviceLimits& limits, BlocksAtOnce&& blocks_at_once) {
   Plan best{};
   const bool must_beat = wish.kernel == Kernel::kAuto;
-  if (must_beat) best.cycles = stepwise_cycles(d, lanes);
+  if (must_beat) best.cycles = stepwise_cycles(d, lanes, is_replayed);
   std::map<std::tuple<bool, int, int, int>, int64_t> answers;
   for_each_shape(d, wish, limits, [&](Blocks2d blocks, bool is_grid) {
     for (blocks.lanes = 1; blocks.lanes <= std::min<int64_t>(kTileLanes, lanes); ++blocks.lanes) {

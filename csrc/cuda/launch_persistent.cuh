@@ -19,7 +19,6 @@ struct Pass<Cell, Product, FwdRecurrence<scalar_t>> {
   using Place = FwdPlace;
   static constexpr auto kOfClusters = persistent_forward_kernel<Cell, Product, false>;
   static constexpr auto kOfGrid = persistent_forward_kernel<Cell, Product, true>;
-  static int64_t lanes(const FwdRecurrence<scalar_t>& p) { return p.sequences.layout.B; }
   static Divided divided(int64_t H) { return Divided::forward<Cell>(Product::kArithmetic, H); }
 };
 
@@ -29,7 +28,6 @@ struct Pass<Cell, Product, BwdRecurrence<scalar_t>> {
   using Place = typename Step::Place;
   static constexpr auto kOfClusters = persistent_backward_kernel<Cell, Product, false>;
   static constexpr auto kOfGrid = persistent_backward_kernel<Cell, Product, true>;
-  static int64_t lanes(const BwdRecurrence<scalar_t>& p) { return p.num_lanes(); }
   static Divided divided(int64_t H) { return Divided::backward<Cell>(Product::kArithmetic, H); }
 };
 
@@ -39,8 +37,9 @@ inline PlanCache& plan_cache() {
 }
 
 template <typename P>
-PlanCache::Key key_of(int64_t H, int64_t lanes, const Wish& wish) {
-  return {current_device(), reinterpret_cast<const void*>(P::kOfClusters), H, lanes, wish};
+PlanCache::Key key_of(int64_t H, int64_t lanes, bool is_replayed, const Wish& wish) {
+  const auto kernel = reinterpret_cast<const void*>(P::kOfClusters);
+  return {current_device(), kernel, H, lanes, is_replayed, wish};
 }
 
 Grid grid_of(const Tiling& tiling, int64_t teams) {
@@ -52,11 +51,11 @@ Grid grid_of(const Tiling& tiling, int64_t teams) {
 }
 
 template <typename Product, typename Params>
-Plan find_plan(CellKind cell, int64_t H, int64_t lanes, const Wish& wish) {
+Plan find_plan(CellKind cell, int64_t H, int64_t lanes, bool is_replayed, const Wish& wish) {
   Plan result{};
   for_cell(cell, [&](auto c) {
     using P = Pass<decltype(c), Product, Params>;
-    const auto key = key_of<P>(H, lanes, wish);
+    const auto key = key_of<P>(H, lanes, is_replayed, wish);
     if (const auto known = plan_cache().find(key)) {
       result = *known;
       return;
@@ -69,10 +68,9 @@ Plan find_plan(CellKind cell, int64_t H, int64_t lanes, const Wish& wish) {
     }
     const auto blocks_at_once = [](const Tiling& tiling) {
       const Grid grid = grid_of(tiling, 1);
-      return tiling.cluster * (tiling.is_grid ? resident_clusters(P::kOfGrid, grid)
-                                              : resident_clusters(P::kOfClusters, grid));
+      return tiling.cluster * resident_clusters(tiling.is_grid ? P::kOfGrid : P::kOfClusters, grid);
     };
-    result = choose_plan(divided, lanes, wish, device_limits(), blocks_at_once);
+    result = choose_plan(divided, lanes, is_replayed, wish, device_limits(), blocks_at_once);
     plan_cache().put(key, result);
   });
   return result;
@@ -83,25 +81,18 @@ void launch_persistent(CellKind cell, const Params& p, const Plan& plan, GridMem
                        Stream stream) {
   for_cell(cell, [&](auto c) {
     using P = Pass<decltype(c), Product, Params>;
-    const int64_t lanes = P::lanes(p), teams = plan.teams(lanes);
-    const auto start = [&](auto kernel, int64_t count) {
-      launch(kernel, grid_of(plan.tiling, count), stream, p, plan.tiling, memory);
-    };
-    if (!plan.tiling.is_grid) {
-      try {
-        return start(P::kOfClusters, teams);
-      } catch (const LaunchError&) {
-        plan_cache().put(key_of<P>(p.H, lanes, Wish{}), Plan{});
-        throw;
-      }
-    }
+    const int64_t lanes = p.num_lanes(), teams = plan.teams(lanes);
     const int64_t tiles = ceil_div(lanes, plan.tiling.tile());
+    const auto kernel = plan.tiling.is_grid ? P::kOfGrid : P::kOfClusters;
     for (int64_t tile = 0; tile < tiles; tile += teams) {
       memory.first_lane = tile * plan.tiling.tile();
+      const Grid grid = grid_of(plan.tiling, std::min(teams, tiles - tile));
       try {
-        start(P::kOfGrid, std::min(teams, tiles - tile));
+        launch(kernel, grid, stream, p, plan.tiling, memory);
       } catch (const LaunchError& error) {
-        plan_cache().put(key_of<P>(p.H, lanes, Wish{}), Plan{});
+        for (const bool is_replayed : {false, true}) {
+          plan_cache().put(key_of<P>(p.H, lanes, is_replayed, Wish{}), Plan{});
+        }
         if (tile == 0) throw;
         throw std::runtime_error(error.what());  // too late for another kernel
       }
@@ -114,9 +105,9 @@ void launch_persistent(CellKind cell, const Params& p, const Plan& plan, GridMem
 
 template <typename Product, typename scalar_t>
 Plan Persistent<Product, scalar_t>::plan(CellKind cell, bool is_backward, int64_t H, int64_t lanes,
-                                         const Wish& wish) {
-  return is_backward ? find_plan<Product, Bwd>(cell, H, lanes, wish)
-                     : find_plan<Product, Fwd>(cell, H, lanes, wish);
+                                         bool is_replayed, const Wish& wish) {
+  return is_backward ? find_plan<Product, Bwd>(cell, H, lanes, is_replayed, wish)
+                     : find_plan<Product, Fwd>(cell, H, lanes, is_replayed, wish);
 }
 template <typename Product, typename scalar_t>
 void Persistent<Product, scalar_t>::run(CellKind cell, const Fwd& p, const Plan& plan,

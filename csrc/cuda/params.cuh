@@ -116,6 +116,9 @@ struct FwdRecurrence : Recurrence<scalar_t> {
   scalar_t* c;       // [N, H] LSTM's cell states
   scalar_t* h_n;     // [B, R]
   scalar_t* c_n;     // [B, H]
+
+  FASTBPTT_HD int64_t num_lanes() const { return this->sequences.layout.B; }
+  FASTBPTT_HD int64_t num_steps() const { return this->sequences.layout.T; }
 };
 
 // Rows of a result, one for each step that the windows lie in. Where windows overlap they are sums
@@ -158,6 +161,7 @@ struct BwdRecurrence : Recurrence<scalar_t> {
   bool states_by_lane;  // both have a row for each lane: lanes of a sequence do not run in lockstep
 
   FASTBPTT_HD int64_t num_lanes() const { return windows.count * this->sequences.layout.B; }
+  FASTBPTT_HD int64_t num_steps() const { return steps; }
   FASTBPTT_HD int64_t span_row(int64_t t, int64_t b) const {
     const Layout& layout = this->sequences.layout;
     return layout.offsets ? layout.offsets[t] + b - span_first_row

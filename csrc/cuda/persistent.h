@@ -19,7 +19,9 @@ struct Persistent {
   using Bwd = BwdRecurrence<scalar_t>;
 
   // How a kernel would run a recurrence of so many lanes here; a plan that does not exist if it cannot.
-  static Plan plan(CellKind cell, bool is_backward, int64_t H, int64_t lanes, const Wish& wish);
+  // is_replayed: whether the stepwise kernel would be replayed from a graph.
+  static Plan plan(CellKind cell, bool is_backward, int64_t H, int64_t lanes, bool is_replayed,
+                   const Wish& wish);
   // Throws LaunchError, and nothing has run, if the kernel cannot be launched; then the plan for such a
   // call is the stepwise kernel. memory: of a plan for a grid; for all launches.
   static void run(CellKind cell, const Fwd& p, const Plan& plan, const GridMemory& memory,

@@ -13,8 +13,8 @@ namespace fastbptt {
 class PlanCache {
  public:
   // kernel: any function of the pass's, cell's and arithmetic's own.
-  using Key =
-      std::tuple<int /*device*/, const void* /*kernel*/, int64_t /*H*/, int64_t /*lanes*/, Wish>;
+  using Key = std::tuple<int /*device*/, const void* /*kernel*/, int64_t /*H*/, int64_t /*lanes*/,
+                         bool /*is_replayed*/, Wish>;
 
   std::optional<Plan> find(const Key& key) {
     const std::lock_guard<std::mutex> lock(mutex_);

@@ -22,7 +22,8 @@ struct StepModel {
   // Through L2: a release, a flag that all see and an acquire, and then a load, together 1 us, as long
   // as others' barriers over a grid take; bytes a cycle into an SM, and into all.
   static constexpr int64_t kFlags = 1450, kL2 = 300, kL2Bytes = 64, kAllL2Bytes = 3200;
-  static constexpr int64_t kLaunches = 7000;  // of a stepwise step, replayed from a graph
+  // A stepwise step's launches, replayed from a graph or by the host.
+  static constexpr int64_t kReplayed = 7000, kLaunched = 19000;
 
   const Divided& d;
   const Tiling& t;
@@ -84,13 +85,14 @@ inline int64_t step_cycles(const Divided& d, const Tiling& t, int64_t teams = 1)
 
 // A stepwise step's: two launches, and a product that a library computes at about half of an H100's
 // peak, or reads the weights of from L2.
-inline int64_t stepwise_cycles(const Divided& d, int64_t lanes) {
+inline int64_t stepwise_cycles(const Divided& d, int64_t lanes, bool is_replayed) {
   const int64_t weights = d.gates * d.H * d.H;
   const int64_t multiply_adds_a_cycle = d.arithmetic == Arithmetic::kTensor16 ? 130000
                                         : d.arithmetic == Arithmetic::kTf32   ? 65000
                                                                               : 11000;
   const int64_t read = weights * tile_shape(d.arithmetic).x_bytes / StepModel::kAllL2Bytes;
-  return StepModel::kLaunches + std::max(lanes * weights / multiply_adds_a_cycle, read);
+  const int64_t launches = is_replayed ? StepModel::kReplayed : StepModel::kLaunched;
+  return launches + std::max(lanes * weights / multiply_adds_a_cycle, read);
 }
 
 }  // namespace fastbptt

@@ -18,6 +18,9 @@ struct StepNumber {
 // Starts such a count where `by` is zero, else adds to it.
 void run_count_steps(int64_t* further, int64_t by, Stream stream);
 
+// Steps that a graph has, and how many there have to be for it to be worth while.
+constexpr int64_t kGraphSteps = 16, kFewestGraphSteps = 4 * kGraphSteps;
+
 // What stays between the launches of a forward pass. Pointers that a cell has no use for are null.
 template <typename scalar_t>
 struct FwdScratch {

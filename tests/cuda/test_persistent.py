@@ -214,7 +214,9 @@ def test_choice(emulation, monkeypatch):
     assert torch.equal(outputs(monkeypatch, "auto", large), outputs(monkeypatch, "grid", large))
     many = dataclasses.replace(small, B=80)
     emulation.set_limits(multiprocessors=1)  # as many waves as tiles
-    assert torch.equal(outputs(monkeypatch, "auto", many), outputs(monkeypatch, "stepwise", many))
+    assert torch.equal(outputs(monkeypatch, "auto", many), outputs(monkeypatch, "resident", many))
+    long = dataclasses.replace(many, T=64)  # its steps are replayed from a graph
+    assert torch.equal(outputs(monkeypatch, "auto", long), outputs(monkeypatch, "stepwise", long))
 
 
 @pytest.mark.parametrize(

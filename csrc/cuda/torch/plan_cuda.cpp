@@ -41,8 +41,9 @@ std::string cuda_plan(const Tensor& like, c10::string_view cell, int64_t hidden_
     using scalar_t = decltype(zero);
     if constexpr (!std::is_same_v<scalar_t, double>) {
       if (wish.kernel == Kernel::kStepwise) return;
-      for_arithmetic<scalar_t>(
-          [&](auto kernels) { plan = kernels.plan(kind, backward, hidden_size, lanes, wish); });
+      for_arithmetic<scalar_t>([&](auto kernels) {
+        plan = kernels.plan(kind, backward, hidden_size, lanes, /*is_replayed=*/true, wish);
+      });
     }
   });
   return to_json(plan);
@@ -53,7 +54,7 @@ constexpr const char* kPlanSchema =
 
 }  // namespace
 
-// How a layer's recurrence of so many lanes, sequences or windows, runs on like's device in its dtype,
+// How a layer's long recurrence of so many lanes, sequences or windows, runs on like's device in its dtype,
 // as JSON: the kernel, its estimate of a step in cycles (0 where there is none), and its division.
 #ifdef FASTBPTT_EMULATED
 TORCH_LIBRARY_FRAGMENT(fastbptt_emulated, m) {

@@ -10,6 +10,7 @@
 
 #include "cuda/cell_columns.h"
 #include "cuda/persistent.h"
+#include "cuda/stepwise.h"
 #include "cuda/torch/allocate.h"
 #include "cuda/torch/glue.h"
 #include "tensors.h"
@@ -43,10 +44,11 @@ void for_arithmetic(Fn&& fn) {
   }
 }
 
-// Runs a plan for so many lanes, with the memory that it needs.
-template <typename scalar_t, typename Kernels, typename Params>
-void run_plan(Kernels, CellKind cell, const Params& p, const Plan& plan, int64_t lanes,
-              int64_t column_gates, const Tensor& w_hh) {
+// Runs a plan, with the memory that it needs.
+template <typename Kernels, typename Params>
+void run_plan(Kernels, CellKind cell, const Params& p, const Plan& plan, int64_t column_gates,
+              const Tensor& w_hh) {
+  const int64_t lanes = p.num_lanes();
   GridMemory memory{};
   Tensor flags, x;
   if (plan.tiling.is_grid) {
@@ -62,14 +64,14 @@ void run_plan(Kernels, CellKind cell, const Params& p, const Plan& plan, int64_t
 template <typename scalar_t, typename Kernels>
 void run_planned(Kernels kernels, CellKind cell, const FwdRecurrence<scalar_t>& p, const Plan& plan,
                  const Tensor& w_hh, int64_t) {
-  run_plan<scalar_t>(kernels, cell, p, plan, p.sequences.layout.B, 1, w_hh);
+  run_plan(kernels, cell, p, plan, 1, w_hh);
 }
 
 template <typename scalar_t, typename Kernels>
 void run_planned(Kernels kernels, CellKind cell, const BwdRecurrence<scalar_t>& p, const Plan& plan,
                  const Tensor& w_hh, int64_t span_steps) {
   const auto run = [&](const BwdRecurrence<scalar_t>& p) {
-    run_plan<scalar_t>(kernels, cell, p, plan, p.num_lanes(), columns_of(cell).gates, w_hh);
+    run_plan(kernels, cell, p, plan, columns_of(cell).gates, w_hh);
   };
   if (!p.d.sums) return run(p);
 
@@ -101,16 +103,6 @@ void run_planned(Kernels kernels, CellKind cell, const BwdRecurrence<scalar_t>& 
   add_up(p.d_cx, d_cx);
 }
 
-// The lanes of a recurrence, and whether it is the backward pass's.
-template <typename scalar_t>
-int64_t lanes_of(const FwdRecurrence<scalar_t>& p) {
-  return p.sequences.layout.B;
-}
-template <typename scalar_t>
-int64_t lanes_of(const BwdRecurrence<scalar_t>& p) {
-  return p.num_lanes();
-}
-
 // Steps, groups of lanes and lanes are counted by 32 bits in the kernels.
 constexpr int64_t kMostNumbered = (int64_t(1) << 31) / kMaxGroups - 2 * kPlaceSteps;
 
@@ -123,12 +115,13 @@ bool run_persistent(CellKind cell, const Params<scalar_t>& p, const Tensor& w_hh
   if (wish.kernel == Kernel::kStepwise) return false;
   bool done = false;
   const bool has_kernels = !std::is_same_v<scalar_t, double> && !p.w_hr &&
-                           std::max(p.sequences.layout.T, lanes_of(p)) < kMostNumbered;
+                           std::max(p.sequences.layout.T, p.num_lanes()) < kMostNumbered;
   if constexpr (!std::is_same_v<scalar_t, double>) {
     constexpr bool kBackward = std::is_same_v<Params<scalar_t>, BwdRecurrence<scalar_t>>;
+    const bool are_replayed = !p.sequences.lengths && p.num_steps() >= kFewestGraphSteps;
     if (has_kernels) {
       for_arithmetic<scalar_t>([&](auto kernels) {
-        const Plan plan = kernels.plan(cell, kBackward, p.H, lanes_of(p), wish);
+        const Plan plan = kernels.plan(cell, kBackward, p.H, p.num_lanes(), are_replayed, wish);
         if (!plan.exists()) return;
         try {
           run_planned<scalar_t>(kernels, cell, p, plan, w_hh, span_steps);

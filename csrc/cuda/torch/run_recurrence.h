@@ -39,9 +39,8 @@ inline void warn_of_graph(const std::string& reason) {
 // paid for itself after some 40 steps.
 template <typename Step>
 void run_steps(const Tensor& like, int64_t count, bool are_alike, Step&& step) {
-  constexpr int64_t kGraphSteps = 16, kFewestSteps = 4 * kGraphSteps;
   int64_t next = 0;
-  if (are_alike && count >= kFewestSteps && !is_capturing(like)) {
+  if (are_alike && count >= kFewestGraphSteps && !is_capturing(like)) {
     const Tensor further = allocate({1}, like.options().dtype(at::kLong));
     int64_t* const counted = data<int64_t>(further);
     try {
