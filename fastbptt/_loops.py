@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from fastbptt.truncation import Gated, Randomized, Truncation, Windowed
 
 States = tuple[Tensor, ...]  # what a cell hands to the next step: (h,) or (h, c)
-Cell = Callable[..., States]  # cell(x, states, *weights) -> the next states
+Cell = Callable[..., States]  # cell(x, states, *weights, *inputs) -> the next states
 
 
 class PerStep(NamedTuple):
@@ -25,14 +26,16 @@ class PerStep(NamedTuple):
     kappa: Tensor | None = None  # [T, B], the gate on the gradient between the steps t - 1 and t
     resets: Tensor | None = None  # [T, B], True where the state entering step t is zeros
     masks: tuple[Tensor, ...] = ()  # [T, B, D*R] each, the dropout after each layer but the last
+    inputs: tuple[Tensor, ...] = ()  # [T, B, L*D, ...] each, what else the cells take at a step
 
     def of(self, *index: slice | Tensor) -> PerStep:
         """The same of some steps, or of some steps and sequences."""
         kappa, resets = (None if x is None else x[index] for x in self[:2])
-        return PerStep(kappa, resets, tuple(mask[index] for mask in self.masks))
+        masks, inputs = (tuple(x[index] for x in each) for each in self[2:])
+        return PerStep(kappa, resets, masks, inputs)
 
 
-# A network: (input [T, B, I], states, what goes with the steps) -> output, the last states
+# A network: (input [T, B, I], states, what goes with the steps) -> output [T, B, ...], last states
 Stack = Callable[[Tensor, States, PerStep], tuple[Tensor, States]]
 
 
@@ -71,15 +74,17 @@ def unroll(
     weights: Sequence[Tensor | None],
     per_step: PerStep,
     reverse: bool = False,
-) -> tuple[Tensor, States]:
-    """One layer in one direction: input [T, B, I], states [B, ...] -> all h [T, B, R], the last.
+) -> tuple[States, States]:
+    """One layer in one direction: input [T, B, I], states [B, ...] -> all [T, B, ...], the last.
+
+    The step's inputs are those of this layer and direction, [T, B, ...].
 
     Gates and resets stand between steps: those of t between t - 1 and t, whichever way the states
     cross. Those of 0 stand before the first step, where the reverse direction never comes; what
     it begins with, at step T - 1, is neither gated nor reset.
     """
     T = input.size(0)
-    outputs: list[Tensor] = []
+    every: list[States] = []
     for t in reversed(range(T)) if reverse else range(T):
         crossed = t + 1 if reverse else t  # the place in time between the last step and this one
         if crossed < T and per_step.kappa is not None:
@@ -88,11 +93,11 @@ def unroll(
         if crossed < T and per_step.resets is not None:
             reset = per_step.resets[crossed].unsqueeze(-1)
             states = tuple(torch.where(reset, torch.zeros_like(s), s) for s in states)
-        states = cell(input[t], states, *weights)
-        outputs.append(states[0])
+        states = cell(input[t], states, *weights, *(each[t] for each in per_step.inputs))
+        every.append(states)
     if reverse:
-        outputs.reverse()
-    return torch.stack(outputs), states
+        every.reverse()
+    return tuple(torch.stack(of_all) for of_all in zip(*every, strict=True)), states
 
 
 def stack_layers(
@@ -102,12 +107,18 @@ def stack_layers(
     input: Tensor,
     states: States,
     per_step: PerStep,
+    *,
+    output_state: int = 0,
+    with_states: bool = False,
 ) -> tuple[Tensor, States]:
     """All layers: input [T, B, I], states [L*D, B, ...] -> output [T, B, D*R], the last states.
 
     ``weights`` holds one sequence for each layer and direction, in the order of the states.
+    ``output_state`` is the number of the state that is a layer's output. ``with_states`` has all
+    states of all steps follow the output's features: the first of each layer and direction, then
+    the second of each.
     """
-    finals = []
+    finals, kept = [], []
     for layer in range(len(weights) // directions):
         if layer > 0 and per_step.masks:
             input = input * per_step.masks[layer - 1]
@@ -115,10 +126,14 @@ def stack_layers(
         for direction in range(directions):
             i = layer * directions + direction
             initial = tuple(state[i] for state in states)
-            output, last = unroll(cell, input, initial, weights[i], per_step, direction == 1)
-            outputs.append(output)
+            own = per_step._replace(inputs=tuple(each[:, :, i] for each in per_step.inputs))
+            every, last = unroll(cell, input, initial, weights[i], own, direction == 1)
+            outputs.append(every[output_state])
             finals.append(last)
+            kept.append(every)
         input = torch.cat(outputs, dim=-1)  # the next layer sees both directions, side by side
+    if with_states:
+        input = torch.cat([input, *(x for of_all in zip(*kept, strict=True) for x in of_all)], -1)
     return input, tuple(torch.stack(of_all) for of_all in zip(*finals, strict=True))
 
 
@@ -181,6 +196,103 @@ def run_padded(
         return stack(input, states, per_step)
     run = run_windows if truncation.k1 < truncation.k2 else run_side_by_side
     return run(stack, input, states, per_step, truncation)
+
+
+def run_layout(
+    stack: Stack,
+    input: Tensor | PackedSequence,
+    states: States,
+    truncation: Truncation | None,
+    resets: Tensor | None = None,
+    masks: Sequence[Tensor] = (),
+    inputs: Sequence[Tensor] = (),
+    *,
+    batch_first: bool = False,
+    bidirectional: bool = False,
+) -> tuple[Tensor | PackedSequence, States]:
+    """A network over a module's input, padded, unbatched or packed, as its ``forward`` takes it.
+
+    Args:
+        stack: the network.
+        input, states, resets: as the module's call; states without B if the input has none.
+        truncation: what ``as_truncation`` gives.
+        masks: the dropout after each layer but the last, in the shape of the output (of its data,
+            if packed).
+        inputs: what the cells take at each step, [T, B, L*D, ...] in the caller's order of
+            sequences; time comes first, and B is 1 without a batch.
+        batch_first: whether B leads in a padded input, in resets and in masks.
+        bidirectional: whether the network is.
+
+    Raises:
+        TypeError: ``resets`` is not bool.
+        ValueError: gates or resets have another shape, or windows overlap (k1 < k2) in a
+            bidirectional network.
+    """
+    if bidirectional and isinstance(truncation, Windowed) and truncation.k1 < truncation.k2:
+        raise ValueError(
+            f"truncation={truncation} has windows that overlap, so the module must not be "
+            "bidirectional: in reverse no state is known where a window begins"
+        )
+    masks, inputs = tuple(masks), tuple(inputs)
+    if isinstance(input, PackedSequence):
+        return _run_packed(stack, input, states, truncation, resets, masks, inputs)
+    is_unbatched = input.dim() == 2  # a batch of one
+
+    def time_first(x: Tensor) -> Tensor:
+        if is_unbatched:
+            return x.unsqueeze(1)
+        return x.transpose(0, 1) if batch_first else x
+
+    input, masks = time_first(input), tuple(time_first(mask) for mask in masks)
+    if resets is not None and resets.dim() == 2:
+        resets = time_first(resets)
+    if is_unbatched:
+        states = tuple(state.unsqueeze(1) for state in states)
+    per_step = by_step(*input.shape[:2], truncation, resets, input.device)
+    per_step = per_step._replace(masks=masks, inputs=inputs)
+    output, states = run_padded(stack, input, states, per_step, truncation)
+    if is_unbatched:
+        return output.squeeze(1), tuple(state.squeeze(1) for state in states)
+    return output.transpose(0, 1) if batch_first else output, states
+
+
+def _run_packed(
+    stack: Stack,
+    input: PackedSequence,
+    states: States,
+    truncation: Truncation | None,
+    resets: Tensor | None,
+    masks: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+) -> tuple[PackedSequence, States]:
+    """Every sequence by itself, as a batch of one: what packing means, without its tricks."""
+    data, batch_sizes, sorted_indices, unsorted_indices = input
+    sizes = batch_sizes.tolist()
+    per_step = by_step(len(sizes), sizes[0], truncation, resets, data.device)
+    per_step = per_step._replace(inputs=inputs)
+    if sorted_indices is not None:  # all but data, which lies by length, is in the caller's order
+        states = tuple(state.index_select(1, sorted_indices) for state in states)
+        per_step = per_step.of(slice(None), sorted_indices)
+
+    # Step t of sequence b is row starts[t] + b of data, as long as the sequence lasts.
+    starts = [sum(sizes[:t]) for t in range(len(sizes))]
+    all_rows, outputs, finals = [], [], []
+    for b in range(sizes[0]):
+        rows = [start + b for start, size in zip(starts, sizes, strict=True) if b < size]
+        initial = tuple(state[:, b : b + 1] for state in states)
+        its = per_step.of(slice(len(rows)), slice(b, b + 1))
+        its = its._replace(masks=tuple(mask[rows].unsqueeze(1) for mask in masks))
+        output, last = run_padded(stack, data[rows].unsqueeze(1), initial, its, truncation)
+        all_rows += rows
+        outputs.append(output.squeeze(1))
+        finals.append(last)
+
+    back = torch.tensor(all_rows, device=data.device).argsort()  # from sequence by sequence to data
+    output = PackedSequence(torch.cat(outputs)[back], batch_sizes, sorted_indices, unsorted_indices)
+    states = tuple(torch.cat(of_all, dim=1) for of_all in zip(*finals, strict=True))
+    if unsorted_indices is not None:
+        states = tuple(state.index_select(1, unsorted_indices) for state in states)
+    return output, states
 
 
 def by_step(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastbptt._loops import Cell, Stack, States, by_step, run_padded, stack_layers
-from fastbptt.truncation import Truncation, Windowed, as_truncation
+from fastbptt._loops import Cell, States, by_step, run_layout, run_padded, stack_layers
+from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "run"]
 
@@ -270,38 +270,22 @@ def run(
     if masks and len(masks) != module.num_layers - 1:
         raise ValueError(f"dropout_masks must hold {module.num_layers - 1}, got {len(masks)}")
     truncation = as_truncation(truncation)
-    directions = 2 if module.bidirectional else 1
-    if directions == 2 and isinstance(truncation, Windowed) and truncation.k1 < truncation.k2:
-        raise ValueError(
-            f"truncation={truncation} has windows that overlap, so the module must not be "
-            "bidirectional: in reverse no state is known where a window begins"
-        )
-    stack = partial(stack_layers, _cell_of(module), _weights_of(module), directions)
+    stack = partial(
+        stack_layers, _cell_of(module), _weights_of(module), 2 if module.bidirectional else 1
+    )
     states = (hx,) if isinstance(hx, Tensor) else hx
     if states is None:
         states = _zeros(module, input)
-    if isinstance(input, PackedSequence):
-        output, states = _run_packed(stack, input, states, truncation, resets, masks)
-        return output, states if module.mode == "LSTM" else states[0]
-
-    is_unbatched = input.dim() == 2  # a batch of one
-
-    def time_first(x: Tensor) -> Tensor:
-        if is_unbatched:
-            return x.unsqueeze(1)
-        return x.transpose(0, 1) if module.batch_first else x
-
-    input, masks = time_first(input), tuple(time_first(mask) for mask in masks)
-    if resets is not None and resets.dim() == 2:
-        resets = time_first(resets)
-    if is_unbatched:
-        states = tuple(state.unsqueeze(1) for state in states)
-    per_step = by_step(*input.shape[:2], truncation, resets, input.device)
-    output, states = run_padded(stack, input, states, per_step._replace(masks=masks), truncation)
-    if is_unbatched:
-        output, states = output.squeeze(1), tuple(state.squeeze(1) for state in states)
-    elif module.batch_first:
-        output = output.transpose(0, 1)
+    output, states = run_layout(
+        stack,
+        input,
+        states,
+        truncation,
+        resets,
+        masks,
+        batch_first=module.batch_first,
+        bidirectional=module.bidirectional,
+    )
     return output, states if module.mode == "LSTM" else states[0]
 
 
@@ -315,40 +299,3 @@ def _zeros(module: torch.nn.RNNBase, input: Tensor | PackedSequence) -> States:
     sizes = (module.proj_size or module.hidden_size, module.hidden_size)
     sizes = sizes if module.mode == "LSTM" else sizes[:1]
     return tuple(input.new_zeros(count, *batch, size) for size in sizes)
-
-
-def _run_packed(
-    stack: Stack,
-    input: PackedSequence,
-    states: States,
-    truncation: Truncation | None,
-    resets: Tensor | None,
-    masks: Sequence[Tensor],
-) -> tuple[PackedSequence, States]:
-    """Every sequence by itself, as a batch of one: what packing means, without its tricks."""
-    data, batch_sizes, sorted_indices, unsorted_indices = input
-    sizes = batch_sizes.tolist()
-    per_step = by_step(len(sizes), sizes[0], truncation, resets, data.device)
-    if sorted_indices is not None:  # all but data, which lies by length, is in the caller's order
-        states = tuple(state.index_select(1, sorted_indices) for state in states)
-        per_step = per_step.of(slice(None), sorted_indices)
-
-    # Step t of sequence b is row starts[t] + b of data, as long as the sequence lasts.
-    starts = [sum(sizes[:t]) for t in range(len(sizes))]
-    all_rows, outputs, finals = [], [], []
-    for b in range(sizes[0]):
-        rows = [start + b for start, size in zip(starts, sizes, strict=True) if b < size]
-        initial = tuple(state[:, b : b + 1] for state in states)
-        its = per_step.of(slice(len(rows)), slice(b, b + 1))
-        its = its._replace(masks=tuple(mask[rows].unsqueeze(1) for mask in masks))
-        output, last = run_padded(stack, data[rows].unsqueeze(1), initial, its, truncation)
-        all_rows += rows
-        outputs.append(output.squeeze(1))
-        finals.append(last)
-
-    back = torch.tensor(all_rows, device=data.device).argsort()  # from sequence by sequence to data
-    output = PackedSequence(torch.cat(outputs)[back], batch_sizes, sorted_indices, unsorted_indices)
-    states = tuple(torch.cat(of_all, dim=1) for of_all in zip(*finals, strict=True))
-    if unsorted_indices is not None:
-        states = tuple(state.index_select(1, unsorted_indices) for state in states)
-    return output, states
