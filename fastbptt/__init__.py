@@ -5,15 +5,17 @@ import torch  # noqa: F401  (first: the extension links to its libraries)
 from fastbptt import _C as _C
 from fastbptt import _network_bwd as _network_bwd  # the operator's derivatives are registered
 from fastbptt import _tangent_fakes as _tangent_fakes
-from fastbptt import diagnostics, reference
+from fastbptt import cells, diagnostics, reference
 from fastbptt import flops as flops  # its formulas are registered
 from fastbptt import quantize as quantize  # so that torch.ao.quantization knows the modules
 from fastbptt.boundaries import resets_from_dones
+from fastbptt.cell import cell
 from fastbptt.convert import convert, revert
 from fastbptt.functional import gru, lstm, rnn
 from fastbptt.nn import GRU, LSTM, RNN
 from fastbptt.ops import get_workspace_limit, set_workspace_limit
 from fastbptt.patch import patch
+from fastbptt.recurrent import Recurrent
 from fastbptt.truncation import TBPTT, Chunked, Gated, Randomized, Sliding
 
 __version__ = "0.1.0"
@@ -25,7 +27,10 @@ __all__ = [
     "Chunked",
     "Gated",
     "Randomized",
+    "Recurrent",
     "Sliding",
+    "cell",
+    "cells",
     "convert",
     "diagnostics",
     "get_workspace_limit",

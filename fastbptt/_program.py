@@ -93,6 +93,11 @@ class Program:
     ops: tuple[Op, ...]
     results: tuple[Ref | float, ...]
 
+    def uses(self, kind: str) -> bool:
+        """Whether a leaf of that kind has a part in the results."""
+        used = {arg for op in self.ops for arg in op.args} | set(self.results)
+        return any(Ref(i) in used for i, leaf in enumerate(self.leaves) if leaf.kind == kind)
+
     def evaluate(self, values: Mapping[tuple[str, int | str], Tensor]) -> list[Tensor | float]:
         """The new states as torch computes them from the leaves' tensors."""
         known: list[Tensor] = [values[leaf] for leaf in self.leaves]

@@ -205,14 +205,15 @@ def _check_states(
     of_h = of_c = (layers, batch, module.hidden_size)
     if module.proj_size:
         of_h = (layers, batch, module.proj_size)
-    if states[0].shape == of_h and (len(states) == 1 or states[1].shape == of_c):
+    if states[0].shape == of_h and all(state.shape == of_c for state in states[1:]):
         return  # the common case
     if packed is None:
         _check_dims(3, states)
     if len(states) == 1:
         return module.check_hidden_size(states[0], of_h)
-    module.check_hidden_size(states[0], of_h, "Expected hidden[0] size {}, got {}")
-    module.check_hidden_size(states[1], of_c, "Expected hidden[1] size {}, got {}")
+    for i, state in enumerate(states):
+        wanted = of_c if i else of_h
+        module.check_hidden_size(state, wanted, f"Expected hidden[{i}] size {{}}, got {{}}")
 
 
 def run(
