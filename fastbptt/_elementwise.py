@@ -363,7 +363,7 @@ def _softplus(input: Number, beta: float = 1.0, threshold: float = 20.0) -> Valu
     return _where(is_linear, input, curve if beta == 1 else _div(curve, beta))
 
 
-@_named("logsigmoid")
+@_named("logsigmoid", "log_sigmoid")
 def _logsigmoid(input: Number) -> Value:
     curve = _op("log1p", _op("exp", _op("neg", _op("abs", input))))
     return _sub(_minimum(input, 0.0), curve)
