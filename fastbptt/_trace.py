@@ -202,6 +202,9 @@ class Value:
             _refuse(f"a value's {name}, which {kind},")
         return lambda *args, **kwargs: _apply(name, (self, *args), kwargs)
 
+    def where(self, condition: object, other: object) -> Value:
+        return _apply("where", (condition, self, other), {})
+
     def __array__(self, *args: object, **kwargs: object) -> NoReturn:
         _refuse("NumPy, which")
 

@@ -172,7 +172,5 @@ def _arguments(function: Callable) -> tuple[tuple[str, ...], dict[str, float]]:
     given = {p.name: p.default for p in rest if p.default is not inspect.Parameter.empty}
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, float | int):
-            raise TypeError(
-                f"the default of a cell's argument {name} must be a number, got {value!r}"
-            )
+            raise TypeError(f"the default of {name} must be a number, got {value!r}")
     return tuple(p.name for p in rest), {name: float(value) for name, value in given.items()}
