@@ -1,22 +1,31 @@
-"""What a cell's function is traced into: a short list of elementwise operations on numbers."""
+"""A cell's function as a list of elementwise operations."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["OPERATIONS", "Leaf", "Op", "Program", "Ref"]
+
+@dataclass(frozen=True)
+class Ref:
+    """An earlier value of a program, by its number."""
+
+    index: int
+
+
+Argument = Ref | int | float | bool
 
 
 class Leaf(NamedTuple):
-    """An argument of the program: ("pre", gate), ("rec", gate), ("state", number), ("extra", name).
+    """What a program starts from: ``pre`` or ``rec`` of a gate, a state, or an extra argument.
 
-    As a tuple it is the key of :meth:`Program.evaluate`'s values.
+    ``key`` is the number of the gate or state, or the argument's name. All of a cell's are there,
+    used or not, in this order.
     """
 
     kind: str
@@ -24,97 +33,107 @@ class Leaf(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ref:
-    """An earlier value: the leaves are numbered first, then the operations."""
-
-    index: int
-
-
-@dataclass(frozen=True)
 class Op:
-    """One operation on earlier values and constants; ``name`` is one of OPERATIONS."""
+    """An operation named as in torch, of earlier values and constants."""
 
     name: str
-    args: tuple[Ref | float, ...]
-
-
-def _with(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """For a torch function that takes no numbers: they become tensors like the others."""
-
-    def computed(*args: Tensor | float) -> Tensor:
-        like = next(arg for arg in args if isinstance(arg, Tensor))
-        return compute(
-            *(a if isinstance(a, Tensor) else torch.full((), a, dtype=like.dtype) for a in args)
-        )
-
-    return computed
-
-
-# All that a kernel has to know. lt, le and eq give truth values, of which where takes the first
-# of its arguments alone; everything else takes and gives numbers.
-OPERATIONS: dict[str, Callable[..., Tensor]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "neg": torch.neg,
-    "sqrt": torch.sqrt,
-    "exp": torch.exp,
-    "expm1": torch.expm1,
-    "log": torch.log,
-    "log1p": torch.log1p,
-    "tanh": torch.tanh,
-    "sigmoid": torch.sigmoid,
-    "erf": torch.erf,
-    "sin": torch.sin,
-    "cos": torch.cos,
-    "abs": torch.abs,
-    "maximum": _with(torch.maximum),
-    "minimum": _with(torch.minimum),
-    "where": torch.where,
-    "lt": operator.lt,
-    "le": operator.le,
-    "eq": operator.eq,
-}
+    args: tuple[Argument, ...]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A cell's step for one unit.
-
-    Attributes:
-        leaves: the gates' ``pre``, their ``rec``, the states, the other arguments; all of them,
-            used or not, in this order.
-        ops: in the order of evaluation; each is used, and none stands twice.
-        results: the new states, each an earlier value or a constant.
-    """
+    """Operations whose values are numbered after the leaves; ``results`` are the new states."""
 
     leaves: tuple[Leaf, ...]
     ops: tuple[Op, ...]
-    results: tuple[Ref | float, ...]
+    results: tuple[Argument, ...]
+
+    @property
+    def gates(self) -> int:
+        """How many gates a unit has."""
+        return sum(leaf.kind == "pre" for leaf in self.leaves)
+
+    @property
+    def states(self) -> int:
+        """How many states a unit has."""
+        return len(self.results)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The names of the arguments beside gates and states, in their order."""
+        return tuple(str(leaf.key) for leaf in self.leaves if leaf.kind == "extra")
 
     def uses(self, kind: str) -> bool:
         """Whether a leaf of that kind has a part in the results."""
-        used = {arg for op in self.ops for arg in op.args} | set(self.results)
+        used = {argument for op in self.ops for argument in op.args} | set(self.results)
         return any(Ref(i) in used for i, leaf in enumerate(self.leaves) if leaf.kind == kind)
 
-    def evaluate(self, values: Mapping[tuple[str, int | str], Tensor]) -> list[Tensor | float]:
-        """The new states as torch computes them from the leaves' tensors."""
-        known: list[Tensor] = [values[leaf] for leaf in self.leaves]
+    def __str__(self) -> str:
+        def text(argument: Argument) -> str:
+            return f"v{argument.index}" if isinstance(argument, Ref) else repr(argument)
 
-        def given(args: Sequence[Ref | float]) -> list[Tensor | float]:
-            return [known[arg.index] if isinstance(arg, Ref) else arg for arg in args]
+        lines = [f"{leaf.kind}[{leaf.key}]" for leaf in self.leaves]
+        lines += [f"{op.name}({', '.join(map(text, op.args))})" for op in self.ops]
+        lines = [f"v{i} = {line}" for i, line in enumerate(lines)]
+        return "\n".join([*lines, f"return {', '.join(map(text, self.results))}"])
+
+    def evaluate(self, values: Mapping[Leaf, Tensor | float]) -> list[Tensor | float]:
+        """The new states, given a tensor or number for each leaf."""
+        known = [values[leaf] for leaf in self.leaves]
+
+        def value(argument: Argument) -> Tensor | float:
+            return known[argument.index] if isinstance(argument, Ref) else argument
 
         for op in self.ops:
-            known.append(OPERATIONS[op.name](*given(op.args)))
-        return given(self.results)
+            known.append(EVALUATE[op.name](*map(value, op.args)))
+        return [value(result) for result in self.results]
 
-    def __str__(self) -> str:
-        lines = [f"v{i} = {leaf.kind}[{leaf.key}]" for i, leaf in enumerate(self.leaves)]
 
-        def text(arg: Ref | float) -> str:
-            return f"v{arg.index}" if isinstance(arg, Ref) else repr(arg)
+def _as_tensors(function: Callable) -> Callable:
+    """The function with numbers among its arguments made into tensors like the others."""
 
-        for i, op in enumerate(self.ops, len(self.leaves)):
-            lines.append(f"v{i} = {op.name}({', '.join(map(text, op.args))})")
-        return "\n".join([*lines, f"return {', '.join(map(text, self.results))}"])
+    def of_numbers_too(*args):
+        like = next((x for x in args if isinstance(x, Tensor) and x.is_floating_point()), None)
+        if like is None:
+            like = torch.get_default_dtype()
+        dtype, device = (like, None) if isinstance(like, torch.dtype) else (like.dtype, like.device)
+        return function(
+            *(
+                x if isinstance(x, Tensor) else torch.tensor(x, dtype=dtype, device=device)
+                for x in args
+            )
+        )
+
+    return of_numbers_too
+
+
+EVALUATE: dict[str, Callable] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "logical_and": torch.logical_and,
+    "logical_or": torch.logical_or,
+    "logical_not": torch.logical_not,
+    "pow": _as_tensors(torch.pow),
+    "maximum": _as_tensors(torch.maximum),
+    "minimum": _as_tensors(torch.minimum),
+    "where": lambda c, a, b: torch.where(c if isinstance(c, Tensor) else torch.tensor(c), a, b),
+    **{
+        name: _as_tensors(getattr(torch, name))
+        for name in (
+            "square reciprocal sqrt rsqrt exp expm1 log log1p tanh sigmoid relu erf sin cos abs "
+            "sign"
+        ).split()
+    },
+    "clamp": lambda a, low, high: torch.clamp(
+        a, None if low == -math.inf else low, None if high == math.inf else high
+    ),
+}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from fastbptt import _elementwise
-from fastbptt._program import OPERATIONS, Leaf, Op, Program, Ref
+from fastbptt._program import EVALUATE, Leaf, Op, Program, Ref
 
 __all__ = ["Leaf", "Op", "Program", "Ref", "trace"]
 
@@ -72,7 +72,7 @@ class _Recorder:
         is_truth = name in _TRUTHS
         if not any(isinstance(arg, Ref) for arg in given):
             numbers = (torch.tensor(arg, dtype=torch.float64) for arg in given)
-            result = OPERATIONS[name](*numbers).item()
+            result = EVALUATE[name](*numbers).item()
             if not is_truth:
                 return Value(self, result)
             given = (float(result), 1.0)  # a truth value all the same

@@ -187,7 +187,8 @@ class Recurrent(torch.nn.Module):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
         for name in self.cell.extras:
-            text += f", {name}={self.extras.get(name, f'<{self.hidden_size} parameters>')!s}"
+            own = f"<{self.hidden_size} parameters>"
+            text += f", {name}={repr(self.extras[name]) if name in self.extras else own}"
         return text
 
     def forward(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 import fastbptt
 from fastbptt import _elementwise
-from fastbptt._program import OPERATIONS, Ref
+from fastbptt._program import Ref
 from fastbptt._trace import trace
 
 LINE = re.compile(re.escape(__file__) + r":(\d+)")
@@ -68,8 +68,10 @@ FUNCTIONS = {
 }
 
 
-def call(function, x, y):
-    return function(x, y)
+OPERATIONS = set(
+    "add sub mul div neg sqrt exp log expm1 log1p tanh sigmoid erf sin cos abs maximum minimum "
+    "where lt le eq".split()
+)
 
 
 @pytest.mark.parametrize("scale", [1.0, 50.0])
@@ -77,7 +79,7 @@ def call(function, x, y):
 def test_values_and_derivatives_are_torchs(name, scale):
     function = FUNCTIONS[name]
     program = trace(lambda pre, rec, state: (function(pre[0], rec[0]),), 1, 1, ())
-    assert {op.name for op in program.ops} <= OPERATIONS.keys()
+    assert {op.name for op in program.ops} <= OPERATIONS
     generator = torch.Generator().manual_seed(0)
     x = (scale * torch.randn(200, generator=generator, dtype=torch.float64)).requires_grad_()
     y = torch.randn(200, generator=generator, dtype=torch.float64).requires_grad_()
