@@ -50,7 +50,7 @@ def test_wheel_ships_python_and_the_typing_marker_only(checkout, tmp_path):
     done = python("setup.py", "-q", "build_py", "--build-lib", tmp_path, cwd=checkout)
     assert done.returncode == 0, done.stderr
     shipped = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fastbptt").glob("*.py")}
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fastbptt").rglob("*.py")}
     assert shipped == sources | {"fastbptt/py.typed"}
 
 
