@@ -291,6 +291,9 @@ def test_autocast():
     torch.testing.assert_close(output, exact, rtol=0.02, atol=1e-3)
     output.sum().backward()
     assert net.weight_hh_l0.grad.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):  # also where the function gives 16 bits
+        output, last = Recurrent(cells.elman, 3, H)(x)
+    assert output.dtype == last.dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
