@@ -131,7 +131,8 @@ def stack_layers(
             outputs.append(every[output_state])
             finals.append(last)
             kept.append(every)
-        input = torch.cat(outputs, dim=-1)  # the next layer sees both directions, side by side
+        # The next layer sees both directions, side by side.
+        input = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
     if with_states:
         input = torch.cat([input, *(x for of_all in zip(*kept, strict=True) for x in of_all)], -1)
     return input, tuple(torch.stack(of_all) for of_all in zip(*finals, strict=True))

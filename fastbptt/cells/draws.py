@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -41,8 +40,8 @@ class Bernoulli:
 
     def draw(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Of ``shape`` [layers * directions, T, B, H], with the dtype and device of ``like``."""
-        drawn = torch.full(_size(shape, self.per_sequence), self.p, device=like.device)
-        return (torch.bernoulli(drawn).to(like.dtype) * self.value).expand(shape)
+        drawn = like.new_empty(_size(shape, self.per_sequence)).bernoulli_(self.p)
+        return (drawn if self.value == 1 else drawn * self.value).expand(shape)
 
 
 @dataclass(frozen=True)
