@@ -194,7 +194,9 @@ def test_random_calls_divided_at_random(emulation, monkeypatch, request, mode, s
     cell = call.case.cell
     # The rectifier's kink makes of a rounding error another derivative.
     cell = "tanh" if cell == "relu" and dtype != torch.float32 else cell
-    case = dataclasses.replace(call.case, H=rng.randint(1, 70), proj=0, dtype=dtype, cell=cell)
+    # Of a few numbers the error is large by luck, where what they are the sums of cancels.
+    sizes = {"H": rng.randint(8, 70), "I": rng.randint(3, 9)}
+    case = dataclasses.replace(call.case, **sizes, proj=0, dtype=dtype, cell=cell)
     recompute = call.recompute and cell in ("gru", "lstm")
     monkeypatch.setenv(VARIABLE, random_division(rng))
     emulation.set_limits(multiprocessors=rng.choice([24, 40, 132]))
