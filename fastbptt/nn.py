@@ -69,6 +69,12 @@ class _Recurrent(Scriptable, torch.nn.RNNBase):
     def _cell(self) -> str:
         return self.mode.lower()
 
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels read the weights where they lie.
+
+        torch.nn's, on a GPU, lays them out for cuDNN, which does not know all of these cells.
+        """
+
     def extra_repr(self) -> str:
         return super().extra_repr() + self._extra_settings()
 

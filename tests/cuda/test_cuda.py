@@ -81,7 +81,7 @@ def test_second_derivatives(call):
     assert_matches(cuda_calls.second_derivatives(call, "cuda"), expected, rtol=1e-10)
 
 
-@pytest.fixture(params=["resident", "cluster"])
+@pytest.fixture(params=["resident", "cluster", "grid"])
 def kernel(request, monkeypatch):
     if request.param == "cluster" and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("this GPU has no clusters")

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import (
 )
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
+import fastbptt
 from common import (
     Case,
     assert_matches,
@@ -531,6 +532,24 @@ def test_flatten_parameters(case):
     names = [[id(w) for w in weights] for weights in ours.all_weights]
     assert names == [[id(getattr(ours, name)) for name in group] for group in ours._all_weights]
     assert len(names) == 4
+
+
+class OnGpu(nn.Parameter):
+    """A weight that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_flatten_parameters_on_a_gpu(monkeypatch):
+    """torch.nn's would ask cuDNN for its name of the cell; it has none for the identity."""
+    asked = []
+    monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda tensor: True)
+    monkeypatch.setattr(torch, "_use_cudnn_rnn_flatten_weight", lambda: asked.append("torch"))
+    for module in (nn.RNN(3, 4), fastbptt.RNN(3, 4, nonlinearity="identity")):
+        for name, weight in list(module.named_parameters()):
+            setattr(module, name, OnGpu(weight.detach()))
+        module.flatten_parameters()
+        assert asked.pop() == "torch" if type(module) is nn.RNN else not asked
 
 
 @pytest.mark.parametrize("batch_first", [False, True], ids="batch_first={}".format)
