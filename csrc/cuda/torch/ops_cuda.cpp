@@ -71,17 +71,18 @@ ForwardResults forward_cuda(const ForwardArguments& args) {
   return results;
 }
 
-// out = a^T b, a sum over rows. The library may add up row after row, and lose about sqrt(rows) / 5
-// units in the last place; so in float32, where nothing else loses as much, it is taken in blocks.
-void sum_products(Tensor out, const Tensor& a, const Tensor& b) {
-  constexpr int64_t kBlockRows = 256, kMostBlocks = 8;
-  const int64_t rows = a.size(0);
+// out = a b, or with `adds` out += a b. The library may add up one product after another, and lose about
+// sqrt(n) / 5 units in the last place of n; so in float32, where nothing else loses as much, long sums
+// are taken in blocks.
+void sum_products(Tensor out, const Tensor& a, const Tensor& b, bool adds = false) {
+  constexpr int64_t kBlock = 256, kMostBlocks = 8;
+  const int64_t n = a.size(1), wished = (n + kBlock - 1) / kBlock;
   const int64_t blocks =
-      a.scalar_type() == at::kFloat ? std::clamp<int64_t>(rows / kBlockRows, 1, kMostBlocks) : 1;
+      a.scalar_type() == at::kFloat ? std::clamp<int64_t>(wished, 1, kMostBlocks) : 1;
   for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t first = rows * i / blocks, count = rows * (i + 1) / blocks - first;
-    const Tensor a_t = a.narrow(0, first, count).t(), b_block = b.narrow(0, first, count);
-    i == 0 ? at::mm_out(out, a_t, b_block) : out.addmm_(a_t, b_block);
+    const int64_t first = n * i / blocks, count = n * (i + 1) / blocks - first;
+    const Tensor a_block = a.narrow(1, first, count), b_block = b.narrow(0, first, count);
+    adds || i > 0 ? out.addmm_(a_block, b_block) : at::mm_out(out, a_block, b_block);
   }
 }
 
@@ -227,11 +228,7 @@ struct BackwardPass {
     Tensor to = results.d_input.view({rows, shape.I});
     const Tensor d_in = d.view({rows, -1}).narrow(1, 0, shape.G * shape.H);
     const Tensor w_ih = in_column_order(shape.w_ih(tensors.weights, direction));
-    if (direction > 0) {
-      to.addmm_(d_in, w_ih);
-    } else {
-      multiply(to, d_in, w_ih);
-    }
+    sum_products(to, d_in, w_ih, /*adds=*/direction > 0);
     if (!args.mask.has_value() || direction + 1 < shape.D) return;
     if (args.input_by_lane) {
       Stepwise<scalar_t>::run_mask_lanes(p, rows_of<scalar_t>(tensors.mask), data<scalar_t>(to),
@@ -249,9 +246,9 @@ struct BackwardPass {
     const Tensor d_in = d.narrow(1, 0, rows),
                  d_rec = d.narrow(1, columns.first_recurrent * shape.H, rows);
     Tensor d_w_ih = shape.w_ih(d_weights, direction);
-    sum_products(d_w_ih, d_in, of_span(tensors.input));
+    sum_products(d_w_ih, d_in.t(), of_span(tensors.input));
     if (columns.input_rotation) d_w_ih.copy_(in_gate_order(d_w_ih));
-    sum_products(shape.w_hh(d_weights, direction), d_rec, states_before);
+    sum_products(shape.w_hh(d_weights, direction), d_rec.t(), states_before);
     if (shape.has_biases) {
       const Tensor sums = d_sum.sum(0);
       Tensor d_b_ih = shape.b_ih(d_weights, direction), d_b_hh = shape.b_hh(d_weights, direction);
@@ -259,7 +256,8 @@ struct BackwardPass {
       d_b_hh.copy_(sums.narrow(0, columns.first_recurrent * shape.H, rows));
     }
     if (shape.has_projection) {
-      sum_products(shape.w_hr(d_weights, direction), d_projected.to(stored.dtype()), unprojected);
+      sum_products(shape.w_hr(d_weights, direction), d_projected.to(stored.dtype()).t(),
+                   unprojected);
     }
   }
 };
