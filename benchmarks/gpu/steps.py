@@ -72,7 +72,8 @@ def tests(session: Session, limit_s: float) -> Outcome:
     words = ["-m", "pytest", "tests/cuda/test_cuda.py", "-v", "-rf", "--tb=short", "--no-header"]
     words += ["-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
-        words += ["-n", "4"]  # a wrong access ends one of the processes, not all tests
+        # A wrong access ends one of the processes, not all tests.
+        words += ["-n", str(max(2, len(os.sched_getaffinity(0)) // 2))]
         if importlib.util.find_spec("pytest_timeout"):  # ends the process of a test that hangs
             words += [f"--timeout={TEST_S}", "--timeout-method=thread"]
     log, end = session.out / "tests.log", time.monotonic() + limit_s
@@ -81,8 +82,8 @@ def tests(session: Session, limit_s: float) -> Outcome:
         start = log.stat().st_size if log.exists() else 0
         left = end - time.monotonic()
         share = left / 2 if expression == FOCUS else left
-        # Four processes with as many threads as cores each would get in each other's way.
-        command = python(*words, "-k", expression, OMP_NUM_THREADS="4")
+        # Processes with as many threads as cores each would get in each other's way.
+        command = python(*words, "-k", expression, OMP_NUM_THREADS="2")
         status = session.call(command, log, share)
         text = log.read_bytes()[start:].decode(errors="replace")
         outcome = {0: PASSED, 5: SKIPPED, None: CUT_OFF}.get(status, FAILED)

@@ -78,7 +78,7 @@ def test_dry_run_prints_what_it_does_not_run(dry):
     for part in (
         "FASTBPTT_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 MAX_JOBS=",
         "setup.py build_ext --inplace",
-        "OMP_NUM_THREADS=4",
+        "OMP_NUM_THREADS=2",
         "-m pytest tests/cuda/test_cuda.py",
         "--tool memcheck --error-exitcode 9 --kernel-name kns=fastbptt",
         "--tool racecheck",

@@ -101,7 +101,7 @@ def test_test_outcomes(tmp_path, monkeypatch, answers, outcome, detail):
     found = gpu_steps.tests(run, 50)
     assert found[0] == outcome and detail in found[1]
     assert "-k lstm" in commands[0] and "-k 'not lstm'" in commands[1]
-    assert all(command.startswith("OMP_NUM_THREADS=4 ") for command in commands)
+    assert all(command.startswith("OMP_NUM_THREADS=2 ") for command in commands)
 
 
 CLEAN = "cluster rnn\n12 of 14 cases\n========= ERROR SUMMARY: 0 errors\n"
