@@ -190,12 +190,22 @@ def compile_kernels(toolkit: Toolkit, source: Path, architecture: str, standard:
     return Compiled(kernels, steps, of_all)
 
 
+def read_reaches(header: str) -> list[str]:
+    """The enumerators of exchange.cuh's Reach, of which a mangled name has the number."""
+    (named,) = re.findall(r"^enum class Reach \{(.+)\};", header, re.MULTILINE)
+    return [name.strip() for name in named.split(",")]
+
+
+REACHES = read_reaches((ROOT / "csrc/cuda/exchange.cuh").read_text())
+
+
 def readable(names: list[str]) -> list[str]:
     """Demangled, without what is the same in all of them."""
     demangled = subprocess.run(
         ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
     ).stdout.splitlines()
     short = [re.sub(r"\(anonymous namespace\)::|fastbptt::|^void ", "", name) for name in demangled]
+    short = [re.sub(r"\(Reach\)(\d)", lambda of: REACHES[int(of[1])], name) for name in short]
     return [name.split(">(")[0] + ">" if ">(" in name else name.split("(")[0] for name in short]
 
 

@@ -240,8 +240,8 @@ def _plan(plan: Record) -> str:
     if kernel == "grid" and cluster > 1:
         kernel += f" of clusters of {cluster}"
     return (
-        f"{kernel}: {plan['blocks']} blocks x {plan['lanes']} lanes, {plan['groups']} "
-        f"groups, {plan['waves']} waves, {plan['warps']} warps, {plan['shared_bytes'] >> 10} KB"
+        f"{kernel}: {plan['blocks']} blocks x {plan['lanes']} lanes, {plan['waves']} waves, "
+        f"{plan['warps']} warps, {plan['shared_bytes'] >> 10} KB"
     )
 
 

@@ -36,38 +36,31 @@ struct Plan {
   // Of a launch; a grid's waves are launched one after another, since all blocks of one have to run.
   int64_t launches() const { return tiling.is_grid ? waves : 1; }
   int64_t teams(int64_t lanes) const {
-    const int64_t tiles = ceil_div(lanes, tiling.tile());
+    const int64_t tiles = ceil_div(lanes, tiling.lanes);
     return tiling.is_grid ? std::min(tiles, at_once) : tiles;
   }
   // What a launch of a grid needs in global memory: see GridMemory.
-  int64_t flags(int64_t lanes) const {
-    return tiling.is_grid ? teams(lanes) * tiling.groups * tiling.team() : 0;
-  }
+  int64_t flags(int64_t lanes) const { return tiling.is_grid ? teams(lanes) * kFlagStride : 0; }
   int64_t x_numbers(int64_t lanes, int column_gates) const {
-    return flags(lanes) * 2 * tiling.lanes * column_gates * tiling.units;
+    return teams(lanes) * 2 * tiling.lanes * column_gates * tiling.team() * tiling.units;
   }
 };
 
 // Blocks for choose_plan to try, with all numbers of lanes.
 template <typename Fn>
 void for_each_shape(const Divided& d, const Wish& wish, const DeviceLimits& limits, Fn&& fn) {
-  constexpr int kMaxCluster = 16;  // more than 8 may not be there: the device says so
   const int most = limits.capability < 90 ? 1 : kMaxCluster;
   const auto is_wanted = [&](Kernel kernel) {
     return wish.kernel == kernel || wish.kernel == Kernel::kAuto;
   };
   const auto units_of = [&](int64_t blocks) { return round_up(ceil_div(d.H, blocks), kUnitGroup); };
-  const auto try_groups = [&](int64_t clusters, int cluster, int64_t units, int most_groups,
-                              bool is_grid) {
+  const auto try_shape = [&](int64_t clusters, int cluster, int64_t units, bool is_grid) {
     if (wish.cluster && cluster != wish.cluster) return;
-    for (int groups = 1; groups <= most_groups; groups *= 2) {
-      if (wish.groups && groups != wish.groups) continue;
-      fn(Blocks2d{int(clusters), cluster, int(units), 0, groups}, is_grid);
-    }
+    fn(Blocks2d{int(clusters), cluster, int(units), 0}, is_grid);
   };
   for (int cluster = 1; cluster <= most; cluster *= 2) {
     if (!is_wanted(cluster == 1 ? Kernel::kResident : Kernel::kCluster)) continue;
-    try_groups(1, cluster, units_of(cluster), cluster == 1 ? 1 : 2, false);
+    try_shape(1, cluster, units_of(cluster), false);
   }
   if (!is_wanted(Kernel::kGrid)) return;
   // Forward each block needs all of x: clusters have nothing to share.
@@ -77,7 +70,7 @@ void for_each_shape(const Divided& d, const Wish& wish, const DeviceLimits& limi
     const int64_t least_units = units_of(clusters * cluster);
     for (int64_t units = least_units; units <= 4 * least_units; units += least_units) {
       const int64_t used = ceil_div(d.H, units * cluster);
-      try_groups(used, cluster, units, kMaxGroups, true);
+      try_shape(used, cluster, units, true);
       if (used == 1) break;
     }
   }
@@ -96,9 +89,7 @@ Plan choose_plan(const Divided& d, int64_t lanes, bool is_replayed, const Wish& 
   for_each_shape(d, wish, limits, [&](Blocks2d blocks, bool is_grid) {
     for (blocks.lanes = 1; blocks.lanes <= std::min<int64_t>(kTileLanes, lanes); ++blocks.lanes) {
       if (wish.lanes && blocks.lanes != std::min<int64_t>(wish.lanes, lanes)) continue;
-      const int64_t tile = blocks.lanes * blocks.groups, tiles = ceil_div(lanes, tile);
-      const bool is_empty = tile - blocks.lanes >= lanes;  // a group
-      if (is_empty && blocks.groups > 1 && !wish.groups) continue;
+      const int64_t tiles = ceil_div(lanes, blocks.lanes);
       const Tiling tiling = divide(d, blocks, is_grid, limits.shared_bytes);
       if (tiling.warps == 0) continue;
       const bool is_known = best.exists() || must_beat;

@@ -75,7 +75,9 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
 
 // x, as if the compiler could not know it: what depends on it is computed where it stands, and not once
 // before a loop, to be kept in registers that the loop needs.
-__device__ __forceinline__ int opaque(int x) {
+template <typename T>
+__device__ __forceinline__ T opaque(T x) {
+  static_assert(sizeof(T) == 4, "of 32 bits");
   asm volatile("" : "+r"(x));
   return x;
 }
@@ -87,6 +89,16 @@ __device__ __forceinline__ int opaque(int x) {
 __device__ __forceinline__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   return shared_bytes;
+}
+
+// Where it begins, in a form that fits a register, and the place so many bytes behind.
+using SharedBase = uint32_t;
+__device__ __forceinline__ SharedBase shared_base() {
+  return uint32_t(__cvta_generic_to_shared(dynamic_shared()));
+}
+template <typename T>
+__device__ __forceinline__ T* shared_at(SharedBase base, int offset) {
+  return static_cast<T*>(__cvta_shared_to_generic(base + uint32_t(offset)));
 }
 
 // Collective over the block: what its threads wrote before, to shared or global memory, its threads

@@ -5,6 +5,13 @@
 
 namespace fastbptt {
 
+// So many pairs of tiles as on_chip.cuh multiplies without a branch between them.
+inline int64_t whole_pairs(int64_t pairs, int64_t held) {
+  int64_t whole = 1;
+  while (whole < pairs) whole *= 2;
+  return pairs < held ? std::min(whole, held) : pairs;
+}
+
 // The fastest with so many blocks, in so much shared memory; without warps if there is none.
 inline Tiling divide(const Divided& d, const Blocks2d& blocks, bool is_grid, int64_t shared_bytes) {
   const TileShape shape = tile_shape(d.arithmetic);
@@ -14,8 +21,6 @@ inline Tiling divide(const Divided& d, const Blocks2d& blocks, bool is_grid, int
   t.cluster = blocks.cluster;
   t.units = blocks.units;
   t.lanes = blocks.lanes;
-  t.groups = blocks.groups;
-  while (1 << t.group_bits < t.groups) ++t.group_bits;
   t.is_grid = is_grid;
   t.row_units = d.is_backward ? t.cluster * t.units : t.units;
   t.column_units = d.is_backward ? t.clusters * t.units : t.team() * t.units;
@@ -27,26 +32,23 @@ inline Tiling divide(const Divided& d, const Blocks2d& blocks, bool is_grid, int
   for (int row_tiles = 1; row_tiles <= kRowTiles; ++row_tiles) {
     const int64_t row_warps = ceil_div(rows, row_tiles);
     for (int64_t column_warps = 1; row_warps * column_warps <= kMaxWarps; ++column_warps) {
-      const int64_t column_tiles = round_up(ceil_div(columns, column_warps), 2);
-      if ((column_warps - 1) * column_tiles >= columns) continue;  // a warp would have none
       const int held = shape.held / row_tiles;
+      const int64_t column_tiles = 2 * whole_pairs(ceil_div(columns, 2 * column_warps), held / 2);
+      if ((column_warps - 1) * column_tiles >= columns) continue;  // a warp would have none
       t.row_warps = int(row_warps);
       t.column_warps = int(column_warps);
       t.row_tiles = row_tiles;
       t.column_tiles = int(column_tiles);
       t.extra_tiles = column_tiles > held ? int(column_tiles) - held : 0;
-      // A thread has one pair of a unit and a lane, or where there are too many for that, several.
-      const int64_t wished = ceil_div(t.units * t.lanes, kWarp),
-                    products = row_warps * column_warps;
-      t.warps = int(std::min<int64_t>(std::max(wished, products), kMaxWarps));
-      if (t.threads() < t.units) continue;
-      t.pair_rows = std::min(t.threads() / t.units, t.lanes);
-      t.passes = int(ceil_div(t.lanes, t.pair_rows));
+      // Those who carry are, if there are warps enough, not those who compute pairs.
+      const int64_t pairs = ceil_div(t.pairs(), kWarp), products = row_warps * column_warps;
+      const int64_t carry = ceil_div(t.pairs() * shape.x_bytes / 16, kWarp);
+      if (pairs > kMaxWarps) continue;
+      t.warps = int(std::min<int64_t>(std::max(pairs + carry, products), kMaxWarps));
       const int chunks = t.column_units * shape.x_bytes / 16;
       t.copy_rows = t.threads() / chunks;
       t.copy_chunks = t.threads() % chunks;
       t.send_warps = int(ceil_div(t.units / 4 * t.lanes, kWarp));
-      if (is_grid && t.passes > 1) continue;
       if (t.send_warps > t.warps) continue;
       t.shared = shared_layout(d, t);
       if (t.shared.bytes > shared_bytes) continue;

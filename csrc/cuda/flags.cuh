@@ -1,12 +1,12 @@
 // What the blocks of a cooperative grid tell each other through global memory: flags, numbers that
 // only grow. They must be zero before the launch.
 //
-//   the writer:   all threads write to global memory; sync_block(); one thread: raise_flag(f, n)
-//   the readers:  one thread a flag, or all: wait_flag(f, n); sync_block() for the other threads;
+//   the writer:   all threads write to global memory; sync_block(); one thread: add_to_flag(f)
+//   the readers:  one thread: wait_flag(f, n), n for as many writers; sync_block() for the others;
 //                 load_fresh(...) of what was written
 //
-// A buffer may be written again only when all of its readers have said, by flags of their own raised
-// after a sync_block(), that they have read it. Only blocks that run at the same time may wait for one
+// A buffer may be written again only when all of its readers have said, by adding to a flag after a
+// sync_block(), that they have read it. Only blocks that run at the same time may wait for one
 // another: of a launch with Grid::cooperative.
 #pragma once
 
@@ -26,15 +26,14 @@ using Flag = uint32_t;
 
 namespace fastbptt {
 
-// Who waits for the value sees what the thread wrote before, and what others of its block wrote before
-// a sync_block(). The fence that this takes lasts until all of that is in L2.
-__device__ __forceinline__ void raise_flag(Flag* flag, uint32_t value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(__cvta_generic_to_global(flag)),
-               "r"(value)
+// Adds one. Who waits for the sum sees what the thread wrote before, and what others of its block wrote
+// before a sync_block(). The fence that this takes lasts until all of that is in L2.
+__device__ __forceinline__ void add_to_flag(Flag* flag) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(flag))
                : "memory");
 }
 
-// Returns when the flag is `value` or more.
+// Returns when the flag is `value` or more; it may have gone round.
 __device__ __forceinline__ void wait_flag(const Flag* flag, uint32_t value) {
   uint32_t now;
   do {
@@ -42,7 +41,7 @@ __device__ __forceinline__ void wait_flag(const Flag* flag, uint32_t value) {
                  : "=r"(now)
                  : "l"(__cvta_generic_to_global(flag))
                  : "memory");
-  } while (now < value);
+  } while (int32_t(now - value) < 0);
 }
 
 // 4, 8 or 16 bytes, aligned to as many, from where they are up to date: L1 may hold those of before.

@@ -17,8 +17,8 @@ template <typename Cell, typename Product, typename scalar_t>
 struct Pass<Cell, Product, FwdRecurrence<scalar_t>> {
   using Step = FwdStep<Cell, scalar_t>;
   using Place = FwdPlace;
-  static constexpr auto kOfClusters = persistent_forward_kernel<Cell, Product, false>;
-  static constexpr auto kOfGrid = persistent_forward_kernel<Cell, Product, true>;
+  template <Reach reach>
+  static constexpr auto kOf = persistent_forward_kernel<Cell, Product, reach>;
   static Divided divided(int64_t H) { return Divided::forward<Cell>(Product::kArithmetic, H); }
 };
 
@@ -26,10 +26,17 @@ template <typename Cell, typename Product, typename scalar_t>
 struct Pass<Cell, Product, BwdRecurrence<scalar_t>> {
   using Step = BwdStep<Cell, scalar_t>;
   using Place = typename Step::Place;
-  static constexpr auto kOfClusters = persistent_backward_kernel<Cell, Product, false>;
-  static constexpr auto kOfGrid = persistent_backward_kernel<Cell, Product, true>;
+  template <Reach reach>
+  static constexpr auto kOf = persistent_backward_kernel<Cell, Product, reach>;
   static Divided divided(int64_t H) { return Divided::backward<Cell>(Product::kArithmetic, H); }
 };
+
+template <typename P>
+auto kernel_of(const Tiling& tiling) {
+  return tiling.is_grid        ? P::template kOf<Reach::kGrid>
+         : tiling.cluster == 1 ? P::template kOf<Reach::kBlock>
+                               : P::template kOf<Reach::kCluster>;
+}
 
 inline PlanCache& plan_cache() {
   static PlanCache cache;
@@ -38,7 +45,7 @@ inline PlanCache& plan_cache() {
 
 template <typename P>
 PlanCache::Key key_of(int64_t H, int64_t lanes, bool is_replayed, const Wish& wish) {
-  const auto kernel = reinterpret_cast<const void*>(P::kOfClusters);
+  const auto kernel = reinterpret_cast<const void*>(P::template kOf<Reach::kBlock>);
   return {current_device(), kernel, H, lanes, is_replayed, wish};
 }
 
@@ -63,12 +70,12 @@ Plan find_plan(CellKind cell, int64_t H, int64_t lanes, bool is_replayed, const 
     const Divided divided = P::divided(H);
     static_assert(sizeof(typename P::Place) <= 40);
     if (divided.place_bytes != int(sizeof(typename P::Place)) ||
-        divided.inputs != P::Step::kInputs) {
-      throw std::logic_error("tiling.h counts other places and inputs than step.cuh has");
+        divided.inputs != P::Step::kInputs || divided.results != P::Step::kResults) {
+      throw std::logic_error("tiling.h counts other numbers of a step than step.cuh has");
     }
     const auto blocks_at_once = [](const Tiling& tiling) {
       const Grid grid = grid_of(tiling, 1);
-      return tiling.cluster * resident_clusters(tiling.is_grid ? P::kOfGrid : P::kOfClusters, grid);
+      return tiling.cluster * resident_clusters(kernel_of<P>(tiling), grid);
     };
     result = choose_plan(divided, lanes, is_replayed, wish, device_limits(), blocks_at_once);
     plan_cache().put(key, result);
@@ -82,10 +89,10 @@ void launch_persistent(CellKind cell, const Params& p, const Plan& plan, GridMem
   for_cell(cell, [&](auto c) {
     using P = Pass<decltype(c), Product, Params>;
     const int64_t lanes = p.num_lanes(), teams = plan.teams(lanes);
-    const int64_t tiles = ceil_div(lanes, plan.tiling.tile());
-    const auto kernel = plan.tiling.is_grid ? P::kOfGrid : P::kOfClusters;
+    const int64_t tiles = ceil_div(lanes, plan.tiling.lanes);
+    const auto kernel = kernel_of<P>(plan.tiling);
     for (int64_t tile = 0; tile < tiles; tile += teams) {
-      memory.first_lane = tile * plan.tiling.tile();
+      memory.first_lane = tile * plan.tiling.lanes;
       const Grid grid = grid_of(plan.tiling, std::min(teams, tiles - tile));
       try {
         launch(kernel, grid, stream, p, plan.tiling, memory);

@@ -1,9 +1,12 @@
 // A block's part of W, in registers and shared memory, and what else it keeps there for all steps: what
 // the persistent kernels are made of. exchange.cuh says what blocks tell each other.
 //
-// A turn is a step of a group of lanes. A pair is a unit of the block and a lane of the group; a thread
-// takes the pairs of one unit, pass after pass. What a pair reads of memory is fetched some turns
-// ahead, by copies that run beside the product. A pair's carry stays in shared memory.
+// A pair is a unit of the block and a lane; the first threads compute one each. What goes between
+// global and shared memory is carried by the threads from the other end of the block, a stretch of
+// neighbouring pairs each, while the pairs are computed: inputs some steps ahead, results one behind.
+//
+// A step is short enough for every instruction to count: branches, the kernel's arguments and chains of
+// addresses take far longer than arithmetic. So what does not change is found before the first step.
 #pragma once
 
 #include "cuda/product.cuh"
@@ -18,79 +21,99 @@ struct OnChip {
   using scalar_t = typename Product::scalar_t;
   using x_t = typename Product::x_t;
   static constexpr TileShape kShape = tile_shape(Product::kArithmetic);
-  static constexpr int kGroup = 16 / int(sizeof(x_t));  // units that are sent together
+  static constexpr int kGroup = 16 / int(sizeof(x_t));  // numbers that are taken together
   using Group = Packed<uint32_t, 4>;
 
   const Tiling& tiling;
-  unsigned char* const shared = dynamic_shared();
-  const int rank = cluster_rank();
-  // By opaque() they are divided for once.
-  const int team = opaque(int(blockIdx.x) / tiling.team());
-  const int block = opaque(int(blockIdx.x) - team * tiling.team());
-  // Of the thread's pairs, packed to take one register: see row() and unit().
-  int pair = int(threadIdx.x) / tiling.units << 16 | int(threadIdx.x) % tiling.units;
-  // Where the warp's product reads of x (-1: it has none) and puts its sums: found once, since a
-  // division takes as long as a tile.
-  int product_x, product_sums;
+  const SharedBase shared = opaque(shared_base());
+  // Found once, since a division takes as long as a tile; see begin_step().
+  int team = int(blockIdx.x) / tiling.team();
+  // Of the thread's pair: its lane, or one that there is not.
+  int lane = int(threadIdx.x) / tiling.units;
+  int carried = -1;  // what the thread carries, packed: see carried_pair()
+  // Where the warp's product reads of x (bytes; -1: it has none) and puts its sums, and where the
+  // pair's begin.
+  int product_x, product_sums, own_sums;
+  int tiles = tiling.row_tiles << 16 | tiling.column_tiles;  // the product's
   uint32_t w[kShape.held][4];
 
   __device__ explicit OnChip(const Tiling& tiling) : tiling(tiling) {
     const int warp = threadIdx.x / kWarp;
     const int column_warp = warp / tiling.row_warps, row_warp = warp % tiling.row_warps;
-    product_x = column_warp < tiling.column_warps
-                    ? column_warp * tiling.column_tiles * kShape.columns +
-                          x_offset<Product>(tiling.shared.x_stride, tiling.lanes)
-                    : -1;
-    product_sums = column_warp * tiling.lanes * tiling.shared.sum_stride +
-                   row_warp * tiling.row_tiles * kShape.rows +
-                   sums_offset<Product>(tiling.shared.sum_stride);
+    const int x_numbers = column_warp * tiling.column_tiles * kShape.columns +
+                          x_offset<Product>(tiling.shared.x_stride, tiling.lanes);
+    product_x =
+        column_warp < tiling.column_warps ? tiling.shared.x + x_numbers * int(sizeof(x_t)) : -1;
+    product_sums = tiling.shared.sums +
+                   4 * ((column_warp + kBiases) * tiling.lanes * tiling.shared.sum_stride +
+                        row_warp * tiling.row_tiles * kShape.rows +
+                        sums_offset<Product>(tiling.shared.sum_stride));
+    own_sums = tiling.shared.sums + 4 * (lane * tiling.shared.sum_stride + unit());
+  }
+
+  // Of H units, so many beside each other at a time; see Step::is_aligned.
+  __device__ void share_carrying(int64_t H, int stretch) {
+    const int pair = (int(blockDim.x) - 1 - int(threadIdx.x)) * stretch, lane = pair / tiling.units;
+    const bool exists = lane < tiling.lanes && first_unit() + pair - lane * tiling.units < H;
+    carried = exists ? stretch << 24 | lane << 16 | pair : -1;
+  }
+
+  // To be called at each step: what is made of a thread's numbers is made where it is used, and does not
+  // stay over all steps in registers that W needs.
+  __device__ void begin_step() {
+    team = opaque(team);
+    lane = opaque(lane);
+    carried = opaque(carried);
+    product_x = opaque(product_x);
+    product_sums = opaque(product_sums);
+    own_sums = opaque(own_sums);
+    tiles = opaque(tiles);
   }
 
   // --- Who has what --------------------------------------------------------------------------------
 
-  // The thread's pairs are of its unit of the block, and of lanes row, row + tiling.pair_rows, ...
-  __device__ int row() const { return pair >> 16; }
-  __device__ int unit() const { return pair & 0xffff; }
-  __device__ int first_unit() const { return block * tiling.units; }
+  __device__ static int rank() { return cluster_rank(); }
+  __device__ int block() const { return int(blockIdx.x) - team * tiling.team(); }
+  __device__ int first_unit() const { return block() * tiling.units; }
+  __device__ int unit() const { return int(threadIdx.x) - lane * tiling.units; }
   __device__ int own_unit() const { return first_unit() + unit(); }
   __device__ int first_row_unit() const {
-    return kTransposed ? (block - rank) * tiling.units : first_unit();
+    return kTransposed ? (block() - rank()) * tiling.units : first_unit();
   }
-  __device__ int first_column_unit() const { return kTransposed ? rank * tiling.column_units : 0; }
-  __device__ int lane_of(int pass) const { return row() + pass * tiling.pair_rows; }
-  __device__ bool has_pair(int pass) const {
-    return row() < tiling.pair_rows && lane_of(pass) < tiling.lanes;
+  __device__ int first_column_unit() const {
+    return kTransposed ? rank() * tiling.column_units : 0;
   }
-
-  __device__ int turn_of(int step, int group) const { return (step << tiling.group_bits) + group; }
-  __device__ int step_of(int turn) const { return turn >> tiling.group_bits; }
-  __device__ int group_of(int turn) const { return turn & (tiling.groups - 1); }
+  // A stretch of pairs of one lane, from carried_pair() on.
+  __device__ int carried_pair() const { return carried & 0xffff; }
+  __device__ int carried_lane() const { return carried >> 16 & 0xff; }
+  __device__ int carried_unit() const {
+    return first_unit() + carried_pair() - carried_lane() * tiling.units;
+  }
+  __device__ int carried_bytes() const { return (carried >> 24) * int(sizeof(scalar_t)); }
+  __device__ bool has_pair() const { return lane < tiling.lanes; }
+  // Whether a thread of the warp has one.
+  __device__ bool has_pairs() const { return int(threadIdx.x & ~31u) < tiling.pairs(); }
 
   // --- Shared memory -------------------------------------------------------------------------------
 
   template <typename T>
   __device__ T* at(int offset) const {
-    return reinterpret_cast<T*>(shared + offset);
+    return shared_at<T>(shared, offset);
   }
-  __device__ x_t* x(int buffer) const {
-    return at<x_t>(tiling.shared.x) + buffer * tiling.lanes * tiling.shared.x_stride;
+  __device__ x_t* x(int buffer) const { return at<x_t>(tiling.shared.x) + buffer * x_numbers(); }
+  __device__ int x_numbers() const { return tiling.lanes * tiling.shared.x_stride; }
+  // Forward, before the warps' sums stand the biases: what all of them begin with.
+  static constexpr int kBiases = kTransposed ? 0 : 1;
+  __device__ float* sums() const { return at<float>(tiling.shared.sums); }
+  // Input i of the step's pairs, and result i.
+  __device__ scalar_t* inputs(int step, int i) const {
+    return at<scalar_t>(tiling.shared.inputs) + (step % kRing * Step::kInputs + i) * tiling.pairs();
   }
-  __device__ float* biases() const { return at<float>(tiling.shared.biases); }
-  __device__ float* sums(int group) const {
-    const int buffer = tiling.shared.sum_buffers == 1 ? 0 : group;
-    return at<float>(tiling.shared.sums) +
-           buffer * tiling.column_warps * tiling.lanes * tiling.shared.sum_stride;
+  __device__ scalar_t* results(int step, int i) const {
+    return at<scalar_t>(tiling.shared.results) + (step % 2 * Step::kResults + i) * tiling.pairs();
   }
-  __device__ float& carried(int group, int lane) const {
-    return at<float>(tiling.shared.carried)[(group * tiling.lanes + lane) * tiling.units + unit()];
-  }
-  __device__ scalar_t& input(int turn, int i, int lane) const {
-    const int slot = turn % kRing * Step::kInputs + i;
-    return at<scalar_t>(tiling.shared.inputs)[(slot * tiling.lanes + lane) * tiling.units + unit()];
-  }
-  __device__ Place& place(int group, int step, int lane) const {
-    const int slot = group * 2 * kPlaceSteps + step % (2 * kPlaceSteps);
-    return at<Place>(tiling.shared.places)[slot * tiling.lanes + lane];
+  __device__ Place& place(int step, int lane) const {
+    return at<Place>(tiling.shared.places)[step % (2 * kPlaceSteps) * tiling.lanes + lane];
   }
   // A tile beyond the registers, four of a thread's at a time.
   __device__ Group& tile_in_shared(int extra_tile, int row_tile) const {
@@ -144,110 +167,162 @@ struct OnChip {
     }
   }
 
-  // --- Places and inputs -----------------------------------------------------------------------------
+  // --- Places, inputs and results --------------------------------------------------------------------
 
-  // The places of a group's kPlaceSteps steps from `first` on; a barrier has to follow.
+  // Whether the warp works behind the others, on what is carried and on places.
+  __device__ bool is_behind(int stretch) const {
+    const int from_end = int(blockDim.x - 1) - int(threadIdx.x | 31u);
+    return from_end < tiling.pairs() / stretch || from_end < kPlaceSteps * tiling.lanes;
+  }
+
+  // The places of kPlaceSteps steps from `first` on, by those who are behind; a barrier has to follow.
   template <typename PlaceOf>
-  __device__ void compute_places(int group, int first, PlaceOf&& place_of) const {
-    for (int i = threadIdx.x; i < kPlaceSteps * tiling.lanes; i += blockDim.x) {
+  __device__ void compute_places(int first, PlaceOf&& place_of) const {
+    for (int i = int(blockDim.x - 1 - threadIdx.x); i < kPlaceSteps * tiling.lanes;
+         i += blockDim.x) {
       const int step = i / tiling.lanes, lane = i - step * tiling.lanes;
-      place(group, first + step, lane) = place_of(first + step, group * tiling.lanes + lane);
+      place(first + step, lane) = place_of(first + step, lane);
     }
   }
 
-  // Begins to copy what the thread's pair reads in a turn; for_each as in Step::for_each_input. In
-  // pairs: a thread copies its neighbour's too, since no copy is of fewer than four bytes.
+  // Begins to copy what the thread carries of a step's inputs; for_each(fn) as Step::for_each_input.
   template <typename ForEach>
-  __device__ void fetch_pair(int turn, int lane, bool in_pairs, ForEach&& for_each) const {
-    const bool copies = sizeof(scalar_t) == 4 || in_pairs;
-    if (copies && unit() % (4 / int(sizeof(scalar_t))) != 0) return;
-    for_each([&](int i, const scalar_t* from) {
-      scalar_t* const to = &input(turn, i, lane);
-      if (copies) {
-        copy_async<4>(to, from, from != nullptr);
-      } else {
-        *to = from ? *from : from_acc<scalar_t>(0);
-      }
-    });
+  __device__ void fetch(int step, ForEach&& for_each) const {
+    const auto to = [&](int i) { return inputs(step, i) + carried_pair(); };
+    const int bytes = carried_bytes();
+    if (bytes == 16) {
+      for_each([&](int i, const scalar_t* from) { copy_async<16>(to(i), from, from != nullptr); });
+    } else if (bytes == 4) {
+      for_each([&](int i, const scalar_t* from) { copy_async<4>(to(i), from, from != nullptr); });
+    } else {
+      for_each([&](int i, const scalar_t* from) { *to(i) = from ? *from : from_acc<scalar_t>(0); });
+    }
   }
-  __device__ typename Step::Inputs inputs(int turn, int lane) const {
+  // Stores what the thread carries of a step's results; for_each(fn) as Step::for_each_result.
+  template <typename ForEach>
+  __device__ void store(int step, ForEach&& for_each) const {
+    const int bytes = carried_bytes();
+    if (bytes == 16) {
+      for_each([&](int i, scalar_t* to) { copy_result<Group>(step, i, to); });
+    } else if (bytes == 4) {
+      for_each([&](int i, scalar_t* to) { copy_result<uint32_t>(step, i, to); });
+    } else {
+      for_each([&](int i, scalar_t* to) { *to = results(step, i)[carried_pair()]; });
+    }
+  }
+  template <typename T>
+  __device__ void copy_result(int step, int i, scalar_t* to) const {
+    *reinterpret_cast<T*>(to) = *reinterpret_cast<const T*>(results(step, i) + carried_pair());
+  }
+
+  // Of the thread's pair.
+  __device__ typename Step::Inputs own_inputs(int step) const {
+    const scalar_t* from = inputs(step, 0) + threadIdx.x;
     typename Step::Inputs result;
     FASTBPTT_UNROLL
-    for (int i = 0; i < Step::kInputs; ++i) result.values[i] = input(turn, i, lane);
+    for (int i = 0; i < Step::kInputs; ++i) result.values[i] = from[i * tiling.pairs()];
     return result;
+  }
+  __device__ void keep_results(int step, const typename Step::Results& kept) const {
+    scalar_t* const to = results(step, 0) + threadIdx.x;
+    FASTBPTT_UNROLL
+    for (int i = 0; i < Step::kResults; ++i) {
+      to[i * tiling.pairs()] = from_acc<scalar_t>(kept.values[i]);
+    }
   }
 
   // --- The product -----------------------------------------------------------------------------------
 
-  // To be called at each turn, before what it waits for: where its product reads (bytes; -1: nowhere)
-  // and writes, found while the wait goes on. What depends on a thread's numbers is computed where it
-  // is used, and not kept in registers over all steps.
-  struct Turn {
-    int x,
-        sums;   // x, of a multiple of 16 bytes, has in its lowest bit whether rows of tiles are two
-    int lanes;  // as of lanes_beyond
-  };
-  __device__ Turn begin_turn(int buffer, int group) {
-    pair = opaque(pair);
-    const int x_numbers = buffer * tiling.lanes * tiling.shared.x_stride + product_x;
-    const int x = tiling.shared.x + x_numbers * int(sizeof(x_t));
-    return {opaque(product_x < 0 ? -1 : x | (tiling.row_tiles - 1)),
-            opaque(int(sums(group) - at<float>(0)) + product_sums),
-            opaque(lanes_beyond<Product>(tiling.lanes))};
-  }
-
-  __device__ void multiply(const Turn& turn) const {
-    if (turn.x < 0) return;
-    if (turn.x & 1) {
-      multiply_rows<2>(at<x_t>(turn.x - 1), turn);
+  // Of x in the buffer, into sums; a barrier has to follow.
+  __device__ void multiply(int buffer) const {
+    if (product_x < 0) return;
+    const x_t* const from = at<x_t>(product_x) + buffer * x_numbers();
+    if (tiles >> 16 == 2) {
+      multiply_rows<2>(from);
     } else {
-      multiply_rows<1>(at<x_t>(turn.x), turn);
+      multiply_rows<1>(from);
     }
   }
 
   template <int kRows>
-  __device__ void multiply_rows(const x_t* from, const Turn& turn) const {
-    constexpr int kHeld = kShape.held / kRows;
-    TileSums tile_sums[kRowTiles] = {};
-    FASTBPTT_UNROLL
-    for (int n = 0; n < kHeld; n += 2) {
-      if (n > 0 && n >= tiling.column_tiles) continue;
-      fastbptt::multiply<Product, kRows>(tile_sums, &w[n * kRows], from + n * kShape.columns,
-                                         tiling.shared.x_stride, tiling.lanes);
+  __device__ void multiply_rows(const x_t* from) const {
+    float* const to = at<float>(product_sums);
+    if constexpr (Product::kArithmetic != Arithmetic::kFma) {
+      multiply_lanes<kRows, TileSums>(from, tiling.lanes, to);
+    } else if (tiling.lanes == 1) {
+      multiply_lanes<kRows, LaneSums<1>>(from, 1, to);
+    } else {
+      multiply_lanes<kRows, LaneSums<kTileLanes>>(from, tiling.lanes, to);
     }
+  }
+
+  template <int kRows, typename Sums>
+  __device__ void multiply_lanes(const x_t* from, int lanes, float* to) const {
+    Sums sums = {};
+    multiply_held<kRows, 0>(sums, from, lanes);
+    store_sums<kRows>(sums, lanes, to, tiling.shared.sum_stride);
+  }
+
+  // The tiles in registers, one, two or four pairs of columns at a time: a branch takes as long as a
+  // pair, and so does one that is not there but has to be passed over.
+  template <int kRows, int kPair, typename Sums>
+  __device__ void multiply_held(Sums& sums, const x_t* from, int lanes) const {
+    constexpr int kPairs = kShape.held / kRows / 2, kStep = kPair == 0 ? 1 : kPair;
+    constexpr int kEnd = kPair + kStep < kPairs ? kPair + kStep : kPairs;
+    if constexpr (kPair < kPairs) {
+      if (2 * kPair >= (tiles & 0xffff)) return;
+      FASTBPTT_UNROLL
+      for (int n = kPair; n < kEnd; ++n) {
+        fastbptt::multiply<Product, kRows>(sums, &w[2 * n * kRows], from + 2 * n * kShape.columns,
+                                           tiling.shared.x_stride, lanes, n);
+      }
+      multiply_held<kRows, kEnd>(sums, from, lanes);
+    } else {
+      multiply_extra<kRows>(sums, from, lanes);
+    }
+  }
+
+  // Those in shared memory.
+  template <int kRows, typename Sums>
+  __device__ void multiply_extra(Sums& sums, const x_t* from, int lanes) const {
+    constexpr int kHeld = kShape.held / kRows;
 #pragma unroll 1
-    for (int n = kHeld; n < tiling.column_tiles; n += 2) {
-      uint32_t tiles[2 * kRows][4];
+    for (int n = kHeld; n < (tiles & 0xffff); n += 2) {
+      uint32_t extra[2 * kRows][4];
       FASTBPTT_UNROLL
       for (int i = 0; i < 2 * kRows; ++i) {
         const Group group = tile_in_shared(n - kHeld + i / kRows, i % kRows);
         FASTBPTT_UNROLL
-        for (int j = 0; j < 4; ++j) tiles[i][j] = group.values[j];
+        for (int j = 0; j < 4; ++j) extra[i][j] = group.values[j];
       }
-      fastbptt::multiply<Product, kRows>(tile_sums, tiles, from + n * kShape.columns,
-                                         tiling.shared.x_stride, tiling.lanes);
-    }
-    float* const to = at<float>(0) + turn.sums;
-    FASTBPTT_UNROLL
-    for (int m = 0; m < kRows; ++m) {
-      for_each_sum<Product>(tile_sums[m], turn.lanes, [&](int of_row, int lane, float value) {
-        to[lane * tiling.shared.sum_stride + m * kShape.rows + of_row] = value;
-      });
+      fastbptt::multiply<Product, kRows>(sums, extra, from + n * kShape.columns,
+                                         tiling.shared.x_stride, lanes, 0);
     }
   }
 
   // The warps' sums of n rows of W, `apart` from each other, added up in a fixed order.
   template <int n>
-  __device__ void sums_of(int group, int of_row, int apart, int lane, float (&totals)[n]) const {
-    const float* from = sums(group) + lane * tiling.shared.sum_stride + of_row;
+  __device__ void sums_of(int apart, float (&totals)[n]) const {
+    const float* from = at<float>(own_sums);
     const int stride = tiling.lanes * tiling.shared.sum_stride;
+    // Of two warps, or biases and two, no load waits for another, nor for a branch.
+    const int warps = tiling.column_warps;
     FASTBPTT_UNROLL
     for (int g = 0; g < n; ++g) totals[g] = from[g * apart];
-#pragma unroll 2
-    for (int i = 1; i < tiling.column_warps; ++i) {
+    FASTBPTT_UNROLL
+    for (int g = 0; g < n && kBiases > 0; ++g) totals[g] += from[stride + g * apart];
+    from += (1 + kBiases) * stride;
+    FASTBPTT_UNROLL
+    for (int g = 0; g < n; ++g) totals[g] += warps > 1 ? from[g * apart] : 0.0f;
+#pragma unroll 1
+    for (int i = 2; i < warps; i += 2) {
       from += stride;
+      const float* const second = from + stride;
       FASTBPTT_UNROLL
-      for (int g = 0; g < n; ++g) totals[g] += from[g * apart];
+      for (int g = 0; g < n; ++g) {
+        totals[g] += from[g * apart] + (i + 1 < warps ? second[g * apart] : 0.0f);
+      }
+      from = second;
     }
   }
 };

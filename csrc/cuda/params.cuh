@@ -171,8 +171,8 @@ struct BwdRecurrence : Recurrence<scalar_t> {
 
 // What the teams of a grid kernel have in global memory; see exchange.cuh.
 struct GridMemory {
-  uint32_t* flags;     // [launches, teams, groups, team's blocks] zeros before the launch
-  void* x;             // [teams, groups, 2, lanes, gates, team's units]
+  uint32_t* flags;     // [launches, teams, kFlagStride] zeros before the launch
+  void* x;             // [teams, 2, lanes, gates, team's units]
   int64_t first_lane;  // of the launch, with whose flags the pointer begins
 };
 

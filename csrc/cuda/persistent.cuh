@@ -10,219 +10,195 @@
 namespace fastbptt {
 namespace {
 
+// Numbers of a step's inputs and results, beside each other, that a thread may take at a time.
+template <typename Step>
+__device__ int stretch_of(const typename Step::Params& p) {
+  constexpr int kSize = int(sizeof(typename Step::scalar_t));
+  return Step::is_aligned(p, 16) ? 16 / kSize : Step::is_aligned(p, 4) ? 4 / kSize : 1;
+}
+
 // Lanes are sequences. They begin together, each with its own first step.
-template <typename Cell, typename Product, bool kGrid>
+template <typename Cell, typename Product, Reach kReach>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
     persistent_forward_kernel(FwdRecurrence<typename Product::scalar_t> p, Tiling tiling,
                               GridMemory memory) {
   using Step = FwdStep<Cell, typename Product::scalar_t>;
   constexpr int G = Cell::kGates;
-  Exchange<Product, Step, FwdPlace, /*kTransposed=*/false, kGrid> chip(tiling, memory);
+  Exchange<Product, Step, FwdPlace, /*kTransposed=*/false, kReach> chip(tiling, memory);
   const Sequences& sequences = p.sequences;
   const int64_t B = sequences.layout.B;
-  const int64_t first = memory.first_lane + int64_t(chip.team) * tiling.tile();
-  const int steps = int(sequences.length(first));  // no other of the tile is longer
-  const bool in_pairs = Step::are_in_pairs(p);
+  const int first = int(memory.first_lane) + chip.team * tiling.lanes;
+  const int steps = int(sequences.length(first));  // no other lane's are more
 
   const auto initial = [&](int lane, int unit) {
-    const int64_t b = first + lane;
+    const int b = first + lane;
     if (b >= B || unit >= p.H || !has_initial_state(sequences, b)) return 0.0f;
     return load_or_zero(p.hx, b * p.H + unit);
   };
   const auto place_of = [&](int64_t step, int lane) {
-    const int64_t b = first + lane;
+    const int b = first + lane;
     if (b >= B || step >= sequences.length(b)) return FwdPlace{};
     return fwd_place(sequences, sequences.direction > 0 ? step : sequences.length(b) - 1 - step, b);
   };
-  for (int row = threadIdx.x; row < G * tiling.units; row += blockDim.x) {
-    const int gate = row / tiling.units, unit = chip.first_unit() + row - gate * tiling.units;
-    chip.biases()[row] = unit < p.H ? Step::recurrent_bias(p, gate, unit) : 0.0f;
-  }
-  chip.load_weights(p.w_hh, p.H, G);
-  const bool has_unit = chip.own_unit() < p.H;
-  const float input_bias = has_unit ? Step::input_bias(p, chip.own_unit()) : 0.0f;
-  for (int group = 0; group < tiling.groups && Cell::kHasCarry; ++group) {
-    for (int pass = 0; pass < tiling.passes; ++pass) {  // c of LSTM, h of GRU
-      if (!chip.has_pair(pass)) continue;
-      const int lane = chip.lane_of(pass);
-      const int64_t b = first + group * tiling.lanes + lane;
-      const bool has_state = has_unit && b < B && has_initial_state(sequences, b);
-      const auto* const from = has_state ? Cell::kHasCellState ? p.cx : p.hx : nullptr;
-      chip.carried(group, lane) = load_or_zero(from, b * p.H + chip.own_unit());
+  if (chip.has_pair()) {
+    float* const biases = chip.sums() + chip.lane * tiling.shared.sum_stride;
+    for (int gate = 0; gate < G; ++gate) {
+      const bool exists = chip.own_unit() < p.H;
+      biases[gate * tiling.units + chip.unit()] =
+          exists ? Step::recurrent_bias(p, gate, chip.own_unit()) : 0.0f;
     }
   }
+  chip.load_weights(p.w_hh, p.H, G);
+  const bool has_unit = chip.has_pair() && chip.own_unit() < p.H;
+  const int b = first + chip.lane;
+  // Of the thread's pair; the others have none.
+  const int own_steps = has_unit && b < B ? int(sequences.length(b)) : 0;
+  const float input_bias = has_unit ? Step::input_bias(p, chip.own_unit()) : 0.0f;
+  float carry = 0;  // c of LSTM, h of GRU
+  if (Cell::kHasCarry && own_steps > 0 && has_initial_state(sequences, b)) {
+    carry = load_or_zero(Cell::kHasCellState ? p.cx : p.hx, b * p.H + chip.own_unit());
+  }
+  const int stretch = stretch_of<Step>(p);
+  chip.share_carrying(p.H, stretch);
+  const bool is_behind = chip.is_behind(stretch);
   chip.start(initial, place_of);
 
-  const auto fetch = [&](int turn) {
-    const int step = chip.step_of(turn), group = chip.group_of(turn);
-    if (step < steps && chip.own_unit() < p.H) {
-#pragma unroll 1
-      for (int pass = 0; pass < tiling.passes; ++pass) {
-        if (!chip.has_pair(pass)) continue;
-        const int lane = chip.lane_of(pass);
-        const FwdPlace& place = chip.place(group, step, lane);
-        if (!place.exists) continue;
-        chip.fetch_pair(turn, lane, in_pairs, [&](auto&& copy) {
-          Step::for_each_input(p, place, chip.own_unit(), copy);
-        });
+  const auto fetch = [&](int step) {
+    if (chip.carried >= 0 && step < steps) {
+      const FwdPlace& place = chip.place(step, chip.carried_lane());
+      if (place.exists) {
+        chip.fetch(step,
+                   [&](auto&& copy) { Step::for_each_input(p, place, chip.carried_unit(), copy); });
       }
     }
     commit_async();
   };
-  for (int turn = 0; turn < kAhead; ++turn) fetch(turn);
+  const auto store = [&](int step) {
+    if (chip.carried < 0 || step < 0) return;
+    const FwdPlace& place = chip.place(step, chip.carried_lane());
+    if (!place.exists) return;
+    chip.store(step, [&](auto&& copy) {
+      Step::for_each_result(p, place, first + chip.carried_lane(), chip.carried_unit(), copy);
+    });
+  };
+  for (int step = 0; step < kAhead; ++step) fetch(step);
 
-  int turn = 0;
   for (int step = 0; step < steps; ++step) {
     const bool is_last = step + 1 == steps;
-    for (int group = 0; group < tiling.groups; ++group, ++turn) {
-      const auto product = chip.begin_turn(chip.buffer(group, step), group);
-      chip.receive(group, step, initial);
-      chip.multiply(product);
-      wait_async<kAhead - 1>();
-      sync_block();
-      if (!is_last) chip.announce(group, step + 1);
-#pragma unroll 1
-      for (int pass = 0; pass < tiling.passes; ++pass) {
-        const int lane = chip.lane_of(pass), unit = chip.own_unit();
-        const bool has_pair = chip.has_pair(pass);
-        FwdPlace place{};
-        if (unit < p.H && has_pair) place = chip.place(group, step, lane);
-        typename Step::Values values{};
-        if (place.exists) {
-          const auto inputs = chip.inputs(turn, lane);
-          const float before = Cell::kHasCarry ? chip.carried(group, lane) : 0.0f;
-          float rec[G];
-          chip.sums_of(group, chip.unit(), tiling.units, lane, rec);
-          FASTBPTT_UNROLL
-          for (int g = 0; g < G; ++g) rec[g] += chip.biases()[g * tiling.units + chip.unit()];
-          values = Step::compute(inputs, input_bias, rec, before);
-        }
-        if (!is_last) {
-          chip.push(group, step + 1, lane, has_pair, place.is_reset ? 0 : values.h);
-        }
-        if (kGrid) chip.publish(group, step + 1, is_last);  // the only pass
-        if (place.exists) {
-          const float carried = Cell::kHasCellState ? values.c : values.h;
-          if (Cell::kHasCarry) chip.carried(group, lane) = place.is_reset ? 0 : carried;
-          const int64_t b = first + group * tiling.lanes + lane;
-          Step::store(p, place, b, unit, values);
-          store_output(p, place, b, unit, values.h);
-        }
+    chip.begin_step();
+    chip.receive(step);
+    chip.multiply(chip.buffer(step));
+    wait_async<kAhead - 1>();
+    sync_block();
+    if (!is_last) chip.announce(step + 1);
+    if (chip.has_pairs()) {
+      typename Step::Values values{};
+      float sent = 0;
+      const bool exists = step < own_steps;
+      if (exists) {
+        float rec[G];
+        chip.sums_of(tiling.units, rec);
+        values = Step::compute(chip.own_inputs(step), input_bias, rec, carry);
+        sent = values.h;
+        if (Cell::kHasCarry) carry = Step::carried(values);
+        if (sequences.resets && chip.place(step, chip.lane).is_reset) sent = carry = 0;
       }
-      if (step % kPlaceSteps == 0) chip.compute_places(group, step + kPlaceSteps, place_of);
-      fetch(turn + kAhead);
+      if (!is_last) chip.push(step + 1, sent);
+      if (exists) chip.keep_results(step, Step::results_of(values));
+    }
+    if (kReach == Reach::kGrid) chip.publish(is_last);
+    if (is_behind) {
+      store(step - 1);
+      fetch(step + kAhead);
+      if (step % kPlaceSteps == 1) chip.compute_places(step - 1 + kPlaceSteps, place_of);
     }
   }
+  sync_block();
+  store(steps - 1);
 }
 
 // Lanes are windows of sequences, in lockstep from their last steps on.
-template <typename Cell, typename Product, bool kGrid>
+template <typename Cell, typename Product, Reach kReach>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
     persistent_backward_kernel(BwdRecurrence<typename Product::scalar_t> p, Tiling tiling,
                                GridMemory memory) {
-  using scalar_t = typename Product::scalar_t;
-  using Step = BwdStep<Cell, scalar_t>;
+  using Step = BwdStep<Cell, typename Product::scalar_t>;
   using Place = typename Step::Place;
-  constexpr int G = Cell::kGates, kColumns = Cell::kColumns;
-  Exchange<Product, Step, Place, /*kTransposed=*/true, kGrid> chip(tiling, memory);
-  const int first = int(memory.first_lane) + chip.team * tiling.tile();
-  const int lanes = int(p.num_lanes());
+  constexpr int G = Cell::kGates;
+  Exchange<Product, Step, Place, /*kTransposed=*/true, kReach> chip(tiling, memory);
+  const int first = int(memory.first_lane) + chip.team * tiling.lanes;
   const int steps =
       int(p.steps) + (p.d_hx || p.d_cx);  // the initial states come after the last step
-  const bool in_pairs = Step::are_in_pairs(p);
 
   const auto zero = [](int, int) { return 0.0f; };
   const auto place_of = [&](int64_t k, int lane) {
-    return first + lane < lanes ? bwd_place(p, k, first + lane) : Place{};
+    return first + lane < p.num_lanes() ? bwd_place(p, k, first + lane) : Place{};
   };
   chip.load_weights(p.w_hh, p.H, G);
-  for (int group = 0; group < tiling.groups && Cell::kHasCarry; ++group) {
-#pragma unroll 1
-    for (int pass = 0; pass < tiling.passes; ++pass) {
-      if (chip.has_pair(pass)) chip.carried(group, chip.lane_of(pass)) = 0;
-    }
-  }
+  const bool has_unit = chip.has_pair() && chip.own_unit() < p.H;
+  float carry = 0;
+  const int stretch = stretch_of<Step>(p);
+  chip.share_carrying(p.H, stretch);
+  const bool is_behind = chip.is_behind(stretch);
   chip.start(zero, place_of);
-  if (kGrid) {
-    chip.fill(0, 0, zero);  // its padding stays zero
-  }
 
-  const auto fetch = [&](int turn) {
-    const int k = chip.step_of(turn), group = chip.group_of(turn);
-    if (k < steps && chip.own_unit() < p.H) {
-#pragma unroll 1
-      for (int pass = 0; pass < tiling.passes; ++pass) {
-        if (!chip.has_pair(pass)) continue;
-        const int lane = chip.lane_of(pass);
-        const Place& place = chip.place(group, k, lane);
-        if (!place.exists) continue;
-        const int of_all = first + group * tiling.lanes + lane;
-        chip.fetch_pair(turn, lane, in_pairs, [&](auto&& copy) {
-          Step::for_each_input(p, place, k, of_all, chip.own_unit(), copy);
+  const auto fetch = [&](int k) {
+    if (chip.carried >= 0 && k < steps) {
+      const Place& place = chip.place(k, chip.carried_lane());
+      if (place.exists) {
+        chip.fetch(k, [&](auto&& copy) {
+          Step::for_each_input(p, place, k, first + chip.carried_lane(), chip.carried_unit(), copy);
         });
       }
     }
     commit_async();
   };
-  for (int turn = 0; turn < kAhead; ++turn) fetch(turn);
+  const auto store = [&](int k) {
+    if (chip.carried < 0 || k < 0) return;
+    chip.store(k, [&](auto&& copy) {
+      Step::for_each_result(p, chip.place(k, chip.carried_lane()), k, first + chip.carried_lane(),
+                            chip.carried_unit(), copy);
+    });
+  };
+  for (int k = 0; k < kAhead; ++k) fetch(k);
   wait_async<kAhead - 1>();
   sync_block();
 
-  // The cell, from the sums that have been sent for the step; its d is x of the next one.
-  const auto compute = [&](int k, int group) {
-    const bool is_last = k + 1 == steps;
-    chip.collect(group, k);
-#pragma unroll 1
-    for (int pass = 0; pass < tiling.passes; ++pass) {
-      const int lane = chip.lane_of(pass), unit = chip.own_unit();
-      const int of_all = first + group * tiling.lanes + lane;
-      const bool has_pair = chip.has_pair(pass), has = has_pair && unit < p.H;
-      float d[kColumns] = {};
-      if (has) {
-        const Place& place = chip.place(group, k, lane);
-        typename Step::Inputs inputs{};
-        if (place.exists) inputs = chip.inputs(chip.turn_of(k, group), lane);
-        float carry = Cell::kHasCarry ? chip.carried(group, lane) : 0.0f;
-        Step::run(p, place, inputs, of_all, unit, chip.sum(group, k, lane), carry, d);
-        if (Cell::kHasCarry) chip.carried(group, lane) = carry;
-      }
-      if (has_pair && !is_last) {
-        FASTBPTT_UNROLL
-        for (int g = 0; g < G; ++g) chip.put(group, k + 1, lane, g, d[Cell::kFirstRecurrent + g]);
-      }
-      // The next turn's inputs are there for all of the block after the barrier.
-      if (pass + 1 == tiling.passes) {
-        wait_async<kAhead - 2>();
-        chip.publish(group, k + 1, is_last);
-      }
-      if (!has) continue;
-      Step::store(p, chip.place(group, k, lane), unit, d);
-      if (p.d_by_lane && k < p.steps && of_all < lanes) {
-        scalar_t* const to = p.d_by_lane + (int64_t(k) * lanes + of_all) * kColumns * p.H + unit;
-        FASTBPTT_UNROLL
-        for (int c = 0; c < kColumns; ++c) to[c * p.H] = from_acc<scalar_t>(d[c]);
-      }
-    }
-    if (k % kPlaceSteps == 0) chip.compute_places(group, k + kPlaceSteps, place_of);
-    fetch(chip.turn_of(k, group) + kAhead);
-  };
-  const auto multiply = [&](int k, int group) {
-    const auto product = chip.begin_turn(chip.buffer(group, k), group);
-    chip.receive(group, k, zero);
-    chip.multiply(product);
-    sync_block();
-    chip.send_sums(group, k);
-  };
-
   for (int k = 0; k < steps; ++k) {
     const bool is_last = k + 1 == steps;
-    for (int group = 0; group < tiling.groups; ++group) {
-      compute(k, group);
-      // In a grid all groups' flags are on their way before the first one's are waited for.
-      if (!kGrid && !is_last) multiply(k + 1, group);
+    chip.begin_step();
+    // The cell, from the sums that have been sent for the step; its d is x of the next one.
+    if (chip.has_pairs()) {
+      chip.collect(k);
+      if (chip.has_pair()) {
+        float d[Step::kColumns] = {};
+        if (has_unit) {
+          const Place& place = chip.place(k, chip.lane);
+          typename Step::Inputs inputs{};
+          if (place.exists) inputs = chip.own_inputs(k);
+          Step::run(p, place, inputs, first + chip.lane, chip.own_unit(), chip.sum(k), carry, d);
+        }
+        if (!is_last) {
+          FASTBPTT_UNROLL
+          for (int g = 0; g < G; ++g) chip.put(k + 1, g, d[Cell::kFirstRecurrent + g]);
+        }
+        chip.keep_results(k, Step::results_of(d));
+      }
     }
-    for (int group = 0; kGrid && !is_last && group < tiling.groups; ++group) multiply(k + 1, group);
+    if (is_behind) {
+      store(k - 1);
+      fetch(k + kAhead);
+      if (k % kPlaceSteps == 1) chip.compute_places(k - 1 + kPlaceSteps, place_of);
+    }
+    chip.publish(is_last);
+    if (is_last) break;
+    chip.receive(k + 1);
+    chip.multiply(0);
+    wait_async<kAhead - 1>();
+    sync_block();
+    chip.send_sums(k + 1);
   }
+  store(steps - 1);
 }
 
 // Adds what lanes that overlap have computed by themselves up to p.d.sums, [span, columns], one lane

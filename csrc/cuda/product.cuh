@@ -24,8 +24,14 @@ __device__ __forceinline__ float float_of_bits(uint32_t bits) {
   return x;
 }
 
-// What a warp sums of a tile's rows, for eight lanes.
-using TileSums = float[2][4];
+// What a thread of the tensor cores sums, of two rows of tiles or else for two pairs of columns in turn.
+using TileSums = float[kRowTiles][2][4];
+
+// What one of plain sums, for so many lanes: of its row of two rows of tiles, or else of every other tile.
+template <int lanes>
+struct LaneSums {
+  float of[kRowTiles][lanes];
+};
 
 }  // namespace
 
@@ -102,75 +108,85 @@ __device__ __forceinline__ int x_offset(int x_stride, int lanes) {
          thread / kTileLanes * (16 / int(sizeof(typename Product::x_t)));
 }
 
-// Adds to sums the products of two tiles beside each other, for each of kRows rows of tiles. w: those
-// of the first, then of the second; x: from x_offset on.
+// Adds to sums the products of two tiles beside each other, the `pair`-th, for each of kRows rows of
+// tiles. w: those of the first, then of the second; x: from x_offset on.
 template <typename Product, int kRows>
-__device__ __forceinline__ void multiply(TileSums (&sums)[kRowTiles], const uint32_t (*w)[4],
-                                         const typename Product::x_t* x, int x_stride, int lanes) {
-  constexpr TileShape kShape = tile_shape(Product::kArithmetic);
-  if constexpr (Product::kArithmetic == Arithmetic::kFma) {
-    FASTBPTT_UNROLL
-    for (int lane = 0; lane < kTileLanes; ++lane) {
-      if (lane >= lanes) continue;
-      const auto* const from =
-          reinterpret_cast<const Packed<float, kShape.columns>*>(x + lane * x_stride);
-      const auto x0 = from[0], x1 = from[1];
-      // Two sums, of two rows or else of two tiles, do not wait for each other.
-      float second = 0;
-      FASTBPTT_UNROLL
-      for (int j = 0; j < kShape.columns; ++j) {
-        FASTBPTT_UNROLL
-        for (int m = 0; m < kRows; ++m) {
-          sums[m][lane / 4][lane % 4] += float_of_bits(w[m][j]) * x0.values[j];
-        }
-        if (kRows == 1) second += float_of_bits(w[1][j]) * x1.values[j];
-      }
-      FASTBPTT_UNROLL
-      for (int j = 0; kRows > 1 && j < kShape.columns; ++j) {
-        FASTBPTT_UNROLL
-        for (int m = 0; m < kRows; ++m) {
-          sums[m][lane / 4][lane % 4] += float_of_bits(w[kRows + m][j]) * x1.values[j];
-        }
-      }
-      if (kRows == 1) sums[0][lane / 4][lane % 4] += second;
-    }
-  } else {
-    uint32_t matrices[4];
-    load_matrix_x4(matrices, x);
-    const uint32_t x0[2] = {matrices[0], matrices[1]}, x1[2] = {matrices[2], matrices[3]};
+__device__ __forceinline__ void multiply(TileSums& sums, const uint32_t (*w)[4],
+                                         const typename Product::x_t* x, int, int, int pair) {
+  uint32_t matrices[4];
+  load_matrix_x4(matrices, x);
+  const uint32_t x0[2] = {matrices[0], matrices[1]}, x1[2] = {matrices[2], matrices[3]};
+  // Four sums, of two rows or else of two pairs, do not wait for each other.
+  FASTBPTT_UNROLL
+  for (int m = 0; m < kRows; ++m) {
+    float (&own)[2][4] = sums[kRows == 1 ? pair % kRowTiles : m];
+    Product::multiply_add(own[0], w[m], x0);
+    Product::multiply_add(own[1], w[kRows + m], x1);
+  }
+}
+
+// The same of float32 as it is. x: the first lane's row, with so much to the next one's.
+template <typename Product, int kRows, int kLanes>
+__device__ __forceinline__ void multiply(LaneSums<kLanes>& sums, const uint32_t (*w)[4],
+                                         const float* x, int x_stride, int lanes, int) {
+  constexpr int kColumns = tile_shape(Arithmetic::kFma).columns;
+  FASTBPTT_UNROLL
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (kLanes > 1 && lane >= lanes) continue;
+    const auto* const from = reinterpret_cast<const Packed<float, kColumns>*>(x + lane * x_stride);
+    const auto x0 = from[0], x1 = from[1];
     FASTBPTT_UNROLL
     for (int m = 0; m < kRows; ++m) {
-      Product::multiply_add(sums[m][0], w[m], x0);  // two sums: neither waits for the other
-      Product::multiply_add(sums[m][1], w[kRows + m], x1);
+      FASTBPTT_UNROLL
+      for (int j = 0; j < kColumns; ++j) {
+        sums.of[m][lane] += float_of_bits(w[m][j]) * x0.values[j];
+        // One that waits for none of these, of another tile if there is no other row.
+        if (kRows == 1) sums.of[1][lane] += float_of_bits(w[1][j]) * x1.values[j];
+      }
+    }
+    FASTBPTT_UNROLL
+    for (int m = 0; m < kRows && kRows > 1; ++m) {
+      FASTBPTT_UNROLL
+      for (int j = 0; j < kColumns; ++j) {
+        sums.of[m][lane] += float_of_bits(w[kRows + m][j]) * x1.values[j];
+      }
     }
   }
 }
 
-// The thread's first row and lane of a tile's sums: where it puts them, with so much from lane to lane,
-// and how many lanes there are from its first one on.
+// The thread's first row and lane of a tile's sums: where it puts them, with so much from lane to lane.
 template <typename Product>
 __device__ __forceinline__ int sums_offset(int stride) {
   const int thread = threadIdx.x % kWarp;
   if constexpr (Product::kArithmetic == Arithmetic::kFma) return thread;
   return 2 * (thread % 4) * stride + thread / 4;
 }
-template <typename Product>
-__device__ __forceinline__ int lanes_beyond(int lanes) {
-  return Product::kArithmetic == Arithmetic::kFma ? lanes : lanes - 2 * int(threadIdx.x % 4);
-}
 
-// Calls fn(row, lane, sum) for the thread's sums of a tile's rows, row and lane counted from its first.
-template <typename Product, typename Fn>
-__device__ __forceinline__ void for_each_sum(const TileSums& sums, int lanes_beyond, Fn&& fn) {
-  if constexpr (Product::kArithmetic == Arithmetic::kFma) {
-    FASTBPTT_UNROLL
-    for (int lane = 0; lane < kTileLanes; ++lane) {
-      if (lane < lanes_beyond) fn(0, lane, sums[lane / 4][lane % 4]);
-    }
-  } else {
+// Stores the sums of kRows rows of tiles, from the thread's first row and lane on, for the lanes that
+// there are.
+template <int kRows>
+__device__ __forceinline__ void store_sums(const TileSums& sums, int lanes, float* to, int stride) {
+  const int own_lanes = lanes - 2 * int(threadIdx.x % 4);
+  FASTBPTT_UNROLL
+  for (int m = 0; m < kRows; ++m) {
     FASTBPTT_UNROLL
     for (int i = 0; i < 4; ++i) {
-      if (i % 2 < lanes_beyond) fn(8 * (i / 2), i % 2, sums[0][i] + sums[1][i]);
+      float sum = sums[m][0][i] + sums[m][1][i];
+      if (kRows == 1) sum += sums[1][0][i] + sums[1][1][i];
+      if (i % 2 < own_lanes) to[i % 2 * stride + m * 16 + 8 * (i / 2)] = sum;
+    }
+  }
+}
+template <int kRows, int kLanes>
+__device__ __forceinline__ void store_sums(const LaneSums<kLanes>& sums, int lanes, float* to,
+                                           int stride) {
+  FASTBPTT_UNROLL
+  for (int lane = 0; lane < kLanes; ++lane) {
+    FASTBPTT_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      if (kLanes > 1 && lane >= lanes) continue;
+      const float other = kRows == 1 ? sums.of[1][lane] : 0.0f;
+      to[lane * stride + m * kWarp] = sums.of[m][lane] + other;
     }
   }
 }

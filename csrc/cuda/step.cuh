@@ -3,7 +3,7 @@
 //
 //   place   what all units of a lane's step share
 //   Inputs  what the step reads of memory: may be loaded ahead
-//   Values  what it computes
+//   Values  what it computes; its results may be stored later, by another thread
 #pragma once
 
 #include "cuda/device.cuh"
@@ -18,10 +18,11 @@ __device__ __forceinline__ Accumulator<scalar_t> load_or_zero(const scalar_t* fr
   return from ? to_acc(from[i]) : Accumulator<scalar_t>(0);
 }
 
-// Whether two neighbours of a row, the first at an even place, lie in four bytes that are aligned.
+// Whether all rows begin at a multiple of so many bytes.
 template <typename scalar_t>
-__device__ __forceinline__ bool is_even(const scalar_t* base, int64_t stride) {
-  return reinterpret_cast<uintptr_t>(base) % 4 == 0 && stride * int64_t(sizeof(scalar_t)) % 4 == 0;
+__device__ __forceinline__ bool are_aligned(int bytes, const scalar_t* base, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(base) % bytes == 0 &&
+         stride * int64_t(sizeof(scalar_t)) % bytes == 0;
 }
 
 // A closed gate stops infinity and NaN too.
@@ -58,12 +59,15 @@ __device__ __forceinline__ void store_output(const FwdRecurrence<scalar_t>& p,
   if (place.ends) p.h_n[b * p.R + unit] = from_acc<scalar_t>(h);
 }
 
-template <typename Cell, typename scalar_t>
+template <typename Cell, typename number>
 struct FwdStep {
+  using scalar_t = number;
   using acc_t = Accumulator<scalar_t>;
   using Params = FwdRecurrence<scalar_t>;
   static constexpr int G = Cell::kGates, kGates = G;
   static constexpr int kInputs = G;  // pre, gate after gate
+  // The states, of which the last ones are results of their own too, and what is saved.
+  static constexpr int kStates = Cell::kHasCellState ? 2 : 1, kResults = kStates + Cell::kSaved;
 
   struct Inputs {
     scalar_t values[kInputs];
@@ -71,6 +75,10 @@ struct FwdStep {
 
   struct Values {
     acc_t h, c, saved[Cell::kSaved + 1];
+  };
+
+  struct Results {
+    acc_t values[kResults];
   };
 
   // What is added to a gate's recurrent part, W_ih's bias too where W_hh's need not stay apart; and to
@@ -92,9 +100,12 @@ struct FwdStep {
     FASTBPTT_UNROLL
     for (int g = 0; g < G; ++g) fn(g, pre + g * p.H);
   }
-  // Whether all of them can be read two units at a time.
-  static __device__ __forceinline__ bool are_in_pairs(const Params& p) {
-    return is_even(p.pre, p.ld_pre) && is_even(p.pre, p.H);
+  // Whether all that a step reads and writes can be taken so many bytes at a time.
+  static __device__ __forceinline__ bool is_aligned(const Params& p, int bytes) {
+    return are_aligned(bytes, p.pre, p.ld_pre) && are_aligned(bytes, p.pre, p.H) &&
+           are_aligned(bytes, p.output, p.ld_out) && are_aligned(bytes, p.h_n, p.R) &&
+           are_aligned(bytes, p.gates, p.H) && are_aligned(bytes, p.c, p.H) &&
+           are_aligned(bytes, p.c_n, p.H);
   }
 
   static __device__ __forceinline__ Inputs load(const Params& p, const FwdPlace& place,
@@ -113,11 +124,39 @@ struct FwdStep {
     if constexpr (Cell::kRecurrentBias) in[G - 1] += input_bias;
     Values values;
     if constexpr (Cell::kHasCellState) {
-      values.h = Cell::forward(in, rec, before, values.saved, &values.c);
+      values.h = Cell::forward(in, rec, before, values.saved, &values.c, Activations<scalar_t>{});
     } else {
-      values.h = Cell::forward(in, rec, before, values.saved);
+      values.h = Cell::forward(in, rec, before, values.saved, Activations<scalar_t>{});
     }
     return values;
+  }
+
+  // Calls fn(i, pointer) for each of the results, and of the states that are final.
+  template <typename Fn>
+  static __device__ __forceinline__ void for_each_result(const Params& p, const FwdPlace& place,
+                                                         int64_t b, int64_t unit, Fn&& fn) {
+    fn(0, p.output + place.row * p.ld_out + unit);
+    if (Cell::kHasCellState) fn(1, p.c + place.row * p.H + unit);
+    if (p.gates) {
+      scalar_t* const gates = p.gates + place.row * Cell::kSaved * p.H + unit;
+      FASTBPTT_UNROLL
+      for (int k = 0; k < Cell::kSaved; ++k) fn(kStates + k, gates + k * p.H);
+    }
+    if (!place.ends) return;
+    fn(0, p.h_n + b * p.R + unit);
+    if (Cell::kHasCellState) fn(1, p.c_n + b * p.H + unit);
+  }
+  // What goes on to the next step beside what W_hh sees.
+  static __device__ __forceinline__ acc_t carried(const Values& values) {
+    return Cell::kHasCellState ? values.c : values.h;
+  }
+  static __device__ __forceinline__ Results results_of(const Values& values) {
+    Results results;
+    results.values[0] = values.h;
+    if (Cell::kHasCellState) results.values[1] = values.c;
+    FASTBPTT_UNROLL
+    for (int k = 0; k < Cell::kSaved; ++k) results.values[kStates + k] = values.saved[k];
+    return results;
   }
 
   // All but the state h, which may have to be projected first.
@@ -202,8 +241,9 @@ __device__ __forceinline__ void store_row(const StepRows<scalar_t>& to, int64_t 
   }
 }
 
-template <typename Cell, typename scalar_t>
+template <typename Cell, typename number>
 struct BwdStep {
+  using scalar_t = number;
   using acc_t = Accumulator<scalar_t>;
   using Params = BwdRecurrence<scalar_t>;
   using Place = BwdPlace<acc_t>;
@@ -212,6 +252,10 @@ struct BwdStep {
   // state before; the output's gradient.
   static constexpr int kCell = S, kBefore = Cell::kHasCellState ? S + 1 : S;
   static constexpr int kOutputGradient = S > 0 ? kBefore + 1 : 1, kInputs = kOutputGradient + 1;
+  static constexpr int kResults = kColumns;
+  struct Results {
+    acc_t values[kResults];
+  };
 
   struct Inputs {
     scalar_t values[kInputs];
@@ -241,11 +285,13 @@ struct BwdStep {
     const scalar_t* const row = p.w_hr ? nullptr : output_gradients(p, place, k, lane);
     fn(kOutputGradient, row ? row + unit : nullptr);
   }
-  // Whether all of them can be read two units at a time.
-  static __device__ __forceinline__ bool are_in_pairs(const Params& p) {
-    return is_even(p.output, p.ld_out) && is_even(p.gates, p.H) && is_even(p.c, p.H) &&
-           is_even(p.cx, p.H) && is_even(p.hx, p.H) && is_even(p.d_output, p.ld_out) &&
-           is_even(p.d_lanes, p.R);
+  // Whether all that a step reads and writes can be taken so many bytes at a time.
+  static __device__ __forceinline__ bool is_aligned(const Params& p, int bytes) {
+    return are_aligned(bytes, p.output, p.ld_out) && are_aligned(bytes, p.gates, p.H) &&
+           are_aligned(bytes, p.c, p.H) && are_aligned(bytes, p.cx, p.H) &&
+           are_aligned(bytes, p.hx, p.H) && are_aligned(bytes, p.d_output, p.ld_out) &&
+           are_aligned(bytes, p.d_lanes, p.R) && are_aligned(bytes, p.d.rows, p.H) &&
+           are_aligned(bytes, p.d_by_lane, p.H);
   }
 
   static __device__ __forceinline__ Inputs load(const Params& p, const Place& place, int64_t k,
@@ -289,6 +335,30 @@ struct BwdStep {
         Cell::backward(dh, saved, to_acc(inputs.values[kBefore]), d, &carry);
       }
     }
+  }
+
+  // Calls fn(i, pointer) for each of d's columns, in each of the places where it goes.
+  template <typename Fn>
+  static __device__ __forceinline__ void for_each_result(const Params& p, const Place& place,
+                                                         int64_t k, int64_t lane, int64_t unit,
+                                                         Fn&& fn) {
+    if (p.d.rows && place.exists) {
+      scalar_t* const rows = p.d.rows + place.span_row * kColumns * p.H + unit;
+      FASTBPTT_UNROLL
+      for (int i = 0; i < kColumns; ++i) fn(i, rows + i * p.H);
+    }
+    if (p.d_by_lane && k < p.steps && lane < p.num_lanes()) {
+      scalar_t* const rows = p.d_by_lane + (k * p.num_lanes() + lane) * kColumns * p.H + unit;
+      FASTBPTT_UNROLL
+      for (int i = 0; i < kColumns; ++i) fn(i, rows + i * p.H);
+    }
+  }
+
+  static __device__ __forceinline__ Results results_of(const acc_t (&d)[kColumns]) {
+    Results results;
+    FASTBPTT_UNROLL
+    for (int i = 0; i < kColumns; ++i) results.values[i] = d[i];
+    return results;
   }
 
   static __device__ __forceinline__ void store(const Params& p, const Place& place, int64_t unit,

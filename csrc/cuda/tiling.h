@@ -11,8 +11,8 @@
 //             the block that has the unit. Where a team is one cluster, a block's columns are those of
 //             its own units, and d stays where it is.
 //
-// Lanes are taken in groups of at most eight, by turns: while one's exchange is under way the other's
-// product runs.
+// A thread computes one pair of a unit and a lane at most; and from the other end of the block, threads
+// carry inputs and results between global and shared memory meanwhile.
 #pragma once
 
 #include <cstdint>
@@ -23,15 +23,14 @@
 namespace fastbptt {
 
 constexpr int kMaxWarps = 16;
-constexpr int kTileLanes = 8;   // of a tensor core's product
-constexpr int kMaxGroups = 8;   // of lanes
-constexpr int kUnitGroup = 8;   // a block's units are a multiple: 16 bytes of 16-bit numbers
-constexpr int kPlaceSteps = 8;  // steps whose places are computed at a time
-constexpr int kAhead = 3;       // turns by which what a step reads of memory is fetched ahead
+constexpr int kMaxCluster = 16;  // more than 8 may not be there: the device says so
+constexpr int kTileLanes = 8;    // of a tensor core's product
+constexpr int kUnitGroup = 8;    // a block's units are a multiple: 16 bytes of 16-bit numbers
+constexpr int kPlaceSteps = 8;   // steps whose places are computed at a time
+constexpr int kAhead = 3;        // steps by which what a step reads of memory is fetched ahead
 constexpr int kRing = kAhead + 1;
-// A place is computed before a barrier, and then fetched by. Backward, inputs are there at the
-// barrier of the turn before theirs.
-static_assert(kPlaceSteps > kAhead && kAhead >= 2);
+// A place is computed before a barrier, and then fetched by.
+static_assert(kPlaceSteps > kAhead + 1 && kAhead >= 2);
 
 // Rows of tiles of W that a warp has, at most.
 constexpr int kRowTiles = 2;
@@ -62,16 +61,18 @@ struct Divided {
   bool is_backward;
   int place_bytes;  // of a lane's step
   int inputs;       // numbers that a unit's step reads of memory
+  int results;      // that it writes there
 
   // Forward, and backward. place_bytes: of step.cuh's places with float32 sums.
   template <typename Cell>
   static Divided forward(Arithmetic arithmetic, int64_t H) {
-    return {arithmetic, H, Cell::kGates, false, 16, Cell::kGates};
+    const int states = Cell::kHasCellState ? 2 : 1;
+    return {arithmetic, H, Cell::kGates, false, 16, Cell::kGates, states + Cell::kSaved};
   }
   template <typename Cell>
   static Divided backward(Arithmetic arithmetic, int64_t H) {
     const int kept = Cell::kSaved == 0 ? 1 : Cell::kSaved + (Cell::kHasCellState ? 2 : 1);
-    return {arithmetic, H, Cell::kGates, true, 40, kept + 1};
+    return {arithmetic, H, Cell::kGates, true, 40, kept + 1, Cell::kColumns};
   }
 
   int row_gates() const { return is_backward ? 1 : gates; }
@@ -83,40 +84,36 @@ struct Blocks2d {
   int clusters;  // of a team
   int cluster;   // blocks of a cluster
   int units;     // of a block
-  int lanes;     // of a group, at most kTileLanes
-  int groups;
+  int lanes;     // of a team, at most kTileLanes
 };
 
-// Offsets in a block's shared memory, in bytes; the barriers come first, two for each group.
+// Offsets in a block's shared memory, in bytes; the barriers come first.
 struct SharedLayout {
-  int x, biases, sums, partials, carried, inputs, places, own_numbers, weights, bytes;
+  int x, sums, partials, inputs, results, places, weights, bytes;
   int x_stride;    // numbers from lane to lane: no two rows of a matrix in the same banks
   int sum_stride;  // likewise
-  int x_buffers, sum_buffers;
+  int x_buffers;
 };
 
 constexpr int kBarrierBytes = 128;
-static_assert(kMaxGroups * 2 * 8 <= kBarrierBytes);
+constexpr int kFlagStride = 32;  // from a team's flag to the next one's: a line of the cache
 
 struct Tiling {
-  int clusters, cluster, units, lanes, groups;  // as in Blocks2d
-  int group_bits;                               // groups is a power of two
-  bool is_grid;                                 // x goes through global memory
-  int row_units, column_units;                  // of which the block has rows and columns of W
-  int gate_columns;                             // columns of a gate, padded
-  int row_warps, column_warps;                  // row_warps * column_warps warps multiply
-  int row_tiles, column_tiles;                  // of each; column_tiles is even
-  int extra_tiles;                              // of column_tiles, in shared memory
+  int clusters, cluster, units, lanes;  // as in Blocks2d
+  bool is_grid;                         // x goes through global memory
+  int row_units, column_units;          // of which the block has rows and columns of W
+  int gate_columns;                     // columns of a gate, padded
+  int row_warps, column_warps;          // row_warps * column_warps warps multiply
+  int row_tiles, column_tiles;          // of each; column_tiles is even
+  int extra_tiles;                      // of column_tiles, in shared memory
   int warps;
-  int pair_rows;  // lanes that the block's threads have a unit of in a pass
-  int passes;
   int copy_rows, copy_chunks;  // of a grid's x, from one 16 bytes that a thread copies to the next
   int send_warps;              // that send one owner the sums of its units
   SharedLayout shared;
 
   FASTBPTT_HD int threads() const { return warps * kWarp; }
   FASTBPTT_HD int team() const { return clusters * cluster; }  // blocks
-  FASTBPTT_HD int tile() const { return groups * lanes; }      // lanes of a team
+  FASTBPTT_HD int pairs() const { return lanes * units; }      // of a block
 };
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -127,25 +124,19 @@ inline SharedLayout shared_layout(const Divided& d, const Tiling& t) {
   SharedLayout result{};
   // A cluster's blocks write each other's x while others still read the one before.
   const bool is_pushed = !t.is_grid && !d.is_backward && t.cluster > 1;
-  result.x_buffers = t.is_grid ? 1 : (is_pushed ? 2 : 1) * t.groups;
-  // A group's sums are read while another group's product runs, but where they are sent on at once, or
-  // the block has waited in between.
-  const bool are_taken = d.is_backward ? t.cluster > 1 : t.is_grid;
-  result.sum_buffers = are_taken ? 1 : t.groups;
+  result.x_buffers = is_pushed ? 2 : 1;
   result.x_stride = t.column_warps * t.column_tiles * shape.columns + 16 / shape.x_bytes;
   result.sum_stride = t.row_warps * t.row_tiles * shape.rows + 4;
-  const int pairs = t.lanes * t.units, places = 2 * kPlaceSteps * t.lanes;
-  const int partials = d.is_backward && t.cluster > 1 ? 2 * t.groups * t.cluster * pairs : 0;
+  const int places = 2 * kPlaceSteps * t.lanes;
+  const int partials = d.is_backward && t.cluster > 1 ? 2 * t.cluster * t.pairs() : 0;
   result.x = kBarrierBytes;
-  result.biases = result.x + result.x_buffers * t.lanes * result.x_stride * shape.x_bytes;
-  result.sums = result.biases + (d.is_backward ? 0 : d.gates * t.units * 4);
-  result.partials =
-      result.sums + result.sum_buffers * t.column_warps * t.lanes * result.sum_stride * 4;
-  result.carried = result.partials + partials * 4;
-  result.inputs = result.carried + t.groups * pairs * 4;
-  result.places = result.inputs + kRing * d.inputs * pairs * shape.x_bytes;
-  result.own_numbers = int(round_up(result.places + t.groups * places * d.place_bytes, 16));
-  result.weights = result.own_numbers + (t.is_grid ? t.threads() * 16 : 0);
+  result.sums = result.x + result.x_buffers * t.lanes * result.x_stride * shape.x_bytes;
+  const int sums = t.column_warps + (d.is_backward ? 0 : 1);  // and biases
+  result.partials = result.sums + sums * t.lanes * result.sum_stride * 4;
+  result.inputs = result.partials + partials * 4;
+  result.results = result.inputs + kRing * d.inputs * t.pairs() * shape.x_bytes;
+  result.places = result.results + 2 * d.results * t.pairs() * shape.x_bytes;
+  result.weights = int(round_up(result.places + places * d.place_bytes, 16));
   const int extra = t.row_warps * t.column_warps * t.row_tiles * t.extra_tiles;
   result.bytes = result.weights + extra * kTileBytes;
   return result;

@@ -27,14 +27,14 @@ inline const char* name_of(Kernel kernel) {
 // A kernel, and of its division what is not to be chosen; 0: chosen.
 struct Wish {
   Kernel kernel = Kernel::kAuto;
-  int cluster = 0, lanes = 0, groups = 0;
+  int cluster = 0, lanes = 0;
 
   bool operator<(const Wish& other) const { return key() < other.key(); }
-  std::tuple<Kernel, int, int, int> key() const { return {kernel, cluster, lanes, groups}; }
+  std::tuple<Kernel, int, int> key() const { return {kernel, cluster, lanes}; }
 };
 
 // Of FASTBPTT_CUDA_KERNEL, read at every call: a kernel's name, and for measurements and tests, as in
-// grid:cluster=2,lanes=4,groups=2, parts of its division.
+// grid:cluster=2,lanes=4, parts of its division.
 inline Wish wish_of_environment() {
   Wish result;
   const char* const value = std::getenv("FASTBPTT_CUDA_KERNEL");
@@ -53,8 +53,7 @@ inline Wish wish_of_environment() {
     is_known = false;
     if (result.kernel == Kernel::kAuto || result.kernel == Kernel::kStepwise) break;
     for (const auto& [key, number] :
-         {std::pair("cluster=", &result.cluster), std::pair("lanes=", &result.lanes),
-          std::pair("groups=", &result.groups)}) {
+         {std::pair("cluster=", &result.cluster), std::pair("lanes=", &result.lanes)}) {
       const std::string digits = part.rfind(key, 0) == 0 ? part.substr(std::strlen(key)) : "";
       if (digits.empty() || digits.size() > 2) continue;
       if (digits.find_first_not_of("0123456789") != std::string::npos) continue;
@@ -66,7 +65,7 @@ inline Wish wish_of_environment() {
   if (is_known) return result;
   throw std::runtime_error(
       "FASTBPTT_CUDA_KERNEL must be auto, stepwise, resident, cluster or grid, the last three also "
-      "with parts of their division, as in grid:cluster=2,lanes=4,groups=2; got \"" +
+      "with parts of their division, as in grid:cluster=2,lanes=4; got \"" +
       text + "\"");
 }
 

@@ -77,7 +77,7 @@ def test_goals_judge_the_fastest_kernel():
 def test_plans_stand_beside_what_was_measured(tmp_path):
     run = session(tmp_path)
     timed = record(GpuRow("rnn", 1000, 2, 64), BACKWARD, fastbptt=2.0, stepwise=1.0)
-    sizes = {"blocks": 16, "lanes": 4, "groups": 1, "waves": 1, "warps": 16, "shared_bytes": 2048}
+    sizes = {"blocks": 16, "lanes": 4, "waves": 1, "warps": 16, "shared_bytes": 2048}
     cluster = {"kernel": "cluster", "cycles": 1650, **sizes}
     grid = {**cluster, "kernel": "grid", "blocks": 128, "cluster": 2, "cycles": 3300}
     stepwise = {"kernel": "stepwise", "cycles": 0}
@@ -89,11 +89,11 @@ def test_plans_stand_beside_what_was_measured(tmp_path):
     run.results["records"] = [timed]
     run.results["probe"] = {"clock_mhz": 1650.0}
     run.write()
-    words = "cluster: 16 blocks x 4 lanes, 1 groups, 1 waves, 16 warps, 2 KB"
+    words = "cluster: 16 blocks x 4 lanes, 1 waves, 16 warps, 2 KB"
     line = f"| rnn fp32 1000,2,64 | {BACKWARD} | fastbptt | forward {words}; backward stepwise | "
     report = (tmp_path / "gpu.md").read_text()
     assert line + "1, - | 0.5 |" in report and "| resident |" not in report
-    words = "grid of clusters of 2: 128 blocks x 4 lanes, 1 groups, 1 waves, 16 warps, 2 KB"
+    words = "grid of clusters of 2: 128 blocks x 4 lanes, 1 waves, 16 warps, 2 KB"
     assert f"| stepwise | forward {words} | 2 | 0.5 |" in report
 
 

@@ -29,12 +29,12 @@ struct Operation {
     kWaitBarrier,
     kSend,
     kWaitCopies,
-    kRaise,
-    kWaitFlags
+    kAddToFlag,
+    kWaitFlag
   };
   Kind kind;
   std::string name;
-  Cells cells{};            // that are read or written; flags
+  Cells cells{};            // that are read or written; the flag
   int value = 0;            // to be read, written, waited for; bytes announced; groups of copies
   int barrier = kNone;      // an mbarrier
   std::vector<int> sent{};  // stores of kSend, by their number
@@ -152,9 +152,7 @@ class Machine {
       case Operation::kSync:
       case Operation::kSyncCluster: return false;  // goes on with all the others
       case Operation::kWaitBarrier: return is_over(state.barriers[size_t(op.barrier)], op);
-      case Operation::kWaitFlags:
-        return std::all_of(op.cells.begin(), op.cells.end(),
-                           [&](int flag) { return state.cells[size_t(flag)] >= op.value; });
+      case Operation::kWaitFlag: return state.cells[size_t(op.cells[0])] >= op.value;
       case Operation::kWaitCopies:
         return std::none_of(state.stores.begin(), state.stores.end(),
                             [&](int store) { return is_copy_of(store, warp, op.value); });
@@ -174,9 +172,9 @@ class Machine {
         }
         break;
       case Operation::kWrite:
-      case Operation::kRaise:
         for (const int cell : op.cells) state.cells[size_t(cell)] = uint8_t(op.value);
         break;
+      case Operation::kAddToFlag: ++state.cells[size_t(op.cells[0])]; break;
       case Operation::kInit: state.barriers[size_t(op.barrier)] = {0, 1, 0}; break;
       case Operation::kAnnounce: {
         Barrier& barrier = state.barriers[size_t(op.barrier)];

@@ -57,9 +57,9 @@ class Orders {
   bool is_independent(const State& state, size_t warp) const {
     const Operation& op = machine_.next(state, warp);
     switch (op.kind) {
-      case Operation::kSend:   // it lands at any time afterwards
-      case Operation::kRaise:  // flags only grow, and waits are for as much or more
-      case Operation::kWaitFlags:
+      case Operation::kSend:       // it lands at any time afterwards
+      case Operation::kAddToFlag:  // flags only grow, and waits are for as much or more
+      case Operation::kWaitFlag:
       case Operation::kWaitCopies: return true;
       default: break;
     }
@@ -135,14 +135,12 @@ class Orders {
   // How far the warps can get, at most, while one of them, or a store under way, stays where it is.
   Places reach(const State& state, int still_warp, int still_store) const {
     Places places = state.places;
-    std::vector<uint8_t> cells = state.cells;  // its flags
+    std::vector<uint8_t> cells = state.cells;  // the flags among them
     const auto may_pass = [&](size_t warp, const Operation& op) {
       switch (op.kind) {
         case Operation::kSync:
         case Operation::kSyncCluster: return false;
-        case Operation::kWaitFlags:
-          return std::all_of(op.cells.begin(), op.cells.end(),
-                             [&](int flag) { return cells[size_t(flag)] >= op.value; });
+        case Operation::kWaitFlag: return cells[size_t(op.cells[0])] >= op.value;
         case Operation::kWaitCopies:
           return still_store == kNone || !machine_.is_copy_of(still_store, warp, op.value);
         case Operation::kWaitBarrier: {
@@ -167,7 +165,7 @@ class Orders {
         for (; places[warp] < program.size(); ++places[warp]) {
           const Operation& op = program[places[warp]];
           if (!may_pass(warp, op)) break;
-          if (op.kind == Operation::kRaise) cells[size_t(op.cells[0])] = uint8_t(op.value);
+          if (op.kind == Operation::kAddToFlag) ++cells[size_t(op.cells[0])];
           moved = true;
         }
       }

@@ -35,8 +35,10 @@ def default_limits(emulation):
 
 
 @pytest.fixture(params=["resident", "cluster", "grid"])
-def kernel(request, monkeypatch):
+def kernel(request, monkeypatch, emulation):
     monkeypatch.setenv(VARIABLE, request.param)
+    if request.param == "grid":  # whose blocks are all emulated at once
+        emulation.set_limits(multiprocessors=40)
     return request.param
 
 
@@ -95,6 +97,8 @@ SIZES = [(1, 1, 1), (4, 3, 33), (4, 17, 33), (3, 1, 96), (3, 17, 96), (2, 3, 130
 def test_sizes(emulation, kernel, size, dtype, clusters):
     T, B, H = size
     emulation.set_limits(multiprocessors=clusters * (1 if kernel == "resident" else 16))
+    if kernel == "grid" and clusters > 1:
+        emulation.set_limits(multiprocessors=40)
     for cell in ("tanh", "gru", "lstm"):
         if kernel == "resident" and H == 130 and (cell != "tanh" or clusters == 1):
             continue  # more than a block has room for
@@ -212,7 +216,7 @@ def test_choice(emulation, monkeypatch):
     assert torch.equal(outputs(monkeypatch, "auto", large), outputs(monkeypatch, "cluster", large))
     emulation.set_limits(capability=80)  # it has no clusters
     assert torch.equal(outputs(monkeypatch, "auto", large), outputs(monkeypatch, "grid", large))
-    many = dataclasses.replace(small, B=80)
+    many = dataclasses.replace(small, B=48)
     emulation.set_limits(multiprocessors=1)  # as many waves as tiles
     assert torch.equal(outputs(monkeypatch, "auto", many), outputs(monkeypatch, "resident", many))
     long = dataclasses.replace(many, T=64)  # its steps are replayed from a graph

@@ -42,9 +42,19 @@ inline float reciprocal_approx(float x) {
   return std::nextafter(nearest, nearest < exact ? INFINITY : -INFINITY);
 }
 
-inline int opaque(int x) { return x; }
+template <typename T>
+T opaque(T x) {
+  return x;
+}
 
 inline unsigned char* dynamic_shared() { return emulation::this_thread().block->shared; }
+
+using SharedBase = unsigned char*;
+inline SharedBase shared_base() { return dynamic_shared(); }
+template <typename T>
+T* shared_at(SharedBase base, int offset) {
+  return reinterpret_cast<T*>(base + offset);
+}
 
 inline void sync_block(emulation::Site site = emulation::Site::here()) {
   emulation::sync_block(site);

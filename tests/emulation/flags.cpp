@@ -9,17 +9,15 @@ namespace {
 void check_flag(const uint32_t* flag, const Site& site) {
   require(uintptr_t(flag) % sizeof(*flag) == 0, "a flag that is not aligned to 4 bytes", site);
   require(!this_thread().block->holds(flag, sizeof(*flag)), "a flag in shared memory", site);
-  uint32_t poison;
-  std::memset(&poison, kPoison, sizeof poison);
-  require(*flag != poison, "a flag that was not set to zero before the launch", site);
+  const bool is_first = wave().waiting.try_emplace(flag).second;
+  require(!is_first || *flag == 0, "a flag that was not set to zero before the launch", site);
 }
 
 }  // namespace
 
-void raise_flag(uint32_t* flag, uint32_t value, const Site& site) {
+void add_to_flag(uint32_t* flag, const Site& site) {
   check_flag(flag, site);
-  require(value >= *flag, "raise_flag to less than the flag is", site);
-  *flag = value;
+  const uint32_t value = ++*flag;
   auto& waiting = wave().waiting[flag];
   std::vector<Thread*> go_on, still;
   for (Thread* thread : waiting) (thread->wanted <= value ? go_on : still).push_back(thread);

@@ -5,8 +5,8 @@
 
 namespace fastbptt {
 
-inline void raise_flag(Flag* flag, uint32_t value, emulation::Site site = emulation::Site::here()) {
-  emulation::raise_flag(flag, value, site);
+inline void add_to_flag(Flag* flag, emulation::Site site = emulation::Site::here()) {
+  emulation::add_to_flag(flag, site);
 }
 
 inline void wait_flag(const Flag* flag, uint32_t value,

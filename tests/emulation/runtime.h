@@ -12,7 +12,7 @@
 // It does not prove the absence of races beyond the schedules tried; a collective orders more here
 // than on a GPU (threads change over nowhere else, memory is always up to date), so that a missing
 // fence or a too weak memory order passes: what a thread writes to global memory, all others read at
-// once, whether a raise_flag covers it or not, and by any load. Nor does it say anything about speed,
+// once, whether an add_to_flag covers it or not, and by any load. Nor does it say anything about speed,
 // registers, bank conflicts, or the rounding of the GPU's approximate functions and of its tensor
 // cores' sums.
 #pragma once
@@ -246,7 +246,7 @@ void fence_barrier_init();
 void barrier_arrive(uint64_t* barrier, int64_t bytes, int arrivals, const Site& site);
 void barrier_arrive_remote(uint64_t* barrier, int rank, const Site& site);
 void barrier_wait(uint64_t* barrier, int parity, const Site& site);
-void raise_flag(uint32_t* flag, uint32_t value, const Site& site);
+void add_to_flag(uint32_t* flag, const Site& site);
 void wait_flag(const uint32_t* flag, uint32_t value, const Site& site);
 
 void store_async(void* to, const void* value, int bytes, const void* barrier, const Site& site);

@@ -203,7 +203,7 @@ __global__ void ring_kernel(const float* x, float* y, int steps, bool by_store_a
 }
 
 template <int each>
-__global__ void exchange_kernel(const float* x, float* y, float* states, Flag* flags, int steps,
+__global__ void exchange_kernel(const float* x, float* y, float* states, Flag* flag, int steps,
                                 Fault fault) {
   using Each = Packed<float, each>;
   const int blocks = int(gridDim.x), i = int(threadIdx.x), threads = int(blockDim.x);
@@ -215,11 +215,9 @@ __global__ void exchange_kernel(const float* x, float* y, float* states, Flag* f
     if (fault != Fault::kMissingBarrier) sync_block();
     const bool silent =
         fault == Fault::kMissingRaise && s == steps - 1 && place / threads == blocks - 1;
-    if (i == 0 && !silent) raise_flag(&flags[blockIdx.x], uint32_t(s + 1));
-    const int awaited = blocks - (fault == Fault::kMissingWaitForFlag);
-    for (int block = i; block < awaited; block += threads) {
-      wait_flag(&flags[block], uint32_t(s + 1));
-    }
+    if (i == 0 && !silent) add_to_flag(flag);
+    const int awaited = blocks * (s + 1) - (fault == Fault::kMissingWaitForFlag);
+    if (i == 0) wait_flag(flag, uint32_t(awaited));
     if (fault != Fault::kMissingBarrierAfter) sync_block();
     Each sums{};
     for (int block = 0; block < blocks; ++block) {

@@ -68,9 +68,9 @@ void run_ring(const float* x, float* y, int64_t clusters, int size, int threads,
 
 // y [blocks, threads, each]: x of that shape after `steps` steps in which each block sends what it has
 // to all others, and makes of the sum over the blocks, modulo 101 and plus its number, what it has
-// next. states [2, blocks, threads, each] and flags [blocks], which are zero, are the blocks' own.
+// next. states [2, blocks, threads, each] and the flag, which is zero, are the blocks' own.
 // each: 1, 2 or 4.
-void run_exchange(const float* x, float* y, float* states, uint32_t* flags, int64_t blocks,
+void run_exchange(const float* x, float* y, float* states, uint32_t* flag, int64_t blocks,
                   int threads, int each, int steps, Fault fault, Stream stream);
 
 // How many clusters of run_gather could run side by side.

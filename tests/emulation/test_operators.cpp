@@ -92,13 +92,13 @@ at::Tensor ring(const at::Tensor& x, int64_t steps, c10::string_view by, c10::st
   return y;
 }
 
-// flags [blocks], int32.
-at::Tensor exchange(const at::Tensor& x, const at::Tensor& flags, int64_t steps,
+// flag [1], int32.
+at::Tensor exchange(const at::Tensor& x, const at::Tensor& flag, int64_t steps,
                     c10::string_view fault) {
   const at::Tensor y = allocate(x.sizes(), x.options());
   const at::Tensor states = allocate({2, x.size(0), x.size(1), x.size(2)}, x.options());
-  auto* const own_flags = reinterpret_cast<uint32_t*>(flags.mutable_data_ptr<int32_t>());
-  run_exchange(data(x), data_of(y), data_of(states), own_flags, x.size(0), int(x.size(1)),
+  auto* const own_flag = reinterpret_cast<uint32_t*>(flag.mutable_data_ptr<int32_t>());
+  run_exchange(data(x), data_of(y), data_of(states), own_flag, x.size(0), int(x.size(1)),
                int(x.size(2)), int(steps), parse(fault), Stream{});
   return y;
 }
@@ -124,7 +124,7 @@ TORCH_LIBRARY(emulation_test, m) {
   m.def("gather(Tensor x, str fault=\"\") -> Tensor", gather);
   m.def("ring(Tensor x, int steps, str by, str fault=\"\", bool cooperative=False) -> Tensor",
         ring);
-  m.def("exchange(Tensor x, Tensor(a!) flags, int steps, str fault=\"\") -> Tensor", exchange);
+  m.def("exchange(Tensor x, Tensor(a!) flag, int steps, str fault=\"\") -> Tensor", exchange);
   m.def("approximations(Tensor x) -> Tensor", approximations);
   m.def("limits() -> int[]", limits);
   m.def("resident_gathers(int clusters, int size, int shared_bytes, int threads=128) -> int",

@@ -183,6 +183,13 @@ def test_report_of_the_kernels():
     assert cuda_check.readable([twice.name, thrice.name]) == ["twice<float>", "thrice"]
 
 
+def test_names_of_kernels_say_whom_a_block_shares_weights_with():
+    header = "enum class Other { kNone };\nenum class Reach { kBlock, kAll };\n"
+    assert cuda_check.read_reaches(header) == ["kBlock", "kAll"]
+    of_grid = "_ZN8fastbptt12_GLOBAL__N_14stepIfLNS0_5ReachE2EEEvv"
+    assert cuda_check.readable([of_grid]) == ["step<float, kGrid>"]
+
+
 PTX = """\
 .visible .entry _Z5clean(.param .u64 p)
 {

@@ -17,7 +17,7 @@ std::string to_json(const Plan& plan) {
   text << "{\"kernel\": \"" << name_of(plan.kernel()) << "\", \"cycles\": " << plan.cycles;
   if (plan.exists()) {
     text << ", \"blocks\": " << t.team() << ", \"cluster\": " << t.cluster
-         << ", \"units\": " << t.units << ", \"lanes\": " << t.lanes << ", \"groups\": " << t.groups
+         << ", \"units\": " << t.units << ", \"lanes\": " << t.lanes
          << ", \"waves\": " << plan.waves << ", \"warps\": " << t.warps
          << ", \"shared_bytes\": " << t.shared.bytes;
   }

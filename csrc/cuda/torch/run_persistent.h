@@ -103,8 +103,8 @@ void run_planned(Kernels kernels, CellKind cell, const BwdRecurrence<scalar_t>& 
   add_up(p.d_cx, d_cx);
 }
 
-// Steps, groups of lanes and lanes are counted by 32 bits in the kernels.
-constexpr int64_t kMostNumbered = (int64_t(1) << 31) / kMaxGroups - 2 * kPlaceSteps;
+// Steps and lanes are counted by 32 bits in the kernels.
+constexpr int64_t kMostNumbered = (int64_t(1) << 31) - 4 * kPlaceSteps;
 
 // False if no such kernel was wanted or none can run. Params: FwdRecurrence or BwdRecurrence;
 // span_steps: the span's, of the latter.
