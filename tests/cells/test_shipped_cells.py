@@ -32,7 +32,10 @@ class Net:
         torch.default_generator.manual_seed(4)
 
         def given(value):
-            return torch.nn.Parameter(uniform(generator, H)) if value == "unit" else value
+            shapes = {"unit": (H,), "gate": (shipped.cell.gates, H)}
+            if value not in shapes:
+                return value
+            return torch.nn.Parameter(uniform(generator, *shapes[value]))
 
         self.step = shipped.step
         self.module = fastbptt.Recurrent(
@@ -52,7 +55,8 @@ class Net:
             for _ in range(shipped.cell.states)
         ]
         self.resets = uniform(generator, T, B) < 0.3
-        names = {a: v for a, v in shipped.extras.items() if isinstance(v, str) and v != "unit"}
+        names = {a: v for a, v in shipped.extras.items() if isinstance(v, str)}
+        names = {a: v for a, v in names.items() if v not in ("unit", "gate")}
         self.inputs, self.arguments = {}, names
         for keyword in names.values():
             value = uniform(generator, count, T, B, H) + 0.1
