@@ -34,6 +34,7 @@ SOURCES = [
     "csrc/cpu/isa_avx512.cpp",
     "csrc/cpu/isa_avx2.cpp",
     "csrc/cpu/isa_baseline.cpp",
+    "csrc/user_cell/call.cpp",
 ]
 CUDA_SOURCES = [
     "csrc/cuda/torch/ops_cuda.cpp",
