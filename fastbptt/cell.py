@@ -38,6 +38,7 @@ class Cell:
         per_gate: those of them that are tuples of a value for each gate.
         defaults: the numbers that some of them have where they are not given.
         program: the function as a list of operations.
+        compiled: what runs a layer of it, by dtype and instruction set, as far as it was asked for.
         has_rec: whether the function uses ``rec``; a network whose cell does not has no W_hh.
     """
 
@@ -63,6 +64,7 @@ class Cell:
             function, self.gates, self.states, self.extras, self.per_gate
         )
         self.has_rec = self.program.uses("rec")
+        self.compiled: dict = {}
         for name in ("__module__", "__name__", "__qualname__", "__doc__"):
             setattr(self, name, getattr(function, name))
         self.__wrapped__ = function

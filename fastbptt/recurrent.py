@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from fastbptt import _loops
 from fastbptt._loops import run_layout, stack_layers
+from fastbptt._recurrence import unroll_of
 from fastbptt.boundaries import boundaries_of
 from fastbptt.call import Call, call_of_module
 from fastbptt.cell import TAKEN_NAMES, Cell
@@ -265,14 +267,17 @@ class Recurrent(torch.nn.Module):
             own = [getattr(self, part + suffix) if part in self._parts else None for part in _PARTS]
             values = [getattr(self, n + suffix) if v is None else v for n, v in fixed.items()]
             weights.append([*own, *values])
+        names = (*fixed, *inputs)
+        unroll = unroll_of(self.cell, names, call.input)
         output, states = run_layout(
             partial(
                 stack_layers,
-                partial(self.cell.step, (*fixed, *inputs)),
+                partial(self.cell.step, names),
                 weights,
                 self._directions,
                 output_state=self.cell.output,
                 with_states=return_states,
+                unroll=unroll,
             ),
             input,
             self._initial(call, hx, count, batch, weight),
@@ -282,6 +287,7 @@ class Recurrent(torch.nn.Module):
             tuple(inputs.values()),
             batch_first=self.batch_first,
             bidirectional=self.bidirectional,
+            by_rows=unroll is not _loops.unroll,
         )
         final = states if self.cell.states > 1 else states[0]
         if not return_states:

@@ -165,6 +165,15 @@ Share everyone(const LayerParams<scalar_t>& p) {
   return {p.lanes, 0, 1, p.num_lanes, {}, {}, {}, false};
 }
 
+// How many rows the steps [begin, end) of all lanes have.
+template <typename scalar_t>
+int64_t rows_of_steps(const LayerParams<scalar_t>& p, int64_t begin, int64_t end) {
+  const Share all = everyone(p);
+  int64_t rows = 0;
+  for (int64_t s = begin; s < end; ++s) rows += all.active_at(s);
+  return rows;
+}
+
 // A recurrence whose step multiplies K values by the gates of `units` units.
 template <typename scalar_t>
 StepWork work_of_step(const LayerParams<scalar_t>& p, int64_t K, int64_t units, int64_t gates) {
@@ -270,10 +279,10 @@ inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
   constexpr int kEarlyPanels = 8;
   // A group of an odd number of values ends in the middle of a pair.
   const bool apart = own.groups == 1 || own.size % kPair<scalar_t> == 0;
-  const bool early = apart && K > 0 && !packed.unpacked && own.made.begin < own.made.end &&
-                     begin < end && own.made.end - own.made.begin < own.size &&
-                     end - begin <= tile_rows<scalar_t>(kStripVecs) &&
-                     panels.end - panels.begin <= kEarlyPanels;
+  const bool early =
+      apart && K > 0 && !packed.unpacked && own.made.begin < own.made.end && begin < end &&
+      own.made.end - own.made.begin < own.size && end - begin <= tile_rows<scalar_t>(kStripVecs) &&
+      packed.panel_vecs * packed.gates <= kPanelVecs && panels.end - panels.begin <= kEarlyPanels;
   if (!early) {
     await();
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {

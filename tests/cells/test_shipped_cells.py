@@ -106,7 +106,7 @@ OVERLAPPING = ("windows", "last", "sliding")  # a network in both directions has
 
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("mode", MODES)
-def test_against_windows_by_hand(name, mode):
+def test_against_windows_by_hand(name, mode, steps):
     for layers in (1, 2):
         for bidirectional in (False, True):
             truncation = MODES[mode]
@@ -134,7 +134,7 @@ def test_against_windows_by_hand(name, mode):
     "mode, bidirectional",
     [(m, both) for m in MODES for both in (False, True) if not (both and m in OVERLAPPING)],
 )
-def test_packed_is_each_sequence_by_hand(name, mode, bidirectional):
+def test_packed_is_each_sequence_by_hand(name, mode, bidirectional, steps):
     net = Net(name, 2, bidirectional, bias=False)
     lengths, truncation = (3, 6, 5), MODES[mode]
     packed = pack_padded_sequence(net.x, lengths, enforce_sorted=False)
@@ -177,7 +177,7 @@ def test_packed_is_each_sequence_by_hand(name, mode, bidirectional):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_gradcheck(name):
+def test_gradcheck(name, plain):
     net = Net(name, 2)
     names = list(net.leaves)
 
@@ -202,7 +202,7 @@ PEERS = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 @pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-def test_built_in_cells_equal_torchs(name, bidirectional, bias):
+def test_built_in_cells_equal_torchs(name, bidirectional, bias, steps):
     net = Net(name, 2, bidirectional, bias)
     options = {"bias": bias, "bidirectional": bidirectional, "dtype": torch.float64}
     peer = PEERS[name](I, H, 2, **options)
