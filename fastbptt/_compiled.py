@@ -22,6 +22,13 @@ _lock = threading.Lock()
 _said: set[str] = set()
 
 
+class _Norm(ctypes.Structure):
+    """UserNorm of csrc/user_cell/interface.h."""
+
+    _fields_ = [(name, ctypes.c_int) for name in ("phase", "first_slot", "count")]
+    _fields_.append(("eps", ctypes.c_double))
+
+
 class _Call(ctypes.Structure):
     """UserCall of csrc/user_cell/call.h."""
 
@@ -30,15 +37,16 @@ class _Call(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 "is_double T B N I H direction ld_kept gates states kept_values extras recurrent "
-                "columns first_recurrent"
+                "columns first_recurrent phases slots gradient_slots norms"
             ).split()
         ),
         *(
             (name, ctypes.c_void_p)
             for name in (
-                "input_order recurrent_order forward backward offsets batch_sizes resets input "
-                "w_ih w_hh b_ih b_hh initial all_states last extra_data extra_strides pre kept "
-                "kappa d_states d_last d_initial d_extras d_input d_w_ih d_w_hh d_b_ih d_b_hh"
+                "input_order recurrent_order norm_table forward backward offsets batch_sizes "
+                "resets input w_ih w_hh b_ih b_hh initial all_states last extra_data "
+                "extra_strides pre kept kappa d_states d_last d_initial d_extras d_input "
+                "d_w_ih d_w_hh d_b_ih d_b_hh"
             ).split()
         ),
     ]
@@ -143,6 +151,7 @@ class Layer:
         input_order, recurrent_order, first = shape.columns
         int_array = ctypes.c_int * program.gates
         self._orders = int_array(*input_order), int_array(*recurrent_order)
+        self._norms = (_Norm * max(1, len(shape.norms)))(*shape.norms)
         self._own = dict(
             is_double=dtype == torch.float64,
             gates=program.gates,
@@ -152,6 +161,11 @@ class Layer:
             recurrent=recurrent,
             columns=program.gates + first,
             first_recurrent=first,
+            phases=shape.phases,
+            slots=shape.slots,
+            gradient_slots=shape.gradient_slots,
+            norms=len(shape.norms),
+            norm_table=ctypes.addressof(self._norms),
             input_order=ctypes.addressof(self._orders[0]),
             recurrent_order=ctypes.addressof(self._orders[1]),
             forward=ctypes.cast(library.fastbptt_cell_forward, ctypes.c_void_p).value,
@@ -171,8 +185,9 @@ class Layer:
         pre = values = None
         if keep and (shape.reads_pre or (shape.fits_pre and shape.kept > 0)):
             pre = x.new_empty(N, G * H)
-        if keep and shape.kept > 0:
-            values = pre if shape.fits_pre else x.new_empty(N, shape.kept * H)
+        width = shape.kept * H + 2 * len(shape.norms)
+        if keep and width > 0:
+            values = pre if shape.fits_pre else x.new_empty(N, width)
         kept = Kept(pre, values)
         call.run(False, states, kept, last=last)
         return states, last, kept
@@ -189,7 +204,8 @@ class Layer:
     ) -> Gradients:
         """The gradients of the arguments of ``forward``.
 
-        Those of the extras are [T, B, H] each, to be summed by who gave fewer numbers.
+        Those of the extras are [T, B, H] each, or [H] where all rows have the same, to be summed by
+        who gave fewer numbers.
 
         Args:
             of: the same.
@@ -216,7 +232,12 @@ class Layer:
         d_initial = [
             x.new_zeros(call.sizes["B"], call.sizes["H"]) if w else None for w in wanted[5]
         ]
-        d_extras = [torch.empty_like(states[0]) if w else None for w in wanted[6]]
+        d_extras = [
+            (x.new_empty(call.sizes["H"]) if row_stride == 0 else torch.empty_like(states[0]))
+            if w
+            else None
+            for w, row_stride in zip(wanted[6], call.strides[::2], strict=True)
+        ]
         d_last = [None] * program.states if d_last is None else d_last
         names = ("d_input", "d_w_ih", "d_w_hh", "d_b_ih", "d_b_hh")
         call.run(
@@ -261,7 +282,7 @@ class _Layout:
         )
         for name, tensor in self._tensors.items():
             self._tensors[name] = None if tensor is None else tensor.contiguous()
-        self._extras, self._strides = self._read_extras(of.extras, x, H)
+        self._extras, self.strides = self._read_extras(of.extras, x, H)
         self._initial = [None if h is None else h.contiguous() for h in of.initial]
 
     def _read_extras(
@@ -309,7 +330,7 @@ class _Layout:
             )
             for name, of in lists.items()
         }
-        arrays["extra_strides"] = (ctypes.c_int64 * max(1, len(self._strides)))(*self._strides)
+        arrays["extra_strides"] = (ctypes.c_int64 * max(1, len(self.strides)))(*self.strides)
         call = _Call(
             **self._layer._own,
             **self.sizes,

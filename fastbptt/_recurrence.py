@@ -17,6 +17,8 @@ from fastbptt import _compiled, _loops, ops
 from fastbptt.cell import Cell
 
 OptionalTensor = Tensor | None
+# The program's arguments as places among the loops' ones, and as gates of those that are per gate.
+Order = list[tuple[int, int | None]]
 
 
 def unroll_of(cell: Cell, names: Sequence[str], input: Tensor) -> Callable:
@@ -41,13 +43,16 @@ def unroll_of(cell: Cell, names: Sequence[str], input: Tensor) -> Callable:
     layer = cell.compiled[key]
     if layer is None:
         return _loops.unroll
-    # The program's arguments, as places among the loops' ones.
-    return partial(_unroll, layer, [names.index(name) for name in cell.extras])
+    order: Order = []
+    for name in cell.extras:
+        gates = range(cell.gates) if name in cell.per_gate else [None]
+        order += [(names.index(name), gate) for gate in gates]
+    return partial(_unroll, layer, order)
 
 
 def _unroll(
     layer: _compiled.Layer,
-    order: list[int],
+    order: Order,
     step: Callable,
     input: Tensor,
     states: tuple[Tensor, ...],
@@ -74,7 +79,7 @@ class _Run(NamedTuple):
     """What a call of a layer is beside its tensors."""
 
     layer: _compiled.Layer
-    order: list[int]
+    order: Order
     step: Callable
     per_step: _loops.PerStep
     reverse: bool
@@ -88,7 +93,7 @@ class _Run(NamedTuple):
         return _compiled.Arguments(
             *given[:5],
             initial,
-            [values[i] for i in self.order],
+            [_of_gate(values[i], gate) for i, gate in self.order],
             self.per_step.resets,
             self.per_step.batch_sizes,
             -1 if self.reverse else 1,
@@ -102,6 +107,10 @@ class _Run(NamedTuple):
         own = self.per_step._replace(inputs=inputs)
         every, last = _loops.unroll(self.step, given[0], given[5:count], weights, own, self.reverse)
         return *every, *last
+
+
+def _of_gate(value: Tensor, gate: int | None) -> Tensor:
+    return value if gate is None or value.dim() == 0 else value[gate]
 
 
 class _Recurrence(torch.autograd.Function):
@@ -133,14 +142,21 @@ class _Recurrence(torch.autograd.Function):
             grads[count:],
             run.per_step.kappa,
             _compiled.Gradients(
-                *wants[:5], wants[5 : 5 + count], [wants[5 + count + i] for i in run.order]
+                *wants[:5], wants[5 : 5 + count], [wants[5 + count + i] for i, _ in run.order]
             ),
         )
         values = given[5 + count :]
         of_values: list[OptionalTensor] = [None] * len(values)
-        for i, gradient in zip(run.order, found.extras, strict=True):
-            if gradient is not None:
-                of_values[i] = gradient.sum_to_size(values[i].shape)
+        for (i, gate), gradient in zip(run.order, found.extras, strict=True):
+            if gradient is None:
+                continue
+            gradient = gradient.sum_to_size(_of_gate(values[i], gate).shape)
+            if gate is None:
+                of_values[i] = gradient
+                continue
+            if of_values[i] is None:
+                of_values[i] = torch.empty_like(values[i])
+            of_values[i][gate] = gradient
         return None, *found[:5], *found.initial, *of_values
 
 

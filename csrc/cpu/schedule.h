@@ -145,6 +145,7 @@ struct Share {
   Range projected;  // of the projected state, likewise
   Barrier group;    // of the parts that share these lanes
   bool idle;
+  int batch_part = 0;  // which lanes these are
 
   int64_t index(int64_t i) const { return first_lane + i * lane_step; }
   const Lane& lane(int64_t i) const { return lanes[index(i)]; }
@@ -199,6 +200,7 @@ Share share_of(const LayerParams<scalar_t>& p, const Packed<scalar_t>& units,
   const int group = worker.id / split.unit_parts;
   mine.idle = group >= split.batch_parts;
   if (mine.idle) return mine;
+  mine.batch_part = group;
   mine.lanes = p.lanes;
   // Lanes of one length are dealt out in blocks of neighbours; others in turn, so that each group
   // gets long and short ones, and its own stay sorted.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/blocks.h"
+#include "user_cell/norms.h"
 #include "user_cell/run.h"
 
 namespace fastbptt {
@@ -30,11 +31,14 @@ struct UserBackward {
   Block<scalar_t> blocks[2] = {};  // the second where one has not room for all steps
   Block<scalar_t>* block = nullptr;
   scalar_t* carry;             // [num_lanes, S, carry_stride]
+  scalar_t* extra_sums;        // [threads, lane_blocks, E, carry_stride]
   scalar_t *packed, *scratch;  // for OuterProduct
   int64_t max_depth;
+  Norms<scalar_t> norms;
   int64_t bytes;
 
-  UserBackward(const Params& params, Arena arena, Split split) : p(params) {
+  UserBackward(const Params& params, Arena arena, Split split)
+      : p(params), norms(p, p.cell, &arena, p.cell.gradient_slots, 2) {
     const auto take = [&](const scalar_t* w, int64_t K, int64_t units, const int* order,
                           int64_t panel_vecs, bool at_once) {
       if (!w || is_worth_packing(lane_rows(p), K, at_once)) {
@@ -58,6 +62,7 @@ struct UserBackward {
       blocks[i].before = arena.take<int64_t>(rows);
     }
     carry = arena.take<scalar_t>(p.num_lanes * p.cell.states * carry_stride);
+    extra_sums = arena.take<scalar_t>(num_extra_sums());
     max_depth = Product::depth_of(rows);
     packed = arena.take<scalar_t>(p.cell.columns * p.H * max_depth);
     scratch = arena.take<scalar_t>(p.threads * Product::scratch_size(max_depth));
@@ -66,9 +71,19 @@ struct UserBackward {
 
   // What a sum of W_hh is over.
   static int64_t terms(const Params& p) { return p.w_hh ? p.cell.gates * p.H : 0; }
-  static StepWork work_of(const Params& p) { return work_of_step(p, max(1, terms(p)), p.H, 1); }
+  static StepWork work_of(const Params& p) {
+    return work_of_phases(p, work_of_step(p, max(1, terms(p)), p.H, 1));
+  }
+
+  // Sums of an extra's gradient are of a block of steps and of lanes, so that they are not long.
+  int64_t lane_blocks() const { return ceil_div(p.num_lanes, kBlockRows); }
+  int64_t num_extra_sums() const {
+    return p.threads * lane_blocks() * p.cell.extras * carry_stride;
+  }
 
   void pack(const Worker& worker) const {
+    const Range sums = share(num_extra_sums(), worker.id, worker.count);
+    std::fill(extra_sums + sums.begin, extra_sums + sums.end, scalar_t(0));
     const auto pack_one = [&](const Packed<scalar_t>& to, const scalar_t* w, const int* order) {
       if (!w || to.unpacked) return;
       pack_direct(to, w, p.cell.gates, order, share(to.panels(), worker.id, worker.count));
@@ -100,8 +115,11 @@ struct UserBackward {
                   });
       });
     }
-    if (!p.d_w_ih && !p.d_w_hh && !p.d_b_ih && !p.d_b_hh) return;
     const bool is_first = block->end == p.lanes[0].steps;
+    if (p.cell.extras > 0) {
+      team.run([&](const Worker& worker) { add_extras(is_first, worker); });
+    }
+    if (!p.d_w_ih && !p.d_w_hh && !p.d_b_ih && !p.d_b_hh) return;
     team.run([&](const Worker& worker) {
       for_each_tile(0, block->num_rows, kBlockRows, [&](int64_t first, int64_t count) {
         add_products(first, count, is_first && first == 0, worker);
@@ -118,6 +136,9 @@ struct UserBackward {
   void run_steps(const std::vector<Share>& shares, Parts parts, Progress at, int64_t end) const {
     for (; at.taken < end; advance(&at)) {
       for_each_share(shares, parts, [&](const Share& mine) { take_step(mine, at); });
+      for (int phase = p.cell.phases - 2; phase >= 0; --phase) {
+        for_each_share(shares, parts, [&](const Share& mine) { take_phase(mine, at, phase); });
+      }
     }
   }
 
@@ -142,6 +163,22 @@ struct UserBackward {
 
  private:
   using Row = UserBackwardRow<scalar_t>;
+
+  // Adds up a block's gradients of extras, for a share of the units.
+  void add_extras(bool is_first, const Worker& worker) const {
+    const Range units = share(p.H, worker.id, worker.count);
+    const int64_t size = p.cell.extras * carry_stride, count = p.threads * lane_blocks();
+    for (int k = 0; k < p.cell.extras; ++k) {
+      scalar_t* const to = p.d_extras[k];
+      if (!to || p.extras[k].row_stride != 0) continue;
+      if (is_first) std::fill(to + units.begin, to + units.end, scalar_t(0));
+      for (int64_t i = 0; i < count; ++i) {
+        scalar_t* const from = extra_sums + i * size + k * carry_stride;
+        for (int64_t u = units.begin; u < units.end; ++u) to[u] += from[u];
+        std::fill(from + units.begin, from + units.end, scalar_t(0));
+      }
+    }
+  }
 
   void add_products(int64_t first, int64_t count, bool is_first, const Worker& worker) const {
     const Range units = share(p.H, worker.id, worker.count);
@@ -173,17 +210,22 @@ struct UserBackward {
     }
   }
 
-  Row row_of(const Share& mine, int64_t i, Progress at) const {
+  Row row_of(const Share& mine, int64_t i, Progress at, int phase) const {
     const int64_t s = p.lanes[0].steps - 1 - at.taken, index = mine.index(i);
     const Lane& lane = mine.lane(i);
-    return {row_at(p, lane, s),
+    const int64_t row = row_at(p, lane, s);
+    if (p.cell.norms > 0) norms.find_gradients(mine, i, phase, row_of_norms(p, row));
+    return {row,
             row_before(p, lane, s),
             gate_after(p, lane, s),
             s + 1 == lane.steps,
             ends_sequence(lane, s) ? lane.batch : -1,
             carry + index * p.cell.states * carry_stride,
             carry_stride,
-            block->d + (at.first_row + index) * stride};
+            block->d + (at.first_row + index) * stride,
+            extra_sums +
+                (mine.batch_part * lane_blocks() + i / kBlockRows) * p.cell.extras * carry_stride,
+            norms.of(mine, i, phase)};
   }
 
   // fn(row, i, panel, acc) for some lanes, given what row_of says of each.
@@ -203,10 +245,12 @@ struct UserBackward {
   void take_step(const Share& mine, Progress at) const {
     const int64_t s = p.lanes[0].steps - 1 - at.taken;
     const int64_t entered = mine.active_at(s + 1), active = mine.active_at(s);
+    const int phase = p.cell.phases - 1;
+    norms.clear(mine, active);
     const auto run = [&](int64_t begin, int64_t end, int64_t K) {
       multiply(
           mine, at.d, own_values(w_hh, mine.panels, p.cell.gates), begin, end, K,
-          [&] { mine.group.await(); }, [&](int64_t i) { return row_of(mine, i, at); },
+          [&] { mine.group.await(); }, [&](int64_t i) { return row_of(mine, i, at, phase); },
           [&](const Row& row, int64_t, int64_t panel, const scalar_t* acc) {
             const auto [begin, end] = units_of(w_hh, panel);
             p.run(p, row, begin, end, acc);
@@ -214,6 +258,20 @@ struct UserBackward {
     };
     run(0, entered, terms(p));
     if (entered < active) run(entered, active, 0);
+    norms.add_up_sums(mine, phase, active);
+    mine.group.arrive();
+  }
+
+  // The derivative of a phase before the last one, which takes the product.
+  void take_phase(const Share& mine, Progress at, int phase) const {
+    const int64_t active = mine.active_at(p.lanes[0].steps - 1 - at.taken);
+    const Range own = own_values(w_hh, mine.panels, 1).made;
+    mine.group.await();
+    norms.clear(mine, active);
+    for (int64_t i = 0; i < active; ++i) {
+      p.run(p, row_of(mine, i, at, phase), own.begin, own.end, nullptr);
+    }
+    norms.add_up_sums(mine, phase, active);
     mine.group.arrive();
   }
 };

@@ -37,7 +37,9 @@ class UserPass {
     p.b_hh = static_cast<const scalar_t*>(call.b_hh);
     p.cell = {int(call.gates),           int(call.states),    int(call.kept_values),
               int(call.extras),          int(call.recurrent), int(call.columns),
-              int(call.first_recurrent), call.input_order,    call.recurrent_order};
+              int(call.first_recurrent), call.input_order,    call.recurrent_order,
+              int(call.phases),          int(call.slots),     int(call.gradient_slots),
+              int(call.norms),           call.norm_table};
     p.initial = reinterpret_cast<const scalar_t* const*>(call.initial);
     p.states = reinterpret_cast<scalar_t* const*>(call.all_states);
     p.extras = extras_.data();

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "user_cell/interface.h"
+
 namespace fastbptt {
 
 // Of either pass; fastbptt/_compiled.py has the same list. See UserForwardParams, UserBackwardParams.
@@ -10,7 +12,9 @@ struct UserCall {
   int64_t is_double;
   int64_t T, B, N, I, H, direction, ld_kept;
   int64_t gates, states, kept_values, extras, recurrent, columns, first_recurrent;
+  int64_t phases, slots, gradient_slots, norms;
   const int *input_order, *recurrent_order;
+  const UserNorm* norm_table;
   void *forward, *backward;    // the library's functions
   const int64_t* offsets;      // [T+1], or null if uniform
   const int64_t* batch_sizes;  // [T], or null if uniform

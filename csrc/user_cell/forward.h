@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cpu/projection.h"
+#include "user_cell/norms.h"
 #include "user_cell/run.h"
 
 namespace fastbptt {
@@ -28,10 +29,13 @@ struct UserForward {
   Packed<scalar_t> w_hh, w_hr;  // w_hr: none
   scalar_t* state[2];           // [num_lanes, stride] h
   int64_t stride;
+  Norms<scalar_t> norms;
   int64_t bytes;
 
   UserForward(const Params& params, Arena arena, Split split)
-      : p(params), projection(p, &arena, p.cell.gates * p.H, p.pre, p.cell.gates * p.H) {
+      : p(params),
+        projection(p, &arena, p.cell.gates * p.H, p.pre, p.cell.gates * p.H),
+        norms(p, p.cell, &arena, p.cell.slots, 1) {
     const int64_t G = p.cell.gates, panel_vecs = panel_vecs_for<scalar_t>(p.H, G, split);
     w_hh = Packed<scalar_t>{nullptr, terms(p), p.H, G, panel_vecs, p.w_hh};
     if (p.w_hh && is_worth_packing(p.layout.N, p.H, p.lanes[0].steps == 1)) {
@@ -46,7 +50,7 @@ struct UserForward {
   // What a sum of W_hh is over.
   static int64_t terms(const Params& p) { return p.w_hh ? p.H : 0; }
   static StepWork work_of(const Params& p) {
-    return work_of_step(p, max(1, terms(p)), p.H, p.cell.gates);
+    return work_of_phases(p, work_of_step(p, max(1, terms(p)), p.H, p.cell.gates));
   }
 
   void pack(const Worker& worker) const {
@@ -76,6 +80,9 @@ struct UserForward {
     }
     for (; at.taken < end; advance(&at)) {
       for_each_share(shares, parts, [&](const Share& mine) { take_step(mine, at); });
+      for (int phase = 1; phase < p.cell.phases; ++phase) {
+        for_each_share(shares, parts, [&](const Share& mine) { take_phase(mine, at, phase); });
+      }
     }
   }
 
@@ -96,7 +103,7 @@ struct UserForward {
     }
   }
 
-  Row row_of(const Share& mine, int64_t i, Progress at) const {
+  Row row_of(const Share& mine, int64_t i, Progress at, int phase) const {
     const int64_t s = at.taken, index = mine.index(i);
     const Lane& lane = mine.lane(i);
     const int64_t row = row_at(p, lane, s);
@@ -105,15 +112,18 @@ struct UserForward {
             projection.row(row, at.first_row + index),
             state[(s + 1) % 2] + index * stride,
             is_reset_after(p, lane, s),
-            ends_sequence(lane, s) ? lane.batch : -1};
+            ends_sequence(lane, s) ? lane.batch : -1,
+            norms.of(mine, i, phase)};
   }
 
   void take_step(const Share& mine, Progress at) const {
     const scalar_t* const entering = state[at.taken % 2] + mine.first_lane * stride;
     const OwnValues own = own_values(w_hh, mine.panels, 1);
     const auto await = [&] { mine.group.await(); };
+    const int64_t active = mine.active_at(at.taken);
+    norms.clear(mine, active);
     for_each_row_group<Row>(
-        0, mine.active_at(at.taken), [&](int64_t i) { return row_of(mine, i, at); },
+        0, active, [&](int64_t i) { return row_of(mine, i, at, 0); },
         [&](int64_t first, int64_t last, const Row* rows) {
           step_tiles(mine.panels, w_hh, terms(p), entering, stride * mine.lane_step, own, first,
                      last, await, [&](int64_t i, int64_t panel, const scalar_t* acc) {
@@ -121,6 +131,22 @@ struct UserForward {
                        p.run(p, rows[i - first], begin, end, acc);
                      });
         });
+    norms.measure(mine, w_hh, 0, active);
+    mine.group.arrive();
+  }
+
+  // A phase after the first one, which takes the product.
+  void take_phase(const Share& mine, Progress at, int phase) const {
+    const int64_t active = mine.active_at(at.taken);
+    const Range own = own_values(w_hh, mine.panels, 1).made;
+    mine.group.await();
+    norms.clear(mine, active);
+    for (int64_t i = 0; i < active; ++i) {
+      const Row row = row_of(mine, i, at, phase);
+      norms.find(mine, i, phase, p.kept ? row_of_norms(p, row.row) : nullptr);
+      p.run(p, row, own.begin, own.end, nullptr);
+    }
+    norms.measure(mine, w_hh, phase, active);
     mine.group.arrive();
   }
 };

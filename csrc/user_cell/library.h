@@ -13,6 +13,10 @@
 namespace fastbptt {
 namespace {
 
+// Names a phase of a cell, see fastbptt/_phases.py.
+template <int number>
+struct Phase {};
+
 // Calls fn(unit, units that exist, acc) for the vectors of the units [begin, end), of which each has
 // `vecs` of acc.
 template <typename scalar_t, typename Fn>
@@ -76,42 +80,110 @@ template <typename Cell, typename scalar_t, typename Count>
   }
 }
 
-template <typename Cell, typename scalar_t>
-void user_forward(const UserForwardParams<scalar_t>& p, const UserForwardRow<scalar_t>& row,
-                  int64_t begin, int64_t end, const scalar_t* acc) {
+// The elements that there are; the rest is zero.
+template <typename V, int lanes>
+[[gnu::always_inline]] inline V first_of(V x, Whole<lanes>) {
+  return x;
+}
+template <typename V, int lanes>
+[[gnu::always_inline]] inline V first_of(V x, Part<lanes> part) {
+  typename Bits<V>::scalar_t values[lanes];
+  store(values, x);
+  return load_first(values, part);
+}
+
+// What a phase has of a lane: slots that others wrote, and what it adds to sums over units, `each` of
+// every normalization.
+template <typename Cell, int each, typename scalar_t>
+struct PhaseRow {
   using V = Vec<scalar_t>;
-  constexpr int W = kLanes<scalar_t>, G = Cell::kGates, S = Cell::kStates, K = Cell::kKept;
+  static constexpr int W = kLanes<scalar_t>;
+  scalar_t *slots, *sums;
+  int64_t ld_slots;
+  const scalar_t* stats;
+
+  explicit PhaseRow(const UserPhase<scalar_t>& in)
+      : slots(in.slots), sums(in.sums), ld_slots(in.ld_slots), stats(in.stats) {}
+
+  [[gnu::always_inline]] void load_slots(int64_t unit, int count, V* to) const {
+    for (int k = 0; k < count; ++k) to[k] = load(slots + k * ld_slots + unit);
+  }
+  [[gnu::always_inline]] void store_slots(int64_t unit, int begin, int end, const V* from) const {
+    for (int k = begin; k < end; ++k) store(slots + k * ld_slots + unit, from[k]);
+  }
+  // One number of each normalization, as UserPhase has them.
+  [[gnu::always_inline]] void load_stats(int which, V* to) const {
+    for (int n = 0; n < Cell::kNorms; ++n) {
+      to[n] = Bits<V>::broadcast(stats[n * UserPhase<scalar_t>::kStats + which]);
+    }
+  }
+  // Adds those of normalizations that are in phase `phase`.
+  template <int phase, typename Count>
+  [[gnu::always_inline]] void add_sums(Phase<phase>, Count count, const V* from) const {
+#pragma GCC unroll 128
+    for (int n = 0; n < each * Cell::kNorms; ++n) {
+      if (Cell::kNormPhases[n / each] != phase) continue;
+      store(sums + n * W, load(sums + n * W) + first_of(from[n], count));
+    }
+  }
+};
+
+template <typename Cell, int phase, typename scalar_t>
+void user_forward_phase(const UserForwardParams<scalar_t>& p, const UserForwardRow<scalar_t>& row,
+                        int64_t begin, int64_t end, const scalar_t* acc) {
+  using V = Vec<scalar_t>;
+  constexpr int W = kLanes<scalar_t>, G = Cell::kGates, S = Cell::kStates;
+  constexpr bool is_last = phase == Cell::kPhases - 1;
+  constexpr int first_slot = phase == 0 ? 0 : Cell::kSlotEnds[phase - 1];
+  constexpr int first_kept = phase == 0 ? 0 : Cell::kKeptEnds[phase - 1];
   const int64_t H = p.H;
   const scalar_t *const row_pre = row.pre, *const b_ih = p.b_ih, *const b_hh = p.b_hh;
   const ArgumentRows<Cell, scalar_t> arguments(p, H, row.row, row.before);
   const RowOfEach<scalar_t, S> states(p.states, H, row.row), last(p.last, H, row.ends);
+  const PhaseRow<Cell, 1, scalar_t> in(row.in);
   scalar_t* const row_kept = p.kept ? p.kept + row.row * p.ld_kept : nullptr;
   scalar_t* const h = row.h;
   const bool clears_h = row.clears_h;
-  for_each_vec(begin, end, acc, G, [&](int64_t unit, auto count, const scalar_t* sums) {
-    V pre[G], rec[G], before[S], extra[Cell::kExtras + 1], after[S], kept[K + 1];
-    load_gates<Cell>(row_pre, b_ih, H, unit, count, pre);
-    for (int g = 0; g < G; ++g) {
-      rec[g] = load(sums + g * W);
-      if (b_hh) rec[g] += load_first(b_hh + g * H + unit, count);
-    }
-    arguments.load(unit, count, before, extra);
-    Cell::forward(pre, rec, before, extra, after, kept);
-    for (int k = 0; k < S; ++k) {
-      store_first(states.rows[k] + unit, after[k], count);
-      if (last.rows[k]) store_first(last.rows[k] + unit, after[k], count);
-    }
-    for (int k = 0; row_kept && k < K; ++k) store_first(row_kept + k * H + unit, kept[k], count);
-    store(h + unit, clears_h ? V{} : after[Cell::kRecurrent]);
-  });
+  for_each_vec(
+      begin, end, acc, phase == 0 ? G : 0, [&](int64_t unit, auto count, const scalar_t* product) {
+        V pre[G], rec[G], before[S], extra[Cell::kExtras + 1], after[S], kept[Cell::kKept + 1];
+        V slots[Cell::kSlots + 1], sums[Cell::kNorms + 1];
+        V mean[Cell::kNorms + 1], scale[Cell::kNorms + 1];
+        load_gates<Cell>(row_pre, b_ih, H, unit, count, pre);
+        for (int g = 0; phase == 0 && g < G; ++g) {
+          rec[g] = load(product + g * W);
+          if (b_hh) rec[g] += load_first(b_hh + g * H + unit, count);
+        }
+        arguments.load(unit, count, before, extra);
+        in.load_slots(unit, first_slot, slots);
+        in.load_stats(0, mean);
+        in.load_stats(1, scale);
+        Cell::forward(Phase<phase>(), pre, rec, before, extra, mean, scale, slots, sums, after,
+                      kept);
+        in.store_slots(unit, first_slot, Cell::kSlotEnds[phase], slots);
+        in.add_sums(Phase<phase + 1>(), count, sums);
+        for (int k = first_kept; row_kept && k < Cell::kKeptEnds[phase]; ++k) {
+          store_first(row_kept + k * H + unit, kept[k], count);
+        }
+        if constexpr (is_last) {
+          for (int k = 0; k < S; ++k) {
+            store_first(states.rows[k] + unit, after[k], count);
+            if (last.rows[k]) store_first(last.rows[k] + unit, after[k], count);
+          }
+          store(h + unit, clears_h ? V{} : after[Cell::kRecurrent]);
+        }
+      });
 }
 
-template <typename Cell, typename scalar_t>
-void user_backward(const UserBackwardParams<scalar_t>& p, const UserBackwardRow<scalar_t>& row,
-                   int64_t begin, int64_t end, const scalar_t* acc) {
+template <typename Cell, int phase, typename scalar_t>
+void user_backward_phase(const UserBackwardParams<scalar_t>& p,
+                         const UserBackwardRow<scalar_t>& row, int64_t begin, int64_t end,
+                         const scalar_t* acc) {
   using V = Vec<scalar_t>;
   constexpr int G = Cell::kGates, S = Cell::kStates, K = Cell::kKept, C = Cell::kColumns;
   constexpr int E = Cell::kExtras;
+  constexpr bool begins = phase == Cell::kPhases - 1;
+  constexpr int first_slot = begins ? 0 : Cell::kGradientSlotEnds[phase + 1];
   const int64_t H = p.H, ld_carry = row.ld_carry;
   const scalar_t* const row_pre = Cell::kReadsPre ? p.pre + row.row * G * H : nullptr;
   const scalar_t* const b_ih = p.b_ih;
@@ -120,31 +192,78 @@ void user_backward(const UserBackwardParams<scalar_t>& p, const UserBackwardRow<
   const RowOfEach<const scalar_t, S> states(p.states, H, row.row);
   const RowOfEach<const scalar_t, S> d_states(p.d_states, H, row.row),
       d_last(p.d_last, H, row.ends);
-  const RowOfEach<scalar_t, E> d_extras(p.d_extras, H, row.row);
+  RowOfEach<scalar_t, E> d_extras(p.d_extras, H, row.row);
+  bool is_sum[E + 1];
+  for (int k = 0; k < E; ++k) {
+    is_sum[k] = p.extras[k].row_stride == 0;
+    if (d_extras.rows[k] && is_sum[k]) d_extras.rows[k] = row.extra_sums + k * ld_carry;
+  }
+  const PhaseRow<Cell, 2, scalar_t> in(row.in);
   scalar_t *const carry = row.carry, *const row_d = row.d;
   const scalar_t gate = row.gate;
   const bool is_last = row.is_last;
-  for_each_vec(begin, end, acc, 1, [&](int64_t unit, auto count, const scalar_t* sums) {
-    V pre[G], before[S], after[S], extra[E + 1], kept[K + 1];
-    V d_after[S], d[C], d_before[S], d_extra[E + 1];
-    for (int k = 0; k < K; ++k) kept[k] = load_first(row_kept + k * H + unit, count);
-    if constexpr (Cell::kReadsPre) load_gates<Cell>(row_pre, b_ih, H, unit, count, pre);
-    arguments.load(unit, count, before, extra);
-    for (int k = 0; k < S; ++k) {
-      after[k] = load_first(states.rows[k] + unit, count);
-      V from_after = is_last ? V{} : load(carry + k * ld_carry + unit);
-      if (k == Cell::kRecurrent) from_after += load(sums);
-      d_after[k] = gate == 0 ? V{} : from_after * gate;  // stops infinity and NaN too
-      if (d_states.rows[k]) d_after[k] += load_first(d_states.rows[k] + unit, count);
-      if (d_last.rows[k]) d_after[k] += load_first(d_last.rows[k] + unit, count);
-    }
-    Cell::backward(pre, before, after, extra, kept, d_after, d, d_before, d_extra);
-    for (int c = 0; c < C; ++c) store_first(row_d + c * H + unit, d[c], count);
-    for (int k = 0; k < S; ++k) store(carry + k * ld_carry + unit, d_before[k]);
-    for (int k = 0; k < E; ++k) {
-      if (d_extras.rows[k]) store_first(d_extras.rows[k] + unit, d_extra[k], count);
-    }
-  });
+  for_each_vec(
+      begin, end, acc, begins ? 1 : 0, [&](int64_t unit, auto count, const scalar_t* product) {
+        V pre[G], before[S], after[S], extra[E + 1], kept[K + 1];
+        V d_after[S], d[C], d_before[S], d_extra[E + 1];
+        V slots[Cell::kGradientSlots + 1], sums[2 * Cell::kNorms + 1];
+        V mean[Cell::kNorms + 1], scale[Cell::kNorms + 1];
+        V d_mean[Cell::kNorms + 1], d_scale[Cell::kNorms + 1];
+        for (int k = 0; k < K; ++k) kept[k] = load_first(row_kept + k * H + unit, count);
+        if constexpr (Cell::kReadsPre) load_gates<Cell>(row_pre, b_ih, H, unit, count, pre);
+        arguments.load(unit, count, before, extra);
+        for (int k = 0; k < S; ++k) {
+          after[k] = load_first(states.rows[k] + unit, count);
+          if constexpr (!begins) continue;
+          V from_after = is_last ? V{} : load(carry + k * ld_carry + unit);
+          if (k == Cell::kRecurrent) from_after += load(product);
+          d_after[k] = gate == 0 ? V{} : from_after * gate;  // stops infinity and NaN too
+          if (d_states.rows[k]) d_after[k] += load_first(d_states.rows[k] + unit, count);
+          if (d_last.rows[k]) d_after[k] += load_first(d_last.rows[k] + unit, count);
+        }
+        in.load_slots(unit, first_slot, slots);
+        in.load_stats(0, mean);
+        in.load_stats(1, scale);
+        in.load_stats(2, d_mean);
+        in.load_stats(3, d_scale);
+        Cell::backward(Phase<phase>(), pre, before, after, extra, kept, mean, scale, d_mean,
+                       d_scale, d_after, slots, sums, d, d_before, d_extra);
+        in.store_slots(unit, first_slot, Cell::kGradientSlotEnds[phase], slots);
+        in.add_sums(Phase<phase>(), count, sums);
+#pragma GCC unroll 128
+        for (int c = 0; c < C; ++c) {
+          if (Cell::kPhaseOf_d[c] == phase) store_first(row_d + c * H + unit, d[c], count);
+        }
+#pragma GCC unroll 128
+        for (int k = 0; k < S; ++k) {
+          if (Cell::kPhaseOf_d_before[k] == phase) store(carry + k * ld_carry + unit, d_before[k]);
+        }
+#pragma GCC unroll 128
+        for (int k = 0; k < E; ++k) {
+          if (Cell::kPhaseOf_d_extra[k] != phase || !d_extras.rows[k]) continue;
+          scalar_t* const to = d_extras.rows[k] + unit;
+          is_sum[k] ? store(to, load(to) + d_extra[k]) : store_first(to, d_extra[k], count);
+        }
+      });
+}
+
+// The phase that a row is in.
+template <typename Cell, int phase = 0, typename Params, typename Row, typename scalar_t>
+void user_forward(const Params& p, const Row& row, int64_t begin, int64_t end,
+                  const scalar_t* acc) {
+  if constexpr (phase + 1 < Cell::kPhases) {
+    if (row.in.phase > phase) return user_forward<Cell, phase + 1>(p, row, begin, end, acc);
+  }
+  user_forward_phase<Cell, phase>(p, row, begin, end, acc);
+}
+
+template <typename Cell, int phase = 0, typename Params, typename Row, typename scalar_t>
+void user_backward(const Params& p, const Row& row, int64_t begin, int64_t end,
+                   const scalar_t* acc) {
+  if constexpr (phase + 1 < Cell::kPhases) {
+    if (row.in.phase > phase) return user_backward<Cell, phase + 1>(p, row, begin, end, acc);
+  }
+  user_backward_phase<Cell, phase>(p, row, begin, end, acc);
 }
 
 }  // namespace

@@ -14,6 +14,19 @@ Range units_of(const Packed<scalar_t>& units, int64_t panel) {
   return {units.first_unit(panel), min(units.units, units.first_unit(panel + 1))};
 }
 
+// A step's work, with a barrier after each phase of the cell.
+template <typename Params>
+StepWork work_of_phases(const Params& p, StepWork work) {
+  work.barriers = p.cell.phases;
+  return work;
+}
+
+// Where a row keeps the means and scales of what is normalized.
+template <typename Params>
+auto* row_of_norms(const Params& p, int64_t row) {
+  return p.kept + row * p.ld_kept + p.cell.kept * p.H;
+}
+
 // Pass has p, w_hh, w_hr, a Progress and
 //   pack(worker)                     before the steps, for a share of the panels
 //   start_block(at, team)            before the steps of a block; how many are taken at its end

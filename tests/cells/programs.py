@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
+from fastbptt import cells, layer_norm
 from fastbptt._program import Leaf, Op, Program, Ref
+from fastbptt._trace import trace
 
 
 class Builder:
@@ -135,6 +139,29 @@ def extrema() -> Program:
     return b.program(b.add(b.mul(low, 0.5), b.mul(high, 0.25)))
 
 
+def normalized(pre, rec, state, gain, shift):
+    """Normalizations of all kinds: one after another, with numbers, of what is not used, chosen."""
+    h, c = state
+    x = layer_norm((pre[0], rec[0] * h, 0.5, c), gain, eps=1e-3)
+    is_more = x[0] > x[2]
+    y = layer_norm(rec[1] + x[0] * shift, bias=h)
+    z = layer_norm((y, rec[1], x[1]), eps=0.1)
+    w = layer_norm(c)
+    return torch.where(is_more, z[1], z[0]) + w * z[2] + gain, torch.tanh(y) * c + w
+
+
+def passing(pre, rec, state):
+    """States that are others, or gates, and one that is nothing but a normalized value."""
+    return state[1], layer_norm(state[0] + rec[0], eps=0.1), pre[0]
+
+
+def twice(pre, rec, state):
+    """A normalized value that is normalized again, and values of the first phase in the last."""
+    a, b = layer_norm((pre[0] + rec[0], state[0]), eps=0.2)
+    (q,) = layer_norm((layer_norm(a, eps=0.3),), eps=0.4)
+    return (torch.tanh(q) + torch.sin(rec[1]) * torch.exp(-state[0] * state[0]) + rec[0] * 0.1,)
+
+
 # The program, the state that W_hh sees, and what the extra arguments are by unit and step.
 CASES = {
     "elman": (elman(), 0, ()),
@@ -148,4 +175,9 @@ CASES = {
     "independent": (independent(), 0, ("unit",)),
     "every operation": (every_operation(), 0, ()),
     "extrema": (extrema(), 0, ()),
+    "layer norm gru": (cells.layer_norm_gru.program, 0, ("unit",) * 12),
+    "layer norm lstm": (cells.layer_norm_lstm.program, 0, ("number",) * 4 + ("unit",) * 10),
+    "normalized": (trace(normalized, 2, 2, ("gain", "shift")), 1, ("unit", "step")),
+    "passing": (trace(passing, 1, 3, ()), 1, ()),
+    "twice": (trace(twice, 2, 1, ()), 0, ()),
 }

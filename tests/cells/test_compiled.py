@@ -9,7 +9,7 @@ import torch
 
 import fastbptt
 from cells.programs import CASES, Builder, every_operation, extrema, gru, leaky
-from fastbptt import _codegen, _compiled
+from fastbptt import _codegen, _compiled, cells
 from fastbptt._compiled import Arguments
 from fastbptt._program import Leaf
 
@@ -25,6 +25,7 @@ def compiled(program, recurrent=0, dtype=torch.float64):
 
 
 I = 6
+NORMALIZED = ["layer norm gru", "layer norm lstm", "normalized"]
 
 
 def arguments(name, T, B, H, dtype=torch.float64, seed=0):
@@ -184,7 +185,7 @@ def test_equals_its_program(name):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 1, 8), (4, 9, 33), (3, 40, 70)])
-@pytest.mark.parametrize("name", ["gru", "three states"])
+@pytest.mark.parametrize("name", ["gru", "three states", "normalized", "twice"])
 def test_shapes(name, shape):
     check(name, *shape)
 
@@ -200,7 +201,7 @@ def test_many_gates_of_many_rows():
 
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("B", [1, 4])
-@pytest.mark.parametrize("name", ["leaky by unit", "lstm", "three states"])
+@pytest.mark.parametrize("name", ["leaky by unit", "lstm", "three states", *NORMALIZED])
 def test_resets_and_gates(name, B, direction):
     """With one sequence, what resets and closed gates cut apart is run side by side."""
     T = 30
@@ -217,7 +218,7 @@ def test_resets_and_gates(name, B, direction):
     check(name, T, B, 11, direction=direction)
 
 
-@pytest.mark.parametrize("name", ["leaky by unit", "gru", "three states", "masked"])
+@pytest.mark.parametrize("name", ["leaky by unit", "gru", "three states", "masked", *NORMALIZED])
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("bounded", [False, True], ids=["open", "bounded"])
 def test_packed_in_several_blocks(name, direction, bounded):
@@ -262,7 +263,7 @@ def test_only_wanted_gradients():
         assert torch.equal(found[i], flat[i])
 
 
-@pytest.mark.parametrize("name", ["leaky", "gru", "lstm", "every operation"])
+@pytest.mark.parametrize("name", ["leaky", "gru", "lstm", "every operation", *NORMALIZED])
 def test_float32(name):
     """Its error is at most twice that of the program's own steps."""
     program, recurrent, _ = CASES[name]
@@ -286,7 +287,7 @@ def test_float32(name):
         assert error <= 2 * peers + 1e-6 * scale
 
 
-@pytest.mark.parametrize("name", ["leaky by unit", "masked"])
+@pytest.mark.parametrize("name", ["leaky by unit", "masked", "normalized"])
 def test_gradcheck(name):
     program, recurrent, _ = CASES[name]
     of = arguments(name, 4, 2, 3)
@@ -297,14 +298,15 @@ def test_gradcheck(name):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("name", ["gru", "three states"])
-def test_threads_and_repeats(name, threads):
+@pytest.mark.parametrize("shape", [(20, 6, 130), (120, 1, 200)], ids=["lanes", "units"])
+@pytest.mark.parametrize("name", ["gru", "three states", *NORMALIZED])
+def test_threads_and_repeats(name, shape, threads):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        check(name, 20, 6, 130)
+        check(name, *shape)
         program, recurrent, _ = CASES[name]
-        of = arguments(name, 20, 6, 130)
+        of = arguments(name, *shape)
         layer = compiled(program, recurrent)
 
         def once():
@@ -425,6 +427,20 @@ def test_values_kept():
     assert found["gru"] == (4, False)  # r, z, n and W_hh's part of n
     assert found["lstm"] == (4, True)
     assert found["independent"] == (0, True)
+
+
+def test_phases_of_normalized_cells():
+    """Normalized values are kept where they cannot be made of a gate or state that is in memory."""
+    found = _codegen.shape_of(CASES["layer norm gru"][0])
+    assert (found.phases, found.kept, found.slots) == (2, 6, 6)  # W_hh's part, and r, z and n
+    assert found.reads_pre and not found.fits_pre
+    assert [norm[:3] for norm in found.norms] == [(1, 0, 3), (1, 3, 3)]
+    found = _codegen.shape_of(CASES["layer norm lstm"][0])
+    assert (found.phases, found.kept) == (3, 9)  # as well the tanh of c, but not c
+    assert [norm[:3] for norm in found.norms] == [(1, 0, 4), (1, 4, 4), (2, 8, 1)]
+    found = _codegen.shape_of(cells.dreamer_gru.program)
+    assert (found.phases, found.kept, found.columns.first_recurrent) == (2, 6, 0)
+    assert _codegen.shape_of(gru()).norms == () and _codegen.shape_of(gru()).phases == 1
 
 
 def test_gates_whose_gradients_are_the_same_share_them():
