@@ -54,6 +54,7 @@ struct Norms {
 
   // Before the sums of a phase.
   void clear(const Share& mine, int64_t lanes) const {
+    if (cell.norms == 0) return;
     for (int64_t i = 0; i < lanes; ++i) {
       scalar_t* const own = of(mine, i, 0).sums;
       std::fill(own, own + cell.norms * per_norm * W, scalar_t(0));
@@ -62,6 +63,7 @@ struct Norms {
 
   // After a phase of the forward pass: the part's own moments of what the next one normalizes.
   void measure(const Share& mine, const Packed<scalar_t>& units, int phase, int64_t lanes) const {
+    if (cell.norms == 0) return;
     const Range own = own_values(units, mine.panels, 1).made;
     for (int64_t i = 0; i < lanes; ++i) {
       const UserPhase<scalar_t> lane = of(mine, i, phase);
@@ -82,6 +84,7 @@ struct Norms {
 
   // After a phase of the backward pass: the part's own sums.
   void add_up_sums(const Share& mine, int phase, int64_t lanes) const {
+    if (cell.norms == 0) return;
     for (int64_t i = 0; i < lanes; ++i) {
       const UserPhase<scalar_t> lane = of(mine, i, phase);
       for (int n = 0; n < cell.norms; ++n) {
