@@ -8,6 +8,7 @@ the network again on each of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -201,14 +202,16 @@ def run_windows(
     begin at step 0 begin with the caller's states, and only through these reach a given ``hx``.
     """
     T, k1, k2 = input.size(0), truncation.k1, truncation.k2
-    outputs, entering = [], [states]  # of all layers, entering each step
-    with torch.no_grad():
-        for t in range(T):
-            output, last = stack(input[t : t + 1], entering[t], per_step.of(slice(t, t + 1)))
-            outputs.append(output[0])
-            entering.append(last)
-    for first in range(0, T, k1):
-        begin, end = max(0, first - (k2 - k1)), min(first + k1, T)
+    begins = {first: max(0, first - (k2 - k1)) for first in range(0, T, k1)}
+    pieces, entering = [], {0: states}
+    with torch.no_grad():  # from where one window begins to where the next one does
+        for begin, end in pairwise(sorted({*begins.values(), T})):
+            piece = slice(begin, end)
+            output, entering[end] = stack(input[piece], entering[begin], per_step.of(piece))
+            pieces.append(output)
+    outputs = list(torch.cat(pieces))
+    for first, begin in begins.items():
+        end = min(first + k1, T)
         window = slice(begin, end)
         output, last = stack(input[window], entering[begin], per_step.of(window))
         counted = end - 1 if truncation.last_only else first
@@ -225,11 +228,11 @@ def run_side_by_side(
 ) -> tuple[Tensor, States]:
     """Windows that do not overlap: the state is cut between them, in both directions alike."""
     T, B, k = *input.shape[:2], truncation.k1
-    cuts = [0.0 if t > 0 and t % k == 0 else 1.0 for t in range(T)]
-    kappa = torch.tensor(cuts, device=input.device).unsqueeze(1).expand(T, B)
+    t = torch.arange(T, device=input.device)
+    kappa = ((t % k > 0) | (t == 0)).to(input.dtype).unsqueeze(1).expand(T, B)
     output, last = stack(input, states, per_step._replace(kappa=kappa))
     if truncation.last_only:
-        ends = torch.tensor([t % k == k - 1 or t == T - 1 for t in range(T)], device=input.device)
+        ends = (t % k == k - 1) | (t == T - 1)
         output = torch.where(ends[:, None, None], output, output.detach())
     return output, last
 
