@@ -261,6 +261,14 @@ def test_autocast(name):
 
 
 @pytest.mark.parametrize("name", NORMALIZED)
+def test_without_gradients(name):
+    net, x = net_of(getattr(cells, name), 2), data(6, 2, 3)
+    expected = net(x)[0]
+    with torch.no_grad():
+        assert torch.equal(net(x)[0], expected)
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
 def test_transforms(name):
     net, x = net_of(getattr(cells, name)), data(4, 3, 2, 3)
     weights = dict(net.named_parameters())
