@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from setuptools import setup
+from setuptools.command.build_py import build_py
 from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
 
@@ -34,6 +35,18 @@ SOURCES = [
     "csrc/cpu/isa_avx512.cpp",
     "csrc/cpu/isa_avx2.cpp",
     "csrc/cpu/isa_baseline.cpp",
+    "csrc/user_cell/call.cpp",
+]
+# What users' cells are compiled against, as in fastbptt/_compiler.py.
+CELL_HEADERS = [
+    "csrc/cells.h",
+    "csrc/host_device.h",
+    "csrc/params.h",
+    "csrc/cpu/numbers.h",
+    "csrc/cpu/vec.h",
+    "csrc/user_cell/functions.h",
+    "csrc/user_cell/library.h",
+    "csrc/user_cell/interface.h",
 ]
 CUDA_SOURCES = [
     "csrc/cuda/torch/ops_cuda.cpp",
@@ -131,6 +144,19 @@ class IncrementalBuild(BuildExtension):
             self.build_temp = f"build/temp.{self.plat_name}-{sys.implementation.cache_tag}"
 
 
+class BuildWithHeaders(build_py):
+    """Ships the headers that cells are compiled against. A checkout has them already."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for path in CELL_HEADERS:
+            to = Path(self.build_lib, "fastbptt", "_include", *Path(path).parts[1:])
+            self.mkpath(str(to.parent))
+            self.copy_file(path, str(to))
+
+
 # As system headers, torch's own give no warnings.
 cxx_flags = COMPILE_FLAGS + [f"-isystem{path}" for path in include_paths()]
 include_dirs = [os.path.abspath("csrc")]
@@ -154,5 +180,5 @@ setup(
             extra_link_args=LINK_FLAGS,
         )
     ],
-    cmdclass={"build_ext": IncrementalBuild},
+    cmdclass={"build_ext": IncrementalBuild, "build_py": BuildWithHeaders},
 )

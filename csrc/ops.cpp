@@ -1,5 +1,6 @@
 // The operators' schemas, and the _C module that loads them.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/InferenceMode.h>
@@ -12,6 +13,7 @@
 #include "checks.h"
 #include "cpu/kernels.h"
 #include "network.h"
+#include "user_cell/call.h"
 #include "workspace.h"
 
 namespace fastbptt {
@@ -53,6 +55,16 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "set_cpu_isa", [](const std::string& isa) { select_isa(isa, "set_cpu_isa's argument"); },
       pybind11::arg("isa"), "Runs the kernels of this instruction set from now on.");
+  m.def(
+      "user_cell",
+      [](uintptr_t call, bool goes_back) {
+        HANDLE_TH_ERRORS
+        const pybind11::gil_scoped_release no_gil;
+        const auto& user_call = *reinterpret_cast<const UserCall*>(call);
+        (goes_back ? run_user_backward : run_user_forward)(user_call, at::get_num_threads());
+        END_HANDLE_TH_ERRORS_PYBIND
+      },
+      "A pass of a user's cell, given the address of a UserCall.");
   m.def(
       "cuda_built",
       [] {

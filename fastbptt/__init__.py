@@ -13,6 +13,7 @@ from fastbptt.cell import cell
 from fastbptt.convert import convert, revert
 from fastbptt.functional import gru, lstm, rnn
 from fastbptt.nn import GRU, LSTM, RNN
+from fastbptt.normalization import layer_norm
 from fastbptt.ops import get_workspace_limit, set_workspace_limit
 from fastbptt.patch import patch
 from fastbptt.recurrent import Recurrent
@@ -35,6 +36,7 @@ __all__ = [
     "diagnostics",
     "get_workspace_limit",
     "gru",
+    "layer_norm",
     "lstm",
     "patch",
     "reference",

@@ -8,6 +8,7 @@ the network again on each of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -27,11 +28,12 @@ class PerStep(NamedTuple):
     resets: Tensor | None = None  # [T, B], True where the state entering step t is zeros
     masks: tuple[Tensor, ...] = ()  # [T, B, D*R] each, the dropout after each layer but the last
     inputs: tuple[Tensor, ...] = ()  # [T, B, L*D, ...] each, what else the cells take at a step
+    batch_sizes: Tensor | None = None  # of a packed batch, where rows [N] take the place of [T, B]
 
     def of(self, *index: slice | Tensor) -> PerStep:
         """The same of some steps, or of some steps and sequences."""
         kappa, resets = (None if x is None else x[index] for x in self[:2])
-        masks, inputs = (tuple(x[index] for x in each) for each in self[2:])
+        masks, inputs = (tuple(x[index] for x in each) for each in self[2:4])
         return PerStep(kappa, resets, masks, inputs)
 
 
@@ -84,6 +86,8 @@ def unroll(
     it begins with, at step T - 1, is neither gated nor reset.
     """
     T = input.size(0)
+    if per_step.batch_sizes is not None:
+        return _unroll_rows(cell, input, states, weights, per_step, reverse)
     every: list[States] = []
     for t in reversed(range(T)) if reverse else range(T):
         crossed = t + 1 if reverse else t  # the place in time between the last step and this one
@@ -100,6 +104,51 @@ def unroll(
     return tuple(torch.stack(of_all) for of_all in zip(*every, strict=True)), states
 
 
+def _unroll_rows(
+    cell: Cell,
+    input: Tensor,
+    states: States,
+    weights: Sequence[Tensor | None],
+    per_step: PerStep,
+    reverse: bool,
+) -> tuple[States, States]:
+    """As unroll, of a packed batch's rows: every sequence by itself, without packing's tricks."""
+    row, there = rows_of(per_step.batch_sizes)
+    finished, alone, places = [], [], []
+    for b in range(len(states[0])):
+        own = row[:, b][there[:, b]].to(input.device)
+        its = per_step._replace(masks=(), batch_sizes=None).of(own[:, None])
+        initial = tuple(state[b : b + 1] for state in states)
+        every, last = unroll(cell, input[own[:, None]], initial, weights, its, reverse)
+        finished.append(last)
+        alone.append(every)
+        places.append(own)
+    back = torch.cat(places).argsort()
+    every = tuple(
+        torch.cat([of_state.squeeze(1) for of_state in of_all])[back]
+        for of_all in zip(*alone, strict=True)
+    )
+    return every, tuple(torch.cat(of_all) for of_all in zip(*finished, strict=True))
+
+
+def rows_of(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """A packed batch's row of each step and sequence, [T, B], and which of them there are."""
+    there = torch.arange(int(batch_sizes[0])) < batch_sizes[:, None]
+    return (there.flatten().cumsum(0) - 1).view(there.shape), there
+
+
+def last_states(every: States, per_step: PerStep, reverse: bool) -> States:
+    """The last of all states [T, B, ...] or, of a packed batch, [N, ...]."""
+    if per_step.batch_sizes is None:
+        return tuple(each[0 if reverse else -1] for each in every)
+    row, there = rows_of(per_step.batch_sizes)
+    ends = row[0] if reverse else row.gather(0, there.sum(0)[None] - 1)[0]
+    return tuple(each[ends.to(each.device)] for each in every)
+
+
+Unroll = Callable[..., tuple[States, States]]  # unroll, or what takes its place
+
+
 def stack_layers(
     cell: Cell,
     weights: Sequence[Sequence[Tensor | None]],
@@ -110,13 +159,14 @@ def stack_layers(
     *,
     output_state: int = 0,
     with_states: bool = False,
+    unroll: Unroll = unroll,
 ) -> tuple[Tensor, States]:
     """All layers: input [T, B, I], states [L*D, B, ...] -> output [T, B, D*R], the last states.
 
     ``weights`` holds one sequence for each layer and direction, in the order of the states.
     ``output_state`` is the number of the state that is a layer's output. ``with_states`` has all
     states of all steps follow the output's features: the first of each layer and direction, then
-    the second of each.
+    the second of each. ``unroll`` runs a layer in one direction.
     """
     finals, kept = [], []
     for layer in range(len(weights) // directions):
@@ -126,7 +176,7 @@ def stack_layers(
         for direction in range(directions):
             i = layer * directions + direction
             initial = tuple(state[i] for state in states)
-            own = per_step._replace(inputs=tuple(each[:, :, i] for each in per_step.inputs))
+            own = per_step._replace(inputs=tuple(x.select(-2, i) for x in per_step.inputs))
             every, last = unroll(cell, input, initial, weights[i], own, direction == 1)
             outputs.append(every[output_state])
             finals.append(last)
@@ -152,14 +202,16 @@ def run_windows(
     begin at step 0 begin with the caller's states, and only through these reach a given ``hx``.
     """
     T, k1, k2 = input.size(0), truncation.k1, truncation.k2
-    outputs, entering = [], [states]  # of all layers, entering each step
-    with torch.no_grad():
-        for t in range(T):
-            output, last = stack(input[t : t + 1], entering[t], per_step.of(slice(t, t + 1)))
-            outputs.append(output[0])
-            entering.append(last)
-    for first in range(0, T, k1):
-        begin, end = max(0, first - (k2 - k1)), min(first + k1, T)
+    begins = {first: max(0, first - (k2 - k1)) for first in range(0, T, k1)}
+    pieces, entering = [], {0: states}
+    with torch.no_grad():  # from where one window begins to where the next one does
+        for begin, end in pairwise(sorted({*begins.values(), T})):
+            piece = slice(begin, end)
+            output, entering[end] = stack(input[piece], entering[begin], per_step.of(piece))
+            pieces.append(output)
+    outputs = list(torch.cat(pieces))
+    for first, begin in begins.items():
+        end = min(first + k1, T)
         window = slice(begin, end)
         output, last = stack(input[window], entering[begin], per_step.of(window))
         counted = end - 1 if truncation.last_only else first
@@ -176,11 +228,11 @@ def run_side_by_side(
 ) -> tuple[Tensor, States]:
     """Windows that do not overlap: the state is cut between them, in both directions alike."""
     T, B, k = *input.shape[:2], truncation.k1
-    cuts = [0.0 if t > 0 and t % k == 0 else 1.0 for t in range(T)]
-    kappa = torch.tensor(cuts, device=input.device).unsqueeze(1).expand(T, B)
+    t = torch.arange(T, device=input.device)
+    kappa = ((t % k > 0) | (t == 0)).to(input.dtype).unsqueeze(1).expand(T, B)
     output, last = stack(input, states, per_step._replace(kappa=kappa))
     if truncation.last_only:
-        ends = torch.tensor([t % k == k - 1 or t == T - 1 for t in range(T)], device=input.device)
+        ends = (t % k == k - 1) | (t == T - 1)
         output = torch.where(ends[:, None, None], output, output.detach())
     return output, last
 
@@ -210,6 +262,7 @@ def run_layout(
     *,
     batch_first: bool = False,
     bidirectional: bool = False,
+    by_rows: bool = False,
 ) -> tuple[Tensor | PackedSequence, States]:
     """A network over a module's input, padded, unbatched or packed, as its ``forward`` takes it.
 
@@ -223,6 +276,7 @@ def run_layout(
             sequences; time comes first, and B is 1 without a batch.
         batch_first: whether B leads in a padded input, in resets and in masks.
         bidirectional: whether the network is.
+        by_rows: whether the network may be given a packed batch as it is, rows [N, I].
 
     Raises:
         TypeError: ``resets`` is not bool.
@@ -236,7 +290,9 @@ def run_layout(
         )
     masks, inputs = tuple(masks), tuple(inputs)
     if isinstance(input, PackedSequence):
-        return _run_packed(stack, input, states, truncation, resets, masks, inputs)
+        overlap = isinstance(truncation, Windowed) and truncation.k1 < truncation.k2
+        run = _run_rows if by_rows and not overlap else _run_packed
+        return run(stack, input, states, truncation, resets, masks, inputs)
     is_unbatched = input.dim() == 2  # a batch of one
 
     def time_first(x: Tensor) -> Tensor:
@@ -294,6 +350,39 @@ def _run_packed(
     if unsorted_indices is not None:
         states = tuple(state.index_select(1, unsorted_indices) for state in states)
     return output, states
+
+
+def _run_rows(
+    stack: Stack,
+    input: PackedSequence,
+    states: States,
+    truncation: Truncation | None,
+    resets: Tensor | None,
+    masks: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+) -> tuple[PackedSequence, States]:
+    """A packed batch as it is; windows lie side by side."""
+    data, batch_sizes, sorted_indices, unsorted_indices = input
+    row, there = rows_of(batch_sizes)
+    per_step = by_step(*row.shape, truncation, resets, data.device)._replace(inputs=inputs)
+    if sorted_indices is not None:
+        states = tuple(state.index_select(1, sorted_indices) for state in states)
+        per_step = per_step.of(slice(None), sorted_indices)
+    per_step = per_step.of(there.to(data.device))._replace(masks=masks, batch_sizes=batch_sizes)
+    is_end = None
+    if isinstance(truncation, Windowed):
+        t, b = there.nonzero(as_tuple=True)
+        k = min(truncation.k1, len(batch_sizes))
+        kappa = ((t % k > 0) | (t == 0)).to(data.device, data.dtype)
+        per_step = per_step._replace(kappa=kappa)
+        if truncation.last_only:
+            is_end = (t % k == k - 1) | (t == there.sum(0)[b] - 1)
+    output, states = stack(data, states, per_step)
+    if is_end is not None:
+        output = torch.where(is_end[:, None].to(data.device), output, output.detach())
+    if unsorted_indices is not None:
+        states = tuple(state.index_select(1, unsorted_indices) for state in states)
+    return PackedSequence(output, *input[1:]), states
 
 
 def by_step(

@@ -1,9 +1,9 @@
-"""A cell's function as a list of elementwise operations."""
+"""A cell's function as a list of operations, elementwise but for normalization over all units."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,8 +24,9 @@ Argument = Ref | int | float | bool
 class Leaf(NamedTuple):
     """What a program starts from: ``pre`` or ``rec`` of a gate, a state, or an extra argument.
 
-    ``key`` is the number of the gate or state, or the argument's name. All of a cell's are there,
-    used or not, in this order.
+    ``key`` is the number of the gate or state, or the argument's name; one with a value for each
+    gate has as many leaves, ``name[0]`` and so on. All of a cell's are there, used or not, in this
+    order.
     """
 
     kind: str
@@ -34,7 +35,12 @@ class Leaf(NamedTuple):
 
 @dataclass(frozen=True)
 class Op:
-    """An operation named as in torch, of earlier values and constants."""
+    """An operation named as in torch, of earlier values and constants.
+
+    All are elementwise but ``normalized``, of (k, v_0, ..., v_n, eps): v_k less the mean, divided
+    by the deviation, of v_0 to v_n over all units of all of them; eps is added to the variance.
+    Those that differ in k alone have mean and deviation in common, two numbers for each row.
+    """
 
     name: str
     args: tuple[Argument, ...]
@@ -67,6 +73,19 @@ class Program:
         """Whether a leaf of that kind has a part in the results."""
         used = {argument for op in self.ops for argument in op.args} | set(self.results)
         return any(Ref(i) in used for i, leaf in enumerate(self.leaves) if leaf.kind == kind)
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """For each value how many normalizations, one after another, come before it is known.
+
+        Values of phase p are elementwise functions of one another, of earlier phases' and of the
+        normalized ones of phase p, whose means and deviations are of earlier phases' values.
+        """
+        known = [0] * len(self.leaves)
+        for op in self.ops:
+            of_args = [known[arg.index] for arg in op.args if isinstance(arg, Ref)]
+            known.append(max(of_args, default=0) + (op.name == "normalized"))
+        return tuple(known)
 
     def __str__(self) -> str:
         def text(argument: Argument) -> str:
@@ -107,7 +126,19 @@ def _as_tensors(function: Callable) -> Callable:
     return of_numbers_too
 
 
+def normalize(values: Sequence[Tensor | float], eps: float) -> tuple[Tensor, ...]:
+    """``values``, which broadcast to [..., H], normalized jointly over all units of all of them."""
+    tensors = [x for x in values if isinstance(x, Tensor)]
+    like = max(tensors, key=Tensor.dim) if tensors else torch.tensor(0.0)
+    # Numbers, as tensors of no dimension too, may be on another device.
+    each = (x if isinstance(x, Tensor) and x.dim() else torch.as_tensor(x).to(like) for x in values)
+    wide = [x if x.dim() else x.reshape(1) for x in torch.broadcast_tensors(*each)]
+    joint = wide[0] if len(wide) == 1 else torch.cat(wide, -1)
+    return torch.nn.functional.layer_norm(joint, joint.shape[-1:], eps=eps).chunk(len(wide), -1)
+
+
 EVALUATE: dict[str, Callable] = {
+    "normalized": lambda k, *of: normalize(of[:-1], float(of[-1]))[int(k)],
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,

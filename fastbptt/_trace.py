@@ -11,6 +11,7 @@ import numbers
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, NoReturn
 
 import torch
@@ -22,13 +23,14 @@ from fastbptt._program import EVALUATE, Leaf, Op, Program, Ref
 
 __all__ = ["Leaf", "Op", "Program", "Ref", "trace"]
 
+_OWN = ("_elementwise", "_trace", "normalization")  # modules whose lines no error names
 _RANDOM = {
     *("rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm"),
     *("bernoulli", "bernoulli_", "dropout", "feature_dropout", "alpha_dropout", "normal"),
     *("normal_", "uniform_", "poisson", "multinomial", "exponential_", "rrelu", "binomial"),
     *("feature_alpha_dropout", "gumbel_softmax", "cauchy_", "geometric_", "log_normal_"),
 }
-_HERE = {__file__, _elementwise.__file__}
+_HERE = {os.path.join(os.path.dirname(__file__), f"{name}.py") for name in _OWN}
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _TRUTHS = ("lt", "le", "eq")
 
@@ -122,6 +124,8 @@ def _apply(name: str, args: tuple, kwargs: dict[str, Any]) -> Any:
     if name in _RANDOM:
         _refuse_random(name)
     if name not in _elementwise.FUNCTIONS:
+        if name == "layer_norm":
+            _refuse("layer_norm, which for a cell is fastbptt.layer_norm,")
         if name.endswith("_"):
             _refuse(f"{name}, which changes a value in place,")
         _refuse(f"{name}, which is not in the list of operations,")
@@ -271,7 +275,13 @@ class _NoDraws(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def trace(function: Callable, gates: int, states: int, extras: Sequence[str]) -> Program:
+def trace(
+    function: Callable,
+    gates: int,
+    states: int,
+    extras: Sequence[str],
+    per_gate: Sequence[str] = (),
+) -> Program:
     """The program of a cell's function.
 
     Args:
@@ -279,6 +289,7 @@ def trace(function: Callable, gates: int, states: int, extras: Sequence[str]) ->
             tuples of one value for each gate, ``state`` of one for each state.
         gates, states: how many, at least 1.
         extras: the names of the function's other arguments, in its order.
+        per_gate: those of them that are tuples of one value for each gate.
 
     Raises:
         TypeError: the function is not elementwise, has an operation that is not in the list,
@@ -286,8 +297,8 @@ def trace(function: Callable, gates: int, states: int, extras: Sequence[str]) ->
             the operation and the line.
         ValueError: it returns another number of states.
     """
-    first = _trace_once(function, gates, states, extras)
-    if str(_trace_once(function, gates, states, extras)) != str(first):
+    first = _trace_once(function, gates, states, extras, per_gate)
+    if str(_trace_once(function, gates, states, extras, per_gate)) != str(first):
         raise TypeError(
             f"a cell's function must do the same in each call, got another program in a second "
             f"call of {function.__name__}: does it draw a random number, or count?"
@@ -295,18 +306,24 @@ def trace(function: Callable, gates: int, states: int, extras: Sequence[str]) ->
     return first
 
 
-def _trace_once(function: Callable, gates: int, states: int, extras: Sequence[str]) -> Program:
+def _trace_once(
+    function: Callable, gates: int, states: int, extras: Sequence[str], per_gate: Sequence[str]
+) -> Program:
     leaves = [Leaf("pre", g) for g in range(gates)] + [Leaf("rec", g) for g in range(gates)]
-    leaves += [Leaf("state", s) for s in range(states)] + [Leaf("extra", name) for name in extras]
+    leaves += [Leaf("state", s) for s in range(states)]
+    names = {e: [f"{e}[{g}]" for g in range(gates)] if e in per_gate else [e] for e in extras}
+    leaves += [Leaf("extra", name) for of_extra in names.values() for name in of_extra]
     recorder = _Recorder(leaves)
     values = recorder.values
     rest = 2 * gates + states
+    others = iter(values[rest:])
+    given = {e: tuple(islice(others, len(own))) for e, own in names.items()}
     with _NoDraws():
         results = function(
             tuple(values[:gates]),
             tuple(values[gates : 2 * gates]),
             tuple(values[2 * gates : rest]),
-            **dict(zip(extras, values[rest:], strict=True)),
+            **{e: own if e in per_gate else own[0] for e, own in given.items()},
         )
     code = function.__code__
     place = f"{function.__name__} at {code.co_filename}:{code.co_firstlineno}"

@@ -35,12 +35,22 @@ class Cell:
         recurrent: the number of the state that W_hh sees.
         output: the number of the state that is a layer's output.
         extras: the names of the function's arguments beyond the state.
+        per_gate: those of them that are tuples of a value for each gate.
         defaults: the numbers that some of them have where they are not given.
         program: the function as a list of operations.
+        compiled: what runs a layer of it, by dtype and instruction set, as far as it was asked for.
         has_rec: whether the function uses ``rec``; a network whose cell does not has no W_hh.
     """
 
-    def __init__(self, function: Callable, gates: int, states: int, recurrent: int, output: int):
+    def __init__(
+        self,
+        function: Callable,
+        gates: int,
+        states: int,
+        recurrent: int,
+        output: int,
+        per_gate: Sequence[str],
+    ):
         self.gates = _positive_int("gates", gates)
         self.states = _positive_int("states", states)
         self.recurrent = _state_number("recurrent", recurrent, self.states)
@@ -49,8 +59,12 @@ class Cell:
             raise TypeError(f"a cell must be made of a function, got {type(function).__name__}")
         self.function = function
         self.extras, self.defaults = _arguments(function)
-        self.program: Program = _trace.trace(function, self.gates, self.states, self.extras)
+        self.per_gate = _names("per_gate", per_gate, self.extras)
+        self.program: Program = _trace.trace(
+            function, self.gates, self.states, self.extras, self.per_gate
+        )
         self.has_rec = self.program.uses("rec")
+        self.compiled: dict = {}
         for name in ("__module__", "__name__", "__qualname__", "__doc__"):
             setattr(self, name, getattr(function, name))
         self.__wrapped__ = function
@@ -86,11 +100,12 @@ class Cell:
             rec = torch.zeros_like(pre)
         else:
             rec = torch.nn.functional.linear(states[self.recurrent], weight_hh, bias_hh)
+        given = dict(zip(extras, values, strict=True))
+        for name in self.per_gate:
+            of_all = given[name]
+            given[name] = of_all.unbind(0) if of_all.dim() else (of_all,) * self.gates
         results = self.function(
-            pre.chunk(self.gates, -1),
-            rec.chunk(self.gates, -1),
-            states,
-            **dict(zip(extras, values, strict=True)),
+            pre.chunk(self.gates, -1), rec.chunk(self.gates, -1), states, **given
         )
         return tuple(
             new.to(old.dtype).expand_as(old)
@@ -101,7 +116,7 @@ class Cell:
 
 
 def cell(
-    *, gates: int, states: int, recurrent: int = 0, output: int = 0
+    *, gates: int, states: int, recurrent: int = 0, output: int = 0, per_gate: Sequence[str] = ()
 ) -> Callable[[Callable], Cell]:
     """Makes a recurrent cell of a function that says what one step does to one unit.
 
@@ -117,24 +132,27 @@ def cell(
     :class:`Recurrent` is given by their names. It returns the new states, a tuple. Called by the
     loops its values are tensors; when it is defined it is called twice with symbols, so that it can
     only be elementwise: operators, torch's elementwise functions (``torch.where`` for a choice) and
-    constants.
+    constants; and :func:`fastbptt.layer_norm`, the one operation over all units of a layer.
 
     Args:
         gates: G; W_ih is [G*H, I] and W_hh [G*H, H], gate g of unit u in row g*H + u.
         states: how many states a unit has.
         recurrent: the number of the state that W_hh sees.
         output: the number of the state that is a layer's output.
+        per_gate: the names of those arguments of its own that are tuples with a value for each
+            gate, as ``pre`` and ``rec`` are.
 
     Raises:
-        TypeError: a number is no int; the function is none, has an argument that a network has
-            already or that cannot be given by its name, is not elementwise, has an operation that
-            is not in the list, chooses by data, or is random. The message says what, and the line.
+        TypeError: a number is no int; ``per_gate`` is no sequence of arguments' names; the function
+            is none, has an argument that a network has already or that cannot be given by its name,
+            is not elementwise, has an operation that is not in the list, chooses by data, or is
+            random. The message says what, and the line.
         ValueError: ``gates`` or ``states`` is less than 1, ``recurrent`` or ``output`` is no
             state's number, or the function returns another number of states.
     """
 
     def made(function: Callable) -> Cell:
-        return Cell(function, gates, states, recurrent, output)
+        return Cell(function, gates, states, recurrent, output, per_gate)
 
     return made
 
@@ -146,6 +164,17 @@ def _state_number(name: str, value: object, states: int) -> int:
     if not 0 <= number < states:
         raise ValueError(f"{name} must be a state's number, 0 to {states - 1}, got {number}")
     return number
+
+
+def _names(name: str, value: object, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if isinstance(value, tuple | list) and all(each in known for each in names):
+        return names
+    has = ", ".join(known) or "none"
+    raise TypeError(
+        f"{name} must be a tuple of names of the function's arguments beyond the state ({has}), "
+        f"got {value!r}"
+    )
 
 
 def _arguments(function: Callable) -> tuple[tuple[str, ...], dict[str, float]]:

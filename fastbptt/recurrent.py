@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from fastbptt import _loops
 from fastbptt._loops import run_layout, stack_layers
+from fastbptt._recurrence import unroll_of
 from fastbptt.boundaries import boundaries_of
 from fastbptt.call import Call, call_of_module
 from fastbptt.cell import TAKEN_NAMES, Cell
@@ -37,7 +39,8 @@ class Recurrent(torch.nn.Module):
             - a number;
             - a Parameter or Tensor [H], a value for each unit: each layer and direction gets a
               parameter of its own, ``alpha_l0`` and so on, a copy that asks for gradients where
-              the given one does;
+              the given one does ([G, H] for an argument with a value for each gate, which can only
+              be such a tensor or a number);
             - a string: the name by which each call is given an input per step;
             - something to draw it from in each call, as :class:`fastbptt.cells.Bernoulli`.
 
@@ -116,6 +119,11 @@ class Recurrent(torch.nn.Module):
             value = extras.get(name, cell.defaults.get(name))
             if isinstance(value, Tensor):
                 self._register(name, value)
+            elif name in cell.per_gate and not isinstance(value, float | int):
+                raise TypeError(
+                    f"{name}, which has a value for each gate, must be a number or a Tensor "
+                    f"{list(self._shape_of(name))}, got {value!r} of type {type(value).__name__}"
+                )
             elif isinstance(value, float | int) and not isinstance(value, bool):
                 self.extras[name] = float(value)
             elif isinstance(value, str):
@@ -134,11 +142,18 @@ class Recurrent(torch.nn.Module):
                     f"{type(value).__name__}"
                 )
 
+    def _shape_of(self, name: str) -> tuple[int, ...]:
+        """That of an argument's parameter, if it is one."""
+        H = self.hidden_size
+        return (self.cell.gates, H) if name in self.cell.per_gate else (H,)
+
     def _register(self, name: str, value: Tensor) -> None:
-        if value.shape != (self.hidden_size,) or not value.is_floating_point():
+        shape = self._shape_of(name)
+        if value.shape != shape or not value.is_floating_point():
+            what = "each gate and unit" if len(shape) > 1 else "each unit"
             raise ValueError(
-                f"{name} must be floating point and have shape ({self.hidden_size},), a value for "
-                f"each unit, got {value.dtype} and {tuple(value.shape)}"
+                f"{name} must be floating point and have shape {shape}, a value for {what}, got "
+                f"{value.dtype} and {tuple(value.shape)}"
             )
         for suffix in self._suffixes:
             own = value.detach().to(self.weight_ih_l0, copy=True)
@@ -187,7 +202,7 @@ class Recurrent(torch.nn.Module):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
         for name in self.cell.extras:
-            own = f"<{self.hidden_size} parameters>"
+            own = f"<{' x '.join(map(str, self._shape_of(name)))} parameters>"
             text += f", {name}={repr(self.extras[name]) if name in self.extras else own}"
         return text
 
@@ -252,14 +267,17 @@ class Recurrent(torch.nn.Module):
             own = [getattr(self, part + suffix) if part in self._parts else None for part in _PARTS]
             values = [getattr(self, n + suffix) if v is None else v for n, v in fixed.items()]
             weights.append([*own, *values])
+        names = (*fixed, *inputs)
+        unroll = unroll_of(self.cell, names, call.input)
         output, states = run_layout(
             partial(
                 stack_layers,
-                partial(self.cell.step, (*fixed, *inputs)),
+                partial(self.cell.step, names),
                 weights,
                 self._directions,
                 output_state=self.cell.output,
                 with_states=return_states,
+                unroll=unroll,
             ),
             input,
             self._initial(call, hx, count, batch, weight),
@@ -269,6 +287,7 @@ class Recurrent(torch.nn.Module):
             tuple(inputs.values()),
             batch_first=self.batch_first,
             bidirectional=self.bidirectional,
+            by_rows=unroll is not _loops.unroll,
         )
         final = states if self.cell.states > 1 else states[0]
         if not return_states:

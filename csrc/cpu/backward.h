@@ -123,42 +123,12 @@ struct Backward {
     if (recomputes()) recomputation.pack(p, worker);
   }
 
-  // The first step of the block that ends with `end`.
-  int64_t block_begin(int64_t end) const {
-    const Share all = everyone(p);
-    int64_t begin = end, rows = 0;
-    while (begin > 0 && rows < kBlockRows) rows += all.active_at(--begin);
-    return begin;
-  }
-
-  // Makes a block of the steps [begin, end), after `lane_row` rows of blocks before it.
-  void start_block(Block<acc_t>* block, int64_t begin, int64_t end, int64_t lane_row) const {
-    block->begin = begin;
-    block->end = end;
-    block->lane_row = lane_row;
-    block->num_rows = 0;
-    const Share all = everyone(p);
-    for (int64_t s = begin; s < end; ++s) block->num_rows += all.active_at(s);
-  }
-
   // Fills in which rows the steps of a block belong to, for every `count`-th step.
   void find_rows(const Block<acc_t>& block, const Worker& worker) const {
-    const Share all = everyone(p);
-    int64_t first = 0;
-    for (int64_t s = block.end - 1; s >= block.begin; --s) {
-      const int64_t active = all.active_at(s);
-      if (s % worker.count == worker.id) {
-        for (int64_t i = 0; i < active; ++i) {
-          block.rows[first + i] = row_at(p, p.lanes[i], s);
-          block.before[first + i] = row_before(p, p.lanes[i], s);
-          if (p.overlapping) {
-            const int64_t t = p.lanes[i].first + p.direction * s;
-            block.sum_rows[first + i] = sum.row(p, t, p.lanes[i].batch);
-          }
-        }
-      }
-      first += active;
-    }
+    fastbptt::find_rows(p, block, worker, [&](int64_t r, const Lane& lane, int64_t s) {
+      if (!p.overlapping) return;
+      block.sum_rows[r] = sum.row(p, lane.first + p.direction * s, lane.batch);
+    });
   }
 
   const scalar_t* h_before(int64_t before) const {
@@ -180,18 +150,6 @@ struct Backward {
     const operand_t* d;  // [num_lanes, stride] of the step just taken, as W_hh saw it
   };
 
-  // The gate on what step s + 1 of a lane hands to step s, and on what step 0 hands to hx. It belongs
-  // to the later of the two steps in time.
-  acc_t gate_after(const Lane& lane, int64_t s) const {
-    if (is_reset_after(p, lane, s)) return 0;
-    if (!p.kappa || s + 1 == lane.steps) return 1;
-    return load_one(p.kappa + row_of_boundary(p, lane, s));
-  }
-
-  acc_t gate_before(const Lane& lane) const {
-    return p.kappa && p.direction > 0 ? load_one(p.kappa + row_at(p, lane, 0)) : acc_t(1);
-  }
-
   // What a step needs to know of a lane, for all of its units.
   struct Row {
     acc_t gate;                            // see gate_after
@@ -211,7 +169,7 @@ struct Backward {
     const int64_t row = row_at(p, lane, s);
     const bool ends = ends_sequence(lane, s);
     Row r{};
-    r.gate = gate_after(lane, s);
+    r.gate = gate_after(p, lane, s);
     if (p.d_lanes) {
       r.loss = p.d_lanes + (block.lane_row + block_row) * p.R;
     } else if (p.d_output && lane.loss_begin <= s && s < lane.loss_end) {
@@ -371,7 +329,7 @@ struct Backward {
                  0, mine.num_lanes, [&](int64_t i, int64_t panel, const acc_t* acc) {
                    const Lane& lane = mine.lane(i);
                    if (lane.before != Before::kInitial) return;
-                   const acc_t gate = gate_before(lane);
+                   const acc_t gate = gate_before(p, lane);
                    for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
                      V dh = load(acc + v * W);
                      if constexpr (Cell::kHasCarry && !Cell::kHasCellState) {
@@ -392,7 +350,7 @@ struct Backward {
     for (int64_t i = 0; i < mine.num_lanes; ++i) {
       const Lane& lane = mine.lane(i);
       if (lane.before != Before::kInitial) continue;
-      const acc_t gate = gate_before(lane);
+      const acc_t gate = gate_before(p, lane);
       for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
         for_each_unit_vec(units, panel, [&](int64_t, int64_t unit, auto count) {
           store_first(p.d_cx + lane.batch * p.H + unit,

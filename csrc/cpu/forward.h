@@ -14,7 +14,7 @@
 // GRU's h, is not rounded.
 #pragma once
 
-#include "cpu/schedule.h"
+#include "cpu/projection.h"
 
 namespace fastbptt {
 namespace {
@@ -28,56 +28,53 @@ struct Forward {
   static constexpr bool kCarriesApart = Cell::kHasCarry && kIsRounded<scalar_t>;
 
   const FwdParams<scalar_t>& p;
-  Packed<scalar_t> w_ih, w_hh, w_hr;
+  InputProjection<scalar_t> projection;
+  Packed<scalar_t> w_hh, w_hr;
   acc_t* bias;          // [G*H], whole vectors: what a cell adds to `pre`
   operand_t* state[2];  // [num_lanes, stride] h
   int64_t stride;
   operand_t* unprojected;  // [num_lanes, wide_stride] h before the projection
   acc_t* carried;          // [num_lanes, wide_stride] what is kept rounded elsewhere
   int64_t wide_stride;
-  acc_t* pre;  // [N, ld_pre], or of a block [its rows, ld_pre]
-  int64_t ld_pre;
-  RowGather<operand_t> inputs;
   int64_t bytes;
 
-  Forward(const FwdParams<scalar_t>& params, Arena arena, Split split) : p(params) {
+  Forward(const FwdParams<scalar_t>& params, Arena arena, Split split)
+      : p(params),
+        projection(p, &arena, Cell::kGates * p.H, given_pre(p),
+                   Cell::kSaved == 0 ? p.ld_out : Cell::kSaved * p.H) {
     stride = padded_stride<scalar_t>(p.R);
     wide_stride = padded_stride<scalar_t>(p.H);
+    const bool one_step = p.lanes[0].steps == 1;
     const auto take = [&](const scalar_t* w, int64_t K, int64_t units, int64_t gates,
-                          int64_t panel_vecs, bool at_once) {
-      if (is_worth_packing(p.layout.N, K, at_once)) {
+                          int64_t panel_vecs) {
+      if (is_worth_packing(p.layout.N, K, one_step)) {
         return arena.take_packed<scalar_t>(K, units, gates, panel_vecs);
       }
       return Packed<scalar_t>{nullptr, K, units, gates, panel_vecs, w};
     };
-    const bool one_step = p.lanes[0].steps == 1;
-    w_ih = take(p.w_ih, p.I, Cell::kGates * p.H, 1, kPanelVecs, true);
-    w_hh = take(p.w_hh, p.R, p.H, Cell::kGates, panel_vecs_for<scalar_t>(p.H, Cell::kGates, split),
-                one_step);
-    w_hr =
-        take(p.w_hr, p.H, p.w_hr ? p.R : 0, 1, panel_vecs_for<scalar_t>(p.R, 1, split), one_step);
+    w_hh = take(p.w_hh, p.R, p.H, Cell::kGates, panel_vecs_for<scalar_t>(p.H, Cell::kGates, split));
+    w_hr = take(p.w_hr, p.H, p.w_hr ? p.R : 0, 1, panel_vecs_for<scalar_t>(p.R, 1, split));
     bias = arena.take<acc_t>(padded_stride<scalar_t>(Cell::kGates * p.H));
     for (operand_t*& s : state) s = arena.take<operand_t>(p.num_lanes * stride);
     unprojected = arena.take<operand_t>(p.w_hr ? p.num_lanes * wide_stride : 0);
     carried = arena.take<acc_t>(kCarriesApart ? p.num_lanes * wide_stride : 0);
-    if (in_blocks()) {
-      ld_pre = padded_stride<scalar_t>(Cell::kGates * p.H);
-      pre = arena.take<acc_t>(max_block_rows(p) * ld_pre);
-      inputs = RowGather<operand_t>(&arena, max_block_rows(p), p.I);
-    } else if constexpr (!kIsRounded<scalar_t>) {
-      pre = Cell::kSaved == 0 ? p.output : p.gates;
-      ld_pre = Cell::kSaved == 0 ? p.ld_out : Cell::kSaved * p.H;
-    }
     bytes = arena.used;
   }
 
-  bool in_blocks() const { return kIsRounded<scalar_t> || (Cell::kSaved > 0 && !p.gates); }
+  // Where `pre` is to stand, or null: apart.
+  static acc_t* given_pre(const FwdParams<scalar_t>& p) {
+    if constexpr (kIsRounded<scalar_t>) {
+      return nullptr;
+    } else {
+      return Cell::kSaved == 0 ? p.output : p.gates;
+    }
+  }
 
   void pack(const Worker& worker) const {
     const auto pack_one = [&](const Packed<scalar_t>& to, const scalar_t* w) {
       if (!to.unpacked) pack_transposed(to, w, share(to.panels(), worker.id, worker.count));
     };
-    pack_one(w_ih, p.w_ih);
+    projection.pack(worker);
     pack_one(w_hh, p.w_hh);
     if (p.w_hr) pack_one(w_hr, p.w_hr);
     if (worker.id > 0) return;
@@ -89,73 +86,6 @@ struct Forward {
     for (int64_t n = 0; p.b_hh && n < both; n += W) {
       store_first(bias + n, load(bias + n) + load_first(p.b_hh + n, both - n), both - n);
     }
-  }
-
-  // Whether the rows of neighbouring steps lie side by side.
-  bool has_rows_in_order() const {
-    const bool by_time = p.layout.B == 1 || p.layout.batch_stride == 1;
-    return by_time && !p.resets && (!p.layout.offsets || p.direction > 0);
-  }
-
-  // Whether `pre` may be made for some steps at a time.
-  bool goes_in_pieces() const { return in_blocks() || has_rows_in_order(); }
-
-  // The last step of the block that begins with `begin`. Where `pre` is not kept apart, blocks have it
-  // read while it is still in the cache.
-  int64_t block_end(int64_t begin) const {
-    if (!goes_in_pieces()) return p.lanes[0].steps;
-    const Share all = everyone(p);
-    int64_t end = begin, rows = 0;
-    while (end < p.lanes[0].steps && rows < kBlockRows) rows += all.active_at(end++);
-    return end;
-  }
-
-  int64_t rows_of_steps(int64_t begin, int64_t end) const {
-    const Share all = everyone(p);
-    int64_t rows = 0;
-    for (int64_t s = begin; s < end; ++s) rows += all.active_at(s);
-    return rows;
-  }
-
-  // Copies a share of the inputs of a block of steps side by side.
-  void gather_input(int64_t begin, int64_t end, const Worker& worker) const {
-    const Share all = everyone(p);
-    const Range mine = share(rows_of_steps(begin, end), worker.id, worker.count);
-    int64_t first = 0;  // row of the step's first lane
-    for (int64_t s = begin; s < end; ++s) {
-      const int64_t active = all.active_at(s);
-      inputs.gather({max(mine.begin, first), min(mine.end, first + active)},
-                    [&](int64_t r) { return p.input + row_at(p, p.lanes[r - first], s) * p.I; });
-      first += active;
-    }
-  }
-
-  // A share of `pre` of a number of rows.
-  void project_rows(const operand_t* from, int64_t ld, acc_t* to, int64_t num_rows,
-                    const Worker& worker) const {
-    const auto [rows, panels] = share_product(num_rows, w_ih, worker);
-    gemm_into(from, ld, w_ih, rows, panels, to, ld_pre);
-  }
-
-  // `pre` of the steps [begin, end): of a block, or of all.
-  void project_input(int64_t begin, int64_t end, Team& team) const {
-    const bool is_all = begin == 0 && end == p.lanes[0].steps;
-    const int64_t num_rows = is_all ? lane_rows(p) : rows_of_steps(begin, end);
-    if constexpr (!kIsRounded<scalar_t>) {
-      // A block kept apart has its rows in the order of steps.
-      if (!in_blocks() || (has_rows_in_order() && p.direction > 0)) {
-        const int64_t first_step = p.direction > 0 ? begin : end - 1;
-        const int64_t first = is_all ? 0 : row_at(p, p.lanes[0], first_step);
-        acc_t* const to = in_blocks() ? pre : pre + first * ld_pre;
-        return team.run([&](const Worker& worker) {
-          project_rows(p.input + first * p.I, p.I, to, num_rows, worker);
-        });
-      }
-    }
-    team.run([&](const Worker& worker) { gather_input(begin, end, worker); });
-    team.run([&](const Worker& worker) {
-      project_rows(inputs.rows, inputs.stride, pre, num_rows, worker);
-    });
   }
 
   void load_hx(const Share& mine, operand_t* to, int64_t lane_stride) const {
@@ -198,7 +128,7 @@ struct Forward {
     const int64_t row = row_at(p, lane, s), before = row_before(p, lane, s);
     const bool ends = ends_sequence(lane, s);
     Row r{};
-    r.pre = pre + (in_blocks() ? at.first_row + index : row) * ld_pre;
+    r.pre = projection.row(row, at.first_row + index);
     if constexpr (Cell::kHasCellState) {
       r.kept = state_row<scalar_t>(p.c, p.H, p.cx, p.H, before);
       r.c = p.c + row * p.H;
@@ -262,7 +192,8 @@ struct Forward {
 
   void advance(Progress* at, int64_t end) const {
     const Share all = everyone(p);
-    for (; in_blocks() && at->step < end; ++at->step) at->first_row += all.active_at(at->step);
+    for (; projection.in_blocks && at->step < end; ++at->step)
+      at->first_row += all.active_at(at->step);
     at->step = end;
   }
 

@@ -11,6 +11,12 @@ namespace {
 constexpr int64_t kDepth = 256;
 // Rows whose sums are kept meanwhile.
 constexpr int64_t kGroupRows = 96;
+// And fewer in a panel that is wider than others, since a unit's gates are never parted.
+constexpr int64_t rows_at_once(int64_t vecs) {
+  return vecs <= kPanelVecs ? kGroupRows : max(1, kGroupRows * kPanelVecs / vecs);
+}
+constexpr int64_t kMostGates = 128;
+static_assert(kMostGates <= kGroupRows * kPanelVecs);
 
 // acc[i][vec] (+)= sum of a[i][n] b[k + n][vec] over n < depth, for some rows and the vectors of a
 // panel. k is a whole number of pairs.
@@ -40,7 +46,7 @@ inline void panel_product(const Operand<scalar_t>* a, int64_t lda, const Packed<
   alignas(64) char storage[kGroupRows * kPanelVecs * kVecBytes];
   auto* acc = reinterpret_cast<Accumulator<scalar_t>*>(storage);
   const bool is_packed = !b.unpacked || K == 0;
-  for_each_tile(begin, end, is_packed ? kGroupRows : kUnpackedRows,
+  for_each_tile(begin, end, is_packed ? rows_at_once(vecs) : min(kUnpackedRows, rows_at_once(vecs)),
                 [&](int64_t first, int64_t rows) {
                   const Operand<scalar_t>* group = a + first * lda;
                   if (!is_packed && b.block_order) {

@@ -18,7 +18,9 @@ extern const KernelTable kAvx2Kernels = {"avx2",
                                          &kKernels<half_t>,
                                          &kKernels<bfloat16_t>,
                                          &kTangentKernels<float>,
-                                         &kTangentKernels<double>};
+                                         &kTangentKernels<double>,
+                                         &kUserKernels<float>,
+                                         &kUserKernels<double>};
 
 }  // namespace fastbptt
 #endif

@@ -6,8 +6,15 @@
 
 namespace fastbptt {
 
-extern const KernelTable kBaselineKernels = {
-    "baseline", nullptr, &kKernels<float>,        &kKernels<double>,
-    nullptr,    nullptr, &kTangentKernels<float>, &kTangentKernels<double>};
+extern const KernelTable kBaselineKernels = {"baseline",
+                                             nullptr,
+                                             &kKernels<float>,
+                                             &kKernels<double>,
+                                             nullptr,
+                                             nullptr,
+                                             &kTangentKernels<float>,
+                                             &kTangentKernels<double>,
+                                             &kUserKernels<float>,
+                                             &kUserKernels<double>};
 
 }  // namespace fastbptt

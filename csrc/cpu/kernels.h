@@ -11,6 +11,7 @@
 #include "cpu/team.h"
 #include "cpu/waves.h"
 #include "params.h"
+#include "user_cell/interface.h"
 
 namespace fastbptt {
 
@@ -42,6 +43,13 @@ struct TangentKernels {
   Kernel<BackwardTangentParams<scalar_t>> backward[kNumCells];
 };
 
+// Of users' cells, in one direction.
+template <typename scalar_t>
+struct UserKernels {
+  Kernel<UserForwardParams<scalar_t>> forward;
+  Kernel<UserBackwardParams<scalar_t>> backward;
+};
+
 struct KernelTable {
   const char* isa;
   const KernelTable* rest;  // the set whose kernels run for types that this one adds nothing to
@@ -51,6 +59,8 @@ struct KernelTable {
   const Kernels<bfloat16_t>* bf16 = nullptr;
   const TangentKernels<float>* tangents_f32 = nullptr;
   const TangentKernels<double>* tangents_f64 = nullptr;
+  const UserKernels<float>* users_f32 = nullptr;
+  const UserKernels<double>* users_f64 = nullptr;
 };
 
 // The instruction sets that were built, best first.
@@ -88,6 +98,14 @@ const TangentKernels<scalar_t>* tangent_kernels_for() {
   const KernelTable& table = kernels().tangents_f32 ? kernels() : *kernels().rest;
   if constexpr (std::is_same_v<scalar_t, float>) return table.tangents_f32;
   if constexpr (std::is_same_v<scalar_t, double>) return table.tangents_f64;
+}
+
+// Those of users' cells, likewise.
+template <typename scalar_t>
+const UserKernels<scalar_t>* user_kernels_for() {
+  const KernelTable& table = kernels().users_f32 ? kernels() : *kernels().rest;
+  if constexpr (std::is_same_v<scalar_t, float>) return table.users_f32;
+  if constexpr (std::is_same_v<scalar_t, double>) return table.users_f64;
 }
 
 }  // namespace fastbptt

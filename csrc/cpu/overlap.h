@@ -1,7 +1,7 @@
 // The sum over overlapping lanes of what the backward pass's recurrence gives for each step.
 #pragma once
 
-#include "cpu/products.h"
+#include "cpu/blocks.h"
 
 namespace fastbptt {
 namespace {
@@ -24,22 +24,6 @@ void add_initial_states(const BwdParams<scalar_t>& p, scalar_t* to, int64_t colu
     convert(to + b * columns, sums + b * ld, {0, columns});
   }
 }
-
-// What a block of rows holds, a row for each (step, lane), or in a sum over lanes for each step of
-// each sequence.
-template <typename acc_t>
-struct Block {
-  int64_t begin, end;  // steps
-  int64_t num_rows;
-  int64_t lane_row;    // of [M] rows that come before this block's
-  acc_t* d;            // [rows, stride] columns of H as the cell orders them
-  acc_t* d_projected;  // [rows, projected_stride] gradients of the projected state
-  acc_t* unprojected;  // [rows, wide_stride] the state before its projection
-  acc_t* gates;        // [rows, gates_stride] the activations, where they were not kept
-  int64_t* rows;       // the row of (t, b)
-  int64_t* before;     // the row of (t-1, b), or -1 - b where that is hx, or kNoRow
-  int64_t* sum_rows;   // where lanes overlap: the row of (t, b) in their sum, and in d_input
-};
 
 // A row for each step t of [begin, end) of each sequence, in the order of d_input. Memory beyond
 // what a sequence has stays zero.

@@ -27,7 +27,7 @@ class ForwardRun {
 
   static StepWork work_of(const Params& p) { return work_of_step(p, p.R, p.H, Cell::kGates); }
   static int64_t workspace(const Params& p) { return of_one(p).bytes; }
-  static bool goes_in_pieces(const Params& p) { return of_one(p).goes_in_pieces(); }
+  static bool goes_in_pieces(const Params& p) { return of_one(p).projection.goes_in_pieces(); }
 
   // What the steps need: to be called first.
   [[gnu::noinline]] void start(Team& team) {
@@ -39,8 +39,9 @@ class ForwardRun {
   // Takes at most so many steps, where the pass goes in pieces.
   [[gnu::noinline]] void run_piece(Team& team, int64_t most_steps = kAllSteps) {
     const int64_t stretch = steps_between_changes(split_, work_);
-    const int64_t piece_end = at_.step + min(most_steps, pass_.block_end(at_.step) - at_.step);
-    pass_.project_input(at_.step, piece_end, team);
+    const int64_t piece_end =
+        at_.step + min(most_steps, pass_.projection.block_end(at_.step) - at_.step);
+    pass_.projection.run(at_.step, piece_end, team);
     at_.first_row = 0;
     while (at_.step < piece_end) {
       const int64_t end = min(piece_end, at_.step + stretch);
@@ -138,7 +139,7 @@ class BackwardRun {
   void start_block(Team& team) {
     const int64_t lane_row = block_ ? block_->lane_row + block_->num_rows : 0;
     block_ = &pass_.blocks[block_ == &pass_.blocks[0]];
-    pass_.start_block(block_, pass_.block_begin(at_.end), at_.end, lane_row);
+    fastbptt::start_block(p_, block_, block_begin(p_, at_.end), at_.end, lane_row);
     team.run([&](const Worker& worker) { pass_.find_rows(*block_, worker); });
     if (pass_.recomputes()) {
       team.run([&](const Worker& worker) { pass_.recompute(*block_, worker); });

@@ -145,6 +145,7 @@ struct Share {
   Range projected;  // of the projected state, likewise
   Barrier group;    // of the parts that share these lanes
   bool idle;
+  int batch_part = 0;  // which lanes these are
 
   int64_t index(int64_t i) const { return first_lane + i * lane_step; }
   const Lane& lane(int64_t i) const { return lanes[index(i)]; }
@@ -163,6 +164,15 @@ struct Share {
 template <typename scalar_t>
 Share everyone(const LayerParams<scalar_t>& p) {
   return {p.lanes, 0, 1, p.num_lanes, {}, {}, {}, false};
+}
+
+// How many rows the steps [begin, end) of all lanes have.
+template <typename scalar_t>
+int64_t rows_of_steps(const LayerParams<scalar_t>& p, int64_t begin, int64_t end) {
+  const Share all = everyone(p);
+  int64_t rows = 0;
+  for (int64_t s = begin; s < end; ++s) rows += all.active_at(s);
+  return rows;
 }
 
 // A recurrence whose step multiplies K values by the gates of `units` units.
@@ -190,6 +200,7 @@ Share share_of(const LayerParams<scalar_t>& p, const Packed<scalar_t>& units,
   const int group = worker.id / split.unit_parts;
   mine.idle = group >= split.batch_parts;
   if (mine.idle) return mine;
+  mine.batch_part = group;
   mine.lanes = p.lanes;
   // Lanes of one length are dealt out in blocks of neighbours; others in turn, so that each group
   // gets long and short ones, and its own stay sorted.
@@ -270,10 +281,10 @@ inline void step_tiles(Range panels, const Packed<scalar_t>& packed, int64_t K,
   constexpr int kEarlyPanels = 8;
   // A group of an odd number of values ends in the middle of a pair.
   const bool apart = own.groups == 1 || own.size % kPair<scalar_t> == 0;
-  const bool early = apart && K > 0 && !packed.unpacked && own.made.begin < own.made.end &&
-                     begin < end && own.made.end - own.made.begin < own.size &&
-                     end - begin <= tile_rows<scalar_t>(kStripVecs) &&
-                     panels.end - panels.begin <= kEarlyPanels;
+  const bool early =
+      apart && K > 0 && !packed.unpacked && own.made.begin < own.made.end && begin < end &&
+      own.made.end - own.made.begin < own.size && end - begin <= tile_rows<scalar_t>(kStripVecs) &&
+      packed.panel_vecs * packed.gates <= kPanelVecs && panels.end - panels.begin <= kEarlyPanels;
   if (!early) {
     await();
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {

@@ -38,7 +38,7 @@ double split_cycles(Split split, const StepWork& work) {
   const double barrier =
       split.unit_parts > 1 ? kBarrierCycles + kFurtherArrivalCycles * (split.unit_parts - 1) : 0;
   return step_cycles(ceil_div(work.rows, split.batch_parts), work.K, vecs, work.vec_bytes) +
-         barrier;
+         barrier * work.barriers;
 }
 
 }  // namespace

@@ -16,7 +16,8 @@ struct Split {
 struct StepWork {
   int64_t rows, K, unit_vecs, gates;
   int vec_bytes;
-  int tile_rows;  // as many as a product multiplies at once
+  int tile_rows;     // as many as a product multiplies at once
+  int barriers = 1;  // between parts that share units
 };
 
 // The split that takes the least time by count.

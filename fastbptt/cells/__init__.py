@@ -19,6 +19,7 @@ from fastbptt.cells.leaky import (
     leaky_potential,
     leaky_rectified,
 )
+from fastbptt.cells.normalized import dreamer_gru, layer_norm_gru, layer_norm_lstm
 from fastbptt.cells.regularized import (
     dropout_lstm,
     update_dropout_lstm,
@@ -33,12 +34,15 @@ __all__ = [
     "continuous_time",
     "coupled_lstm",
     "decay_gru",
+    "dreamer_gru",
     "dropout_lstm",
     "elman",
     "gru",
     "held_gru",
     "held_lstm",
     "independent",
+    "layer_norm_gru",
+    "layer_norm_lstm",
     "leaky",
     "leaky_potential",
     "leaky_rectified",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, sigmoid, tanh
+from torch.nn.functional import layer_norm
 
 from brute import Step
 from fastbptt import cells
@@ -15,7 +16,10 @@ from fastbptt.cell import Cell
 
 @dataclass(frozen=True)
 class Shipped:
-    """A cell, its step by hand and its arguments; "unit" is a parameter [H], a name per step."""
+    """A cell, its step by hand and its arguments.
+
+    "unit" is a parameter [H], "gate" one [G, H], another name an input per step.
+    """
 
     cell: Cell
     step: Step
@@ -126,6 +130,38 @@ def decay_gru(layer, x, states, extras):
     return h, h * decay
 
 
+def normed(parts, gain=1.0, shift=0.0, eps=1e-5):
+    """torch's layer normalization of the parts side by side, in as many parts."""
+    joint = torch.cat(parts, -1)
+    of_all = (
+        torch.as_tensor(x, dtype=joint.dtype).expand(len(parts), parts[0].size(-1)).flatten()
+        for x in (gain, shift)
+    )
+    return layer_norm(joint, joint.shape[-1:], *of_all, eps).chunk(len(parts), -1)
+
+
+def layer_norm_gru(layer, x, states, extras):
+    r, z, n = normed(layer.pre(x), extras["gain_x"], extras["shift_x"])
+    p, q, s = normed(layer.rec(states[0]), extras["gain_h"], extras["shift_h"])
+    return (torch.lerp(tanh(n + sigmoid(r + p) * s), states[0], sigmoid(z + q)),)
+
+
+def layer_norm_lstm(layer, x, states, extras):
+    h, c = states
+    a = normed(layer.pre(x), extras["gain_x"])
+    b = normed(layer.rec(h), extras["gain_h"], extras["shift"])
+    i, f, g, o = (p + q for p, q in zip(a, b, strict=True))
+    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    (seen,) = normed([c], extras["gain_c"], extras["shift_c"])
+    return sigmoid(o) * tanh(seen), c
+
+
+def dreamer_gru(layer, x, states, extras):
+    sums = [a + b for a, b in zip(layer.pre(x), layer.rec(states[0]), strict=True)]
+    reset, candidate, update = normed(sums, extras["gain"], extras["shift"], 1e-3)
+    return (torch.lerp(states[0], tanh(sigmoid(reset) * candidate), sigmoid(update - 1)),)
+
+
 SHIPPED = {
     "elman": Shipped(cells.elman, elman),
     "gru": Shipped(cells.gru, gru),
@@ -156,6 +192,17 @@ SHIPPED = {
     ),
     "held_gru": Shipped(cells.held_gru, held(gru), {"mask": "mask"}, masks=("mask",)),
     "held_lstm": Shipped(cells.held_lstm, held(lstm), {"mask": "mask"}, masks=("mask",)),
+    "layer_norm_gru": Shipped(
+        cells.layer_norm_gru,
+        layer_norm_gru,
+        {"gain_x": "gate", "gain_h": "gate", "shift_x": 0.2, "shift_h": "gate"},
+    ),
+    "layer_norm_lstm": Shipped(
+        cells.layer_norm_lstm,
+        layer_norm_lstm,
+        {"gain_x": 1.5, "gain_h": "gate", "shift": "gate", "gain_c": "unit", "shift_c": "unit"},
+    ),
+    "dreamer_gru": Shipped(cells.dreamer_gru, dreamer_gru, {"gain": "gate", "shift": "gate"}),
     "independent": Shipped(cells.independent, independent, {"weight": "unit"}),
     "decay_gru": Shipped(cells.decay_gru, decay_gru, {"gap": "gap", "rate": "unit", "offset": 0.1}),
 }

@@ -56,7 +56,7 @@ def test_program_is_the_function(cell):
 
 
 @pytest.mark.parametrize("cell", FORMULAS, ids=NAMES)
-def test_network_is_a_loop_over_the_function(cell):
+def test_network_is_a_loop_over_the_function(cell, steps):
     """Arguments of the formulas alternate between parameters, inputs per step and numbers."""
     kinds = [torch.nn.Parameter(torch.full((4,), 0.4)), None, 0.7]
     given = {name: kinds[i % 3] or name for i, name in enumerate(cell.extras) if i % 3}

@@ -16,6 +16,13 @@ from fastbptt import Chunked, Recurrent, cells
 H = 4
 
 
+@pytest.fixture(params=["plain", "default"], autouse=True)
+def steps(request):
+    """By plain loops, and as networks run without being told."""
+    if request.param == "plain":
+        request.getfixturevalue("plain")
+
+
 @fastbptt.cell(gates=2, states=2, recurrent=1, output=0)
 def two(pre, rec, state, a, b=0.5):
     """With two gates, two states, and all kinds of arguments."""

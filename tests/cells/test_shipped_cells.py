@@ -32,7 +32,10 @@ class Net:
         torch.default_generator.manual_seed(4)
 
         def given(value):
-            return torch.nn.Parameter(uniform(generator, H)) if value == "unit" else value
+            shapes = {"unit": (H,), "gate": (shipped.cell.gates, H)}
+            if value not in shapes:
+                return value
+            return torch.nn.Parameter(uniform(generator, *shapes[value]))
 
         self.step = shipped.step
         self.module = fastbptt.Recurrent(
@@ -52,7 +55,8 @@ class Net:
             for _ in range(shipped.cell.states)
         ]
         self.resets = uniform(generator, T, B) < 0.3
-        names = {a: v for a, v in shipped.extras.items() if isinstance(v, str) and v != "unit"}
+        names = {a: v for a, v in shipped.extras.items() if isinstance(v, str)}
+        names = {a: v for a, v in names.items() if v not in ("unit", "gate")}
         self.inputs, self.arguments = {}, names
         for keyword in names.values():
             value = uniform(generator, count, T, B, H) + 0.1
@@ -102,7 +106,7 @@ OVERLAPPING = ("windows", "last", "sliding")  # a network in both directions has
 
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("mode", MODES)
-def test_against_windows_by_hand(name, mode):
+def test_against_windows_by_hand(name, mode, steps):
     for layers in (1, 2):
         for bidirectional in (False, True):
             truncation = MODES[mode]
@@ -130,7 +134,7 @@ def test_against_windows_by_hand(name, mode):
     "mode, bidirectional",
     [(m, both) for m in MODES for both in (False, True) if not (both and m in OVERLAPPING)],
 )
-def test_packed_is_each_sequence_by_hand(name, mode, bidirectional):
+def test_packed_is_each_sequence_by_hand(name, mode, bidirectional, steps):
     net = Net(name, 2, bidirectional, bias=False)
     lengths, truncation = (3, 6, 5), MODES[mode]
     packed = pack_padded_sequence(net.x, lengths, enforce_sorted=False)
@@ -173,7 +177,7 @@ def test_packed_is_each_sequence_by_hand(name, mode, bidirectional):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_gradcheck(name):
+def test_gradcheck(name, plain):
     net = Net(name, 2)
     names = list(net.leaves)
 
@@ -198,7 +202,7 @@ PEERS = {"elman": torch.nn.RNN, "gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
 @pytest.mark.parametrize("name", PEERS)
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-def test_built_in_cells_equal_torchs(name, bidirectional, bias):
+def test_built_in_cells_equal_torchs(name, bidirectional, bias, steps):
     net = Net(name, 2, bidirectional, bias)
     options = {"bias": bias, "bidirectional": bidirectional, "dtype": torch.float64}
     peer = PEERS[name](I, H, 2, **options)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastbptt
+from fastbptt import _compiler
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,12 +47,37 @@ def test_metadata():
     assert [r for r in requirements if "extra ==" not in r] == ["torch>=2.6"]
 
 
-def test_wheel_ships_python_and_the_typing_marker_only(checkout, tmp_path):
+def test_wheel_ships_python_the_typing_marker_and_headers_for_cells_only(checkout, tmp_path):
     done = python("setup.py", "-q", "build_py", "--build-lib", tmp_path, cwd=checkout)
     assert done.returncode == 0, done.stderr
     shipped = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fastbptt").rglob("*.py")}
-    assert shipped == sources | {"fastbptt/py.typed"}
+    native = {f"fastbptt/_include/{header}" for header in _compiler.HEADERS}
+    assert shipped == sources | native | {"fastbptt/py.typed"}
+
+
+def test_cell_compiled_against_what_is_shipped(checkout, tmp_path):
+    """With no checkout around."""
+    done = python("setup.py", "-q", "build_py", "--build-lib", tmp_path, cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    extension = Path(fastbptt._C.__file__)
+    shutil.copy(extension, tmp_path / "fastbptt" / extension.name)
+    script = (
+        "import torch; from fastbptt import _compiled, _compiler; from programs import leaky; "
+        "assert 'fastbptt/_include' in str(_compiler.headers()); "
+        "assert _compiled.available(leaky(), torch.float32)"
+    )
+    paths = os.pathsep.join(map(str, (tmp_path, ROOT / "tests" / "cells")))
+    done = python(
+        "-W",
+        "error",
+        "-c",
+        script,
+        cwd=tmp_path,
+        PYTHONPATH=paths,
+        FASTBPTT_CACHE=str(tmp_path / "cache"),
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_sdist_ships_everything_a_build_needs(checkout, tmp_path):

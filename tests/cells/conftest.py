@@ -1,0 +1,47 @@
+"""Networks of cells by plain loops or by compiled steps; a cache of compiled cells for tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fastbptt import _compiler, _loops, recurrent
+
+# Kept between runs, since compiling takes the time.
+os.environ.setdefault("FASTBPTT_CACHE", str(Path(__file__).parents[2] / "build" / "cells"))
+
+
+@pytest.fixture
+def compiler():
+    """Skips a test of compiled cells where nothing compiles them."""
+    if not any(map(shutil.which, _compiler.COMPILERS)):
+        pytest.skip("no C++ compiler")
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Runs the test's networks by plain loops."""
+    monkeypatch.setattr(recurrent, "unroll_of", lambda *_: _loops.unroll)
+
+
+@pytest.fixture
+def compiled(monkeypatch, compiler):
+    """Runs them by compiled steps, and fails where a network falls back to loops."""
+    unroll_of = recurrent.unroll_of
+
+    def checked(*args):
+        unroll = unroll_of(*args)
+        assert unroll is not _loops.unroll
+        return unroll
+
+    monkeypatch.setattr(recurrent, "unroll_of", checked)
+
+
+@pytest.fixture(params=["plain", "compiled"])
+def steps(request):
+    """Runs the test's networks both ways."""
+    request.getfixturevalue(request.param)
+    return request.param
