@@ -72,8 +72,8 @@ def options_of(
             clip_grad = None
         elif torch.jit.is_tracing():
             raise NotImplementedError(
-                f"torch.jit.trace cannot have clip_grad={clip_grad}, which no program that it saves "
-                "could hold: trace under torch.no_grad(), or with clip_grad=None"
+                f"torch.jit.trace cannot have clip_grad={clip_grad}, which the programs that it "
+                "saves could not hold: trace under torch.no_grad(), or with clip_grad=None"
             )
     if not return_states and reset_to is None and clip_grad is None:
         return None

@@ -115,9 +115,9 @@ def revert(module: _M) -> _M:
 
     What ``convert`` preserves, this does too, whether or not the modules were converted. What
     torch's modules do not have is lost: ``recompute``, and ``truncation`` and ``clip_grad``, named
-    in one warning, since from then on gradients are those of full backpropagation through time (the
-    outputs stay the same). Instances of other subclasses of fastbptt's modules than ``convert`` makes are left
-    alone and named in the warning.
+    in one warning, since from then on gradients are those of full backpropagation through time
+    (the outputs stay the same). Instances of other subclasses of fastbptt's modules than
+    ``convert`` makes are left alone and named in the warning.
 
     Args:
         module: the model; itself reverted if it is a recurrent module.

@@ -251,9 +251,10 @@ class Recurrent(torch.nn.Module):
         options = options_of(return_states, reset_to, clip_grad, resets)
         call = call_of_module(self, input, self._as_tuple(hx), truncation, resets, options)
         fixed, inputs = self._values(call, per_step, call.weights[0])
-        weights = []
-        for suffix in self._suffixes:
-            own = [getattr(self, part + suffix) if part in self._parts else None for part in _PARTS]
+        weights, parts = [], self._parts
+        for i, suffix in enumerate(self._suffixes):
+            there = dict(zip(parts, call.weights[i * len(parts) :], strict=False))
+            own = [there.get(part) for part in _PARTS]
             values = [getattr(self, n + suffix) if v is None else v for n, v in fixed.items()]
             weights.append([*own, *values])
         names = (*fixed, *inputs)

@@ -12,7 +12,7 @@ PREAMBLE, *PROGRAMS = python_blocks("cells.md")
 
 
 def test_all_are_found():
-    assert len(PROGRAMS) == 5
+    assert len(PROGRAMS) == 9
     assert PREAMBLE.startswith("import torch")
 
 
