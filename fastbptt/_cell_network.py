@@ -55,7 +55,8 @@ class Layers(NamedTuple):
         inputs: what ``step`` takes at each step, [T, B, L*D, ...], in the caller's order of
             sequences.
         output: the number of the state that is a layer's output.
-        unroll: runs a layer in one direction.
+        cell, names: what ``step`` is made of, and its arguments in the order in which it takes
+            them: compiled, it may run in the place of ``step``.
     """
 
     step: Callable[..., States]
@@ -63,7 +64,8 @@ class Layers(NamedTuple):
     widths: tuple[int, ...]
     inputs: tuple[Tensor, ...] = ()
     output: int = 0
-    unroll: Callable[..., tuple[States, States]] = unroll
+    cell: Cell | None = None
+    names: tuple[str, ...] = ()
 
 
 def run_layers(call: Call, layers: Layers) -> tuple:
@@ -90,6 +92,9 @@ def run_layers(call: Call, layers: Layers) -> tuple:
     if states is None:
         sizes = (count,) if call.unbatched else (count, batch)
         states = tuple(weight.new_zeros(*sizes, width) for width in layers.widths)
+    run_layer = unroll
+    if layers.cell is not None:
+        run_layer = unroll_of(layers.cell, layers.names, call.input)
     directions = 2 if net.bidirectional else 1
     width = directions * layers.widths[layers.output]
     output, final = run_layout(
@@ -100,7 +105,7 @@ def run_layers(call: Call, layers: Layers) -> tuple:
             directions,
             output_state=layers.output,
             with_states=options is not None and options.return_states,
-            unroll=layers.unroll,
+            unroll=run_layer,
         ),
         input,
         states,
@@ -112,7 +117,7 @@ def run_layers(call: Call, layers: Layers) -> tuple:
         clip_grad=None if options is None else options.clip_grad,
         batch_first=net.batch_first,
         bidirectional=net.bidirectional,
-        by_rows=layers.unroll is not unroll,
+        by_rows=run_layer is not unroll,
     )
     if options is None or not options.return_states:
         return output, final
@@ -167,8 +172,7 @@ def run_module(call: Call) -> tuple:
     layers = Layers(lstm_cell, groups, widths)
     if net.proj_size == 0:
         cell = CELLS[call.cell]
-        step, unroll = partial(cell.step, ()), unroll_of(cell, (), call.input)
-        layers = layers._replace(step=step, unroll=unroll)
+        layers = layers._replace(step=partial(cell.step, ()), cell=cell)
     results = run_layers(call, layers)
     return results if as_torchs is None else _cast(results, as_torchs)
 

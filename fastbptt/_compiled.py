@@ -26,19 +26,21 @@ class _Call(ctypes.Structure):
     """UserCall of csrc/user_cell/call.h."""
 
     _fields_ = [
+        *((name, ctypes.c_int64) for name in ("is_double T B N I H direction ld_kept").split()),
+        ("clip_grad", ctypes.c_double),
         *(
             (name, ctypes.c_int64)
             for name in (
-                "is_double T B N I H direction ld_kept gates states kept_values extras recurrent "
-                "columns first_recurrent"
+                "gates states kept_values extras recurrent columns first_recurrent"
             ).split()
         ),
         *(
             (name, ctypes.c_void_p)
             for name in (
                 "input_order recurrent_order forward backward offsets batch_sizes resets input "
-                "w_ih w_hh b_ih b_hh initial all_states last extra_data extra_strides pre kept "
-                "kappa d_states d_last d_initial d_extras d_input d_w_ih d_w_hh d_b_ih d_b_hh"
+                "w_ih w_hh b_ih b_hh initial all_states last extra_data extra_strides reset_to "
+                "reset_strides pre kept kappa d_states d_last d_initial d_extras d_reset_to "
+                "d_input d_w_ih d_w_hh d_b_ih d_b_hh"
             ).split()
         ),
     ]
@@ -109,6 +111,7 @@ class Arguments(NamedTuple):
     resets: Tensor | None = None  # bool [T, B]: the states that enter this step are zeros
     batch_sizes: Tensor | None = None  # int64 [T], of a packed batch
     direction: int = 1  # or -1: from the last step to the first
+    reset_to: Sequence[Tensor] = ()  # for each state [T, B, H], what it is at a reset; else zeros
 
 
 class Kept(NamedTuple):
@@ -128,6 +131,7 @@ class Gradients(NamedTuple):
     b_hh: Tensor | None
     initial: list[Tensor | None]
     extras: list[Tensor | None]
+    reset_to: list[Tensor | None]
 
 
 class Layer:
@@ -185,11 +189,13 @@ class Layer:
         d_states: Sequence[Tensor | None],
         d_last: Sequence[Tensor | None] | None = None,
         kappa: Tensor | None = None,
+        clip_grad: float | None = None,
         wanted: Gradients | None = None,
     ) -> Gradients:
         """The gradients of the arguments of ``forward``.
 
-        Those of the extras are [T, B, H] each, to be summed by who gave fewer numbers.
+        Those of the extras and of ``reset_to`` are [T, B, H] each, to be summed by who gave fewer
+        numbers.
 
         Args:
             of: the same.
@@ -198,13 +204,17 @@ class Layer:
             d_last: for each state [B, H], or None: zeros.
             kappa: [T, B], what of a gradient passes between a step and the one before it, or None:
                 all. At a reset nothing passes.
+            clip_grad: the bound of what comes to the states that enter a step, before kappa.
             wanted: true for the gradients that are wanted; None: all.
         """
         call, x, program = _Layout(self, of), of.x, self.program
         if wanted is None:
             yes = True
             wanted = Gradients(
-                yes, yes, yes, yes, yes, [yes] * program.states, [yes] * len(program.extras)
+                *[yes] * 5,
+                [yes] * program.states,
+                [yes] * len(program.extras),
+                [yes] * len(of.reset_to),
             )
         found = [
             torch.empty_like(tensor, memory_format=torch.contiguous_format)
@@ -217,6 +227,7 @@ class Layer:
             x.new_zeros(call.sizes["B"], call.sizes["H"]) if w else None for w in wanted[5]
         ]
         d_extras = [torch.empty_like(states[0]) if w else None for w in wanted[6]]
+        d_reset_to = [torch.zeros_like(states[0]) if w else None for w in wanted[7]]
         d_last = [None] * program.states if d_last is None else d_last
         names = ("d_input", "d_w_ih", "d_w_hh", "d_b_ih", "d_b_hh")
         call.run(
@@ -227,10 +238,12 @@ class Layer:
             d_last=[None if d is None else d.to(x.dtype).contiguous() for d in d_last],
             d_initial=d_initial,
             d_extras=d_extras,
+            **({"d_reset_to": d_reset_to} if any(wanted[7]) else {}),
+            clip_grad=clip_grad or 0.0,
             kappa=None if kappa is None else kappa.to(x.dtype).contiguous(),
             **dict(zip(names, found, strict=True)),
         )
-        return Gradients(*found, d_initial, d_extras)
+        return Gradients(*found, d_initial, d_extras, d_reset_to)
 
 
 class _Layout:
@@ -263,6 +276,19 @@ class _Layout:
             self._tensors[name] = None if tensor is None else tensor.contiguous()
         self._extras, self._strides = self._read_extras(of.extras, x, H)
         self._initial = [None if h is None else h.contiguous() for h in of.initial]
+        self._reset_to, self._reset_strides = [], []
+        for value in of.reset_to:
+            self._add_reset_to(value.detach(), is_packed=batch_sizes is not None)
+
+    def _add_reset_to(self, value: Tensor, is_packed: bool) -> None:
+        """With strides by row and by sequence, where it is the same at all steps."""
+        H = value.shape[-1]
+        if is_packed or value.stride(0) > 0:
+            self._reset_strides += [H, 0]
+        else:
+            value = value[0]
+            self._reset_strides += [0, H]
+        self._reset_to.append(value.contiguous())
 
     def _read_extras(
         self, extras: Sequence[Tensor | float], x: Tensor, H: int
@@ -295,11 +321,14 @@ class _Layout:
         goes_back: bool,
         states: Sequence[Tensor],
         kept: Kept,
+        clip_grad: float = 0.0,
         **more: Tensor | Sequence[Tensor | None] | None,
     ) -> None:
         """A pass, which also takes ``more``: tensors, or lists of them, by their names there."""
         tensors = {**self._tensors, "pre": kept.pre, "kept": kept.values, **more}
         lists = {"initial": self._initial, "all_states": states, "extra_data": self._extras}
+        if self._reset_to:
+            lists["reset_to"] = self._reset_to
         for name, of in more.items():
             if isinstance(of, list):
                 lists[name] = tensors.pop(name)
@@ -309,10 +338,12 @@ class _Layout:
             )
             for name, of in lists.items()
         }
-        arrays["extra_strides"] = (ctypes.c_int64 * max(1, len(self._strides)))(*self._strides)
+        for name, of in (("extra", self._strides), ("reset", self._reset_strides)):
+            arrays[f"{name}_strides"] = (ctypes.c_int64 * max(1, len(of)))(*of)
         call = _Call(
             **self._layer._own,
             **self.sizes,
+            clip_grad=clip_grad,
             ld_kept=0 if kept.values is None else kept.values.shape[-1],
             **{name: t.data_ptr() for name, t in tensors.items() if t is not None},
             **{name: ctypes.addressof(array) for name, array in arrays.items()},

@@ -51,4 +51,26 @@ class Clip(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.clamp(-ctx.bound, ctx.bound), None
+        return _Clamped.apply(grad, ctx.bound), None
+
+
+class _Clamped(torch.autograd.Function):
+    """A gradient clamped, which has none itself.
+
+    What a second backward pass sends through the states would come to Clip again, and be clamped
+    as if it were a gradient of the first: no derivative of anything.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, bound: float) -> Tensor:
+        return grad.clamp(-bound, bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        raise NotImplementedError("clip_grad has no gradient of gradients")

@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from fastbptt._cell_network import Layers, run_layers
 from fastbptt._options import as_clip_grad, options_of, sizes_of
-from fastbptt._recurrence import unroll_of
 from fastbptt.call import Call, call_of_module
 from fastbptt.cell import TAKEN_NAMES, Cell
 from fastbptt.nn import _NOT_GIVEN, defaults
@@ -264,7 +263,8 @@ class Recurrent(torch.nn.Module):
             (self.hidden_size,) * self.cell.states,
             tuple(inputs.values()),
             self.cell.output,
-            unroll_of(self.cell, names, call.input),
+            self.cell,
+            names,
         )
         output, *states = run_layers(call, layers)
         return output, *(each if self.cell.states > 1 else each[0] for each in states)

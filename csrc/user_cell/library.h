@@ -45,10 +45,9 @@ struct ArgumentRows {
   const scalar_t* extras[Cell::kExtras + 1];
   bool by_unit[Cell::kExtras + 1];
 
-  ArgumentRows(const UserTensors<scalar_t>& of, int64_t H, int64_t row, int64_t before) {
-    for (int k = 0; k < Cell::kStates; ++k) {
-      states[k] = state_row<scalar_t>(of.states[k], H, of.initial[k], H, before);
-    }
+  ArgumentRows(const LayerParams<scalar_t>& p, const UserTensors<scalar_t>& of, int64_t row,
+               int64_t before) {
+    for (int k = 0; k < Cell::kStates; ++k) states[k] = entering_row(p, of, k, before);
     for (int k = 0; k < Cell::kExtras; ++k) {
       extras[k] = of.extras[k].data + row * of.extras[k].row_stride;
       by_unit[k] = of.extras[k].unit_stride != 0;
@@ -83,11 +82,12 @@ void user_forward(const UserForwardParams<scalar_t>& p, const UserForwardRow<sca
   constexpr int W = kLanes<scalar_t>, G = Cell::kGates, S = Cell::kStates, K = Cell::kKept;
   const int64_t H = p.H;
   const scalar_t *const row_pre = row.pre, *const b_ih = p.b_ih, *const b_hh = p.b_hh;
-  const ArgumentRows<Cell, scalar_t> arguments(p, H, row.row, row.before);
+  const ArgumentRows<Cell, scalar_t> arguments(p, p, row.row, row.before);
   const RowOfEach<scalar_t, S> states(p.states, H, row.row), last(p.last, H, row.ends);
   scalar_t* const row_kept = p.kept ? p.kept + row.row * p.ld_kept : nullptr;
   scalar_t* const h = row.h;
-  const bool clears_h = row.clears_h;
+  const bool is_reset = row.is_reset;
+  const scalar_t* const reset_to = row.reset_to;
   for_each_vec(begin, end, acc, G, [&](int64_t unit, auto count, const scalar_t* sums) {
     V pre[G], rec[G], before[S], extra[Cell::kExtras + 1], after[S], kept[K + 1];
     load_gates<Cell>(row_pre, b_ih, H, unit, count, pre);
@@ -102,7 +102,9 @@ void user_forward(const UserForwardParams<scalar_t>& p, const UserForwardRow<sca
       if (last.rows[k]) store_first(last.rows[k] + unit, after[k], count);
     }
     for (int k = 0; row_kept && k < K; ++k) store_first(row_kept + k * H + unit, kept[k], count);
-    store(h + unit, clears_h ? V{} : after[Cell::kRecurrent]);
+    V next = after[Cell::kRecurrent];
+    if (is_reset) next = reset_to ? load_first(reset_to + unit, count) : V{};
+    store(h + unit, next);
   });
 }
 
@@ -116,13 +118,14 @@ void user_backward(const UserBackwardParams<scalar_t>& p, const UserBackwardRow<
   const scalar_t* const row_pre = Cell::kReadsPre ? p.pre + row.row * G * H : nullptr;
   const scalar_t* const b_ih = p.b_ih;
   const scalar_t* const row_kept = p.kept + row.row * p.ld_kept;
-  const ArgumentRows<Cell, scalar_t> arguments(p, H, row.row, row.before);
+  const ArgumentRows<Cell, scalar_t> arguments(p, p, row.row, row.before);
   const RowOfEach<const scalar_t, S> states(p.states, H, row.row);
   const RowOfEach<const scalar_t, S> d_states(p.d_states, H, row.row),
       d_last(p.d_last, H, row.ends);
   const RowOfEach<scalar_t, E> d_extras(p.d_extras, H, row.row);
+  const RowOfEach<scalar_t, S> d_reset_to(p.d_reset_to, H, row.reset);
   scalar_t *const carry = row.carry, *const row_d = row.d;
-  const scalar_t gate = row.gate;
+  const scalar_t gate = row.gate, clip_grad = p.clip_grad;
   const bool is_last = row.is_last;
   for_each_vec(begin, end, acc, 1, [&](int64_t unit, auto count, const scalar_t* sums) {
     V pre[G], before[S], after[S], extra[E + 1], kept[K + 1];
@@ -134,6 +137,8 @@ void user_backward(const UserBackwardParams<scalar_t>& p, const UserBackwardRow<
       after[k] = load_first(states.rows[k] + unit, count);
       V from_after = is_last ? V{} : load(carry + k * ld_carry + unit);
       if (k == Cell::kRecurrent) from_after += load(sums);
+      if (clip_grad > 0) from_after = clipped(from_after, clip_grad);
+      if (d_reset_to.rows[k]) store_first(d_reset_to.rows[k] + unit, from_after, count);
       d_after[k] = gate == 0 ? V{} : from_after * gate;  // stops infinity and NaN too
       if (d_states.rows[k]) d_after[k] += load_first(d_states.rows[k] + unit, count);
       if (d_last.rows[k]) d_after[k] += load_first(d_last.rows[k] + unit, count);

@@ -14,6 +14,13 @@ Range units_of(const Packed<scalar_t>& units, int64_t panel) {
   return {units.first_unit(panel), min(units.units, units.first_unit(panel + 1))};
 }
 
+// The row of the step before, as in entering_row.
+template <typename Params>
+int64_t user_row_before(const Params& p, const Lane& lane, int64_t s) {
+  const int64_t row = row_before(p, lane, s);
+  return row == kNoRow && p.reset_to ? kFirstReset + row_of_boundary(p, lane, s - 1) : row;
+}
+
 // Pass has p, w_hh, w_hr, a Progress and
 //   pack(worker)                     before the steps, for a share of the panels
 //   start_block(at, team)            before the steps of a block; how many are taken at its end

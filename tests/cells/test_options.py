@@ -2,131 +2,34 @@
 
 from __future__ import annotations
 
-import copy
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import brute
 import fastbptt
-import shipped
-from common import cotangent, parts, through_file, through_pickle, whole
-from fastbptt import TBPTT, Chunked, Gated, Randomized, Sliding, cells
-
-T, B, I, H = 6, 3, 2, 4
-MODULES = {
-    "tanh": shipped.elman,
-    "relu": lambda layer, x, s, _: (torch.rnn_relu_cell(x, s[0], *shipped.weights(layer)),),
-    "identity": lambda layer, x, s, _: (layer.pre(x)[0] + layer.rec(s[0])[0],),
-    "gru": shipped.gru,
-    "lstm": shipped.lstm,
-}
-RECURRENT = ("leaky", "dropout_lstm")  # of one state, and of three
-CELLS = {"tanh": cells.elman, "relu": cells.elman, "identity": cells.elman}
-CELLS |= {"gru": cells.gru, "lstm": cells.lstm}
-MODES = {
-    "full": None,
-    "chunked": Chunked(2),
-    "windows": TBPTT(2, 4),
-    "last": TBPTT(2, 3, "last"),
-    "sliding": Sliding(3),
-    "gated": Gated(torch.tensor([0.5, 1.0, 0.25, 2.0, 0.0, 0.75])),
-    "randomized": Randomized(pi=0.6, per_sequence=True),
-}
-OVERLAPPING = ("windows", "last", "sliding")
-FORMS = ("layers", "learned", "steps")  # of reset_to
-CLIP = 0.04  # of gradients most of which are larger
-
-
-class Net:
-    """A module, its step by hand, and leaves."""
-
-    def __init__(self, name, layers=1, bidirectional=False, form="layers", **options):
-        torch.default_generator.manual_seed(1)
-        options |= {"bidirectional": bidirectional, "dtype": torch.float64}
-        inputs = {}
-        if name in RECURRENT:
-            self.step = shipped.SHIPPED[name].step
-            extras = {"alpha": 0.3} if name == "leaky" else {"mask": 0.8}
-            cell = getattr(cells, name)
-            self.module = self.view = fastbptt.Recurrent(cell, I, H, layers, **options, **extras)
-        else:
-            self.step, cell = MODULES[name], CELLS[name]
-            cls = {"gru": fastbptt.GRU, "lstm": fastbptt.LSTM}.get(name, fastbptt.RNN)
-            if cls is fastbptt.RNN:
-                options["nonlinearity"] = name
-            self.module = cls(I, H, layers, **options)
-            self.view = SimpleNamespace(
-                num_layers=layers, bidirectional=bidirectional, cell=cell, extras={}
-            )
-            for parameter, value in self.module.named_parameters():
-                setattr(self.view, parameter, value)
-        count = layers * (2 if bidirectional else 1)
-        shape = {"layers": (B,), "learned": (1,), "steps": (T, B)}[form]
-
-        def draw(*sizes):
-            return (torch.rand(*sizes, dtype=torch.float64) * 2 - 1).requires_grad_()
-
-        self.x = draw(T, B, I)
-        self.hx = [draw(count, B, H) for _ in range(cell.states)]
-        self.reset_to = [draw(count, *shape, H) for _ in range(cell.states)]
-        self.resets = torch.rand(T, B) < 0.4
-        self.resets[0, 1] = self.resets[3] = True
-        self.inputs, self.form = inputs, form
-
-    @property
-    def leaves(self):
-        leaves = {"x": self.x, **dict(self.module.named_parameters())}
-        for name in ("hx", "reset_to"):
-            leaves |= {f"{name}{i}": state for i, state in enumerate(getattr(self, name))}
-        return leaves
-
-    def wide(self):
-        """reset_to as [L*D, T, B, H]."""
-        if self.form == "steps":
-            return self.reset_to
-        return [each.unsqueeze(1).expand(-1, T, B, -1) for each in self.reset_to]
-
-    def call(self, input=None, hx=None, **options):
-        input = self.x if input is None else input
-        states = tuple(self.hx) if len(self.hx) == 3 else whole(self.hx) if hx is None else hx
-        output, last, *every = self.module(input, states, **options)
-        return output, parts(last), parts(every[0]) if every else ()
-
-    def by_hand(self, truncation, resets, reset_to, clip):
-        with_given = self.wide() if reset_to else ()
-        rest = (truncation, self.resets if resets else None, {}, with_given, clip)
-        return brute.run(self.view, self.step, self.x, self.hx, *rest)
-
-    def gradients(self, output, last, every, **options):
-        """Outputs and gradients by name; a loss in the states, too."""
-        results = [output, *last, *every]
-        grads = [cotangent(t, i) for i, t in enumerate(results)]
-        found = torch.autograd.grad(
-            results, self.leaves.values(), grads, allow_unused=True, **options
-        )
-        given = {f"result {i}": t for i, t in enumerate(results)}
-        return given, dict(zip(self.leaves, found, strict=True))
-
-
-def assert_equal(got, want):
-    for (a, b), rtol in zip(zip(got, want, strict=True), (1e-11, 1e-9), strict=True):
-        assert a.keys() == b.keys()
-        for name, value in b.items():
-            if value is None or a[name] is None:
-                zero = a[name] if value is None else value
-                assert zero is None or not zero.any(), name
-                continue
-            torch.testing.assert_close(
-                a[name], value, rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}"
-            )
+from common import cotangent, parts
+from fastbptt import Gated, Randomized, _cell_network, _loops
+from option_nets import (
+    CLIP,
+    FORMS,
+    MODES,
+    MODULES,
+    OVERLAPPING,
+    RECURRENT,
+    B,
+    H,
+    I,
+    Net,
+    T,
+    assert_equal,
+    whole_of,
+)
 
 
 @pytest.mark.parametrize("name", [*MODULES, *RECURRENT])
 @pytest.mark.parametrize("mode", MODES)
-def test_against_windows_by_hand(name, mode):
+def test_against_windows_by_hand(name, mode, steps):
     truncation = MODES[mode]
     for layers, bidirectional, form in [
         (1, False, "steps"),
@@ -147,7 +50,7 @@ def test_against_windows_by_hand(name, mode):
 
 
 @pytest.mark.parametrize("name", [*MODULES, *RECURRENT])
-def test_clipping_changes_gradients_alone(name):
+def test_clipping_changes_gradients_alone(name, steps):
     """Also without resets; and the bound of the call takes the place of the module's."""
     net = Net(name, 2, clip_grad=CLIP)
     got, clipped = net.gradients(*net.call())
@@ -171,7 +74,7 @@ def packed_rows(output, states):
     "mode, bidirectional",
     [(m, both) for m in MODES for both in (False, True) if not (both and m in OVERLAPPING)],
 )
-def test_packed_is_each_sequence_by_hand(name, form, mode, bidirectional):
+def test_packed_is_each_sequence_by_hand(name, form, mode, bidirectional, steps):
     net, truncation, lengths = Net(name, 2, bidirectional, form), MODES[mode], (3, 6, 5)
     packed = pack_padded_sequence(net.x, lengths, enforce_sorted=False)
     options = {"truncation": truncation, "resets": net.resets, "return_states": True}
@@ -210,7 +113,7 @@ def test_packed_is_each_sequence_by_hand(name, form, mode, bidirectional):
 
 @pytest.mark.parametrize("name", [*MODULES, *RECURRENT])
 @pytest.mark.parametrize("form", FORMS)
-def test_other_layouts(name, form):
+def test_other_layouts(name, form, steps):
     """Unbatched and batch_first calls give what the padded one gives."""
     net = Net(name, 2, True, form)
     given = {"resets": net.resets, "return_states": True}
@@ -234,10 +137,6 @@ def test_other_layouts(name, form):
         torch.testing.assert_close(own, whole_batch[:, b])
     for own, whole_batch in zip(parts(every_b[0]), every, strict=True):
         torch.testing.assert_close(own, whole_batch[:, :, b])
-
-
-def whole_of(states):
-    return tuple(states) if len(states) > 1 else states[0]
 
 
 @pytest.mark.parametrize("name", ["tanh", "gru"])
@@ -276,7 +175,7 @@ def test_projections(bidirectional):
 
 @pytest.mark.parametrize("name", ["tanh", "gru", "lstm", *RECURRENT])
 @pytest.mark.parametrize("form", FORMS)
-def test_gradcheck(name, form):
+def test_gradcheck(name, form, plain):
     net = Net(name, 2, name == "gru", form)
     names = list(net.leaves)
 
@@ -294,12 +193,20 @@ def test_gradcheck(name, form):
 
 
 @pytest.mark.parametrize("name", ["tanh", "lstm", "leaky"])
-def test_second_derivatives_are_those_of_the_clamp(name):
+def test_a_clipped_gradient_has_none(name, steps):
     net = Net(name, 2)
+    _, first = net.gradients(*net.call(clip_grad=CLIP), create_graph=True)
+    assert_equal(({}, first), ({}, net.gradients(*net.call(clip_grad=CLIP))[1]))
+    with pytest.raises(NotImplementedError, match="clip_grad has no gradient of gradients"):
+        first["x"].square().sum().backward()
+
+
+@pytest.mark.parametrize("name", ["tanh", "lstm", "leaky"])
+def test_second_derivatives(name, steps):
+    net = Net(name, 2, name == "lstm")
     results = []
-    reset_to = whole_of(net.reset_to)
-    options = {"resets": net.resets, "reset_to": reset_to, "return_states": True}
-    for each in (net.call(clip_grad=0.3, **options), net.by_hand(None, True, True, 0.3)):
+    options = {"resets": net.resets, "reset_to": whole_of(net.reset_to), "return_states": True}
+    for each in (net.call(**options), net.by_hand(None, True, True, None)):
         _, first = net.gradients(*each, create_graph=True)
         total = sum((cotangent(g, 9) * g).sum() for g in first.values())
         second = torch.autograd.grad(total, net.leaves.values(), allow_unused=True)
@@ -307,7 +214,7 @@ def test_second_derivatives_are_those_of_the_clamp(name):
     assert_equal(*results)
 
 
-def test_the_gradient_to_what_came_before_a_reset_is_cut():
+def test_the_gradient_to_what_came_before_a_reset_is_cut(steps):
     net = Net("gru", 1)
     resets = torch.zeros(T, B, dtype=torch.bool)
     resets[3] = True
@@ -316,221 +223,35 @@ def test_the_gradient_to_what_came_before_a_reset_is_cut():
     assert not x[:3].any() and not hx.any() and to.all() and x[3:].all()
 
 
-def test_autocast():
-    x, resets = torch.randn(T, B, I), torch.rand(T, B) < 0.4
-    for cls in (fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM):
-        net = cls(I, H, 2)
-        zeros = whole_of([torch.zeros(2, B, H)] * (2 if cls is fastbptt.LSTM else 1))
-        with torch.autocast("cpu", torch.bfloat16):
-            output, last = net(x, resets=resets)
-            got, final, every = net(x, resets=resets, reset_to=zeros, return_states=True)
-        assert got.dtype == output.dtype
-        assert [s.dtype for s in parts(final)] == [s.dtype for s in parts(last)]
-        assert [s.dtype for s in parts(every)] == [s.dtype for s in parts(last)]
-        torch.testing.assert_close(got, output, rtol=0.03, atol=0.01)
-        got.sum().backward()
-        assert net.weight_hh_l0.grad.dtype == torch.float32
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_other_dtypes(dtype):
-    net = Net("lstm", 2)
-    options = {"resets": net.resets, "reset_to": tuple(net.reset_to), "clip_grad": CLIP}
-    exact = net.call(return_states=True, **options)
-    hx = tuple(state.to(dtype) for state in net.hx)
-    module = net.module.to(dtype)
-    output, last, every = module(net.x.to(dtype), hx, return_states=True, **options)
-    assert {s.dtype for s in (output, *last, *every)} == {dtype}
-    torch.testing.assert_close(output.double(), exact[0], rtol=0.03, atol=0.02)
-
-
-def test_transforms():
-    net = fastbptt.GRU(I, H, dtype=torch.float64)
-    x = torch.randn(5, T, B, I, dtype=torch.float64)
-    resets = torch.rand(T, B) < 0.4
-    start = torch.randn(1, 1, H, dtype=torch.float64)
-
-    def loss(start, x):
-        output, _ = net(x, resets=resets, reset_to=start, clip_grad=CLIP)
-        return output.square().sum()
-
-    got = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(start, x)
-    for i in range(5):
-        own = start.clone().requires_grad_()
-        torch.testing.assert_close(got[i], torch.autograd.grad(loss(own, x[i]), own)[0])
-
-
-def test_compiled():
-    net = fastbptt.LSTM(I, H, clip_grad=CLIP)
-    x, resets = torch.randn(T, B, I), torch.rand(T, B) < 0.4
-    start = (torch.zeros(1, 1, H), torch.randn(1, 1, H, requires_grad=True))
-
-    def call(x):
-        output, _, (_, c) = net(x, resets=resets, reset_to=start, return_states=True)
-        return output.sum() + c.square().sum()
-
-    results = []
-    for each in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
-        loss = each(x)
-        results.append((loss, torch.autograd.grad(loss, [start[1], net.weight_hh_l0])))
-    torch.testing.assert_close(*results)
-
-
-@pytest.mark.parametrize("through", [copy.deepcopy, through_pickle, through_file])
-def test_copies(through):
-    net = fastbptt.LSTM(I, H, 2, clip_grad=0.5, truncation=2)
-    other = through(net)
-    assert other.clip_grad == 0.5 and repr(other) == repr(net)
-    assert repr(net) == "LSTM(2, 4, num_layers=2, truncation=Chunked(k=2), clip_grad=0.5)"
-    assert net.state_dict().keys() == torch.nn.LSTM(I, H, 2).state_dict().keys()
-    net = fastbptt.Recurrent(cells.elman, I, H, clip_grad=2)
-    assert repr(through(net)) == "Recurrent(elman, 2, 4, clip_grad=2.0)"
-
-
-def test_converting():
-    model = torch.nn.Sequential(fastbptt.GRU(I, H, clip_grad=0.5))
-    with pytest.warns(UserWarning, match=r"'0' \(GRU\) loses its clip_grad=0.5"):
-        fastbptt.revert(model)
-    assert type(model[0]) is torch.nn.GRU and "clip_grad" not in vars(model[0])
-    net = fastbptt.convert(model)[0]
-    assert net.clip_grad is None
-    net.clip_grad = 0.25
-    assert "clip_grad=0.25" in repr(net)
-    with fastbptt.patch():
-        assert torch.nn.LSTM(I, H, clip_grad=1).clip_grad == 1.0
-    x = torch.randn(T, B, I)
-    a = net(x, return_states=True)[2]
-    assert a.shape == (1, T, B, H)
-
-
-class Model(torch.nn.Module):
-    def __init__(self, **options):
-        super().__init__()
-        self.rnn = fastbptt.GRU(I, H, **options)
-
-    def forward(self, x):
-        return self.rnn(x)[0]
-
-
-def test_torchscript():
-    with pytest.raises(NotImplementedError, match="GRU: clip_grad=0.5 cannot be scripted"):
-        torch.jit.script(Model(clip_grad=0.5))
-    model, x = Model(clip_grad=0.5), torch.randn(T, B, I)
-    with pytest.raises(NotImplementedError, match="trace cannot have clip_grad=0.5"):
-        torch.jit.trace(model, (x,))
-    with torch.no_grad():
-        traced = torch.jit.trace(model, (x,))
-    torch.testing.assert_close(traced(x), model(x))
-    model.rnn.clip_grad = None
-    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
-
-
-def test_forward_mode_has_no_clipping():
-    net, x = fastbptt.GRU(I, H, clip_grad=0.5), torch.randn(T, B, I)
-    with pytest.raises(NotImplementedError, match="forward mode cannot have clip_grad=0.5"):
-        torch.func.jvp(lambda x: net(x)[0], (x,), (x,))
-
-
-def net(cls=fastbptt.GRU, **options):
-    return cls(I, H, 2, dtype=torch.float64, **options)
-
-
-X = torch.zeros(T, B, I, dtype=torch.float64)
-RESETS = torch.zeros(T, B, dtype=torch.bool)
-TO = torch.zeros(2, B, H, dtype=torch.float64)
-PACKED = pack_padded_sequence(X, [6, 5, 2])
-
-
-def to(reset_to, x=X, resets=RESETS, cls=fastbptt.GRU, **options):
-    return lambda: net(cls, **options)(x, resets=resets, reset_to=reset_to)
-
-
-def recurrent(reset_to):
-    cell = fastbptt.Recurrent(cells.dropout_lstm, I, H, mask=1.0, dtype=torch.float64)
-    return lambda: cell(X, resets=RESETS, reset_to=reset_to)
-
-
-ERRORS = {
-    "no bool": (
-        lambda: net()(X, return_states=1),
-        TypeError,
-        "return_states must be a bool, got 1",
-    ),
-    "no resets": (
-        to(TO, resets=None),
-        ValueError,
-        "reset_to must go with resets, which say where, got none",
-    ),
-    "list": (to([TO]), TypeError, "reset_to must be a Tensor, got list"),
-    "number": (to(0.0), TypeError, "reset_to must be a Tensor, got float"),
-    "one state of two": (
-        to(TO, cls=fastbptt.LSTM),
-        TypeError,
-        "reset_to must be a tuple of 2 Tensors, one for each state of lstm, got Tensor",
-    ),
-    "three states": (
-        to((TO,) * 3, cls=fastbptt.LSTM),
-        TypeError,
-        "a tuple of 2 Tensors, one for each state of lstm, got 3 of them",
-    ),
-    "none": (
-        to((TO, None), cls=fastbptt.LSTM),
-        TypeError,
-        r"reset_to\[1\] must be a Tensor, got N",
-    ),
-    "of Recurrent": (
-        recurrent((TO, TO)),
-        TypeError,
-        "a tuple of 3 Tensors, one for each state of dropout_lstm, got 2 of them",
-    ),
-    "integers": (to(TO.long()), ValueError, "reset_to must be floating point, got torch.int64"),
-    "device": (to(TO.to("meta")), ValueError, "reset_to must be on input's device cpu, got meta"),
-    "layers": (
-        to(TO[:1]),
-        ValueError,
-        r"reset_to must have shape \(2, 3, 4\) or \(2, 1, 4\) or \(2, 6, 3, 4\), got \(1, 3, 4\)",
-    ),
-    "batch first": (
-        to(torch.zeros(2, T, B, H), X.transpose(0, 1), RESETS.t(), batch_first=True),
-        ValueError,
-        r"or \(2, 3, 6, 4\), got \(2, 6, 3, 4\)",
-    ),
-    "packed": (to(torch.zeros(2, B, T, H), PACKED), ValueError, r"\(2, 6, 3, 4\), got \(2, 3, 6"),
-    "unbatched": (
-        to(TO, X[:, 0], RESETS[:, 0]),
-        ValueError,
-        r"reset_to must have shape \(2, 4\) or \(2, 6, 4\), got \(2, 3, 4\)",
-    ),
-    "projection": (
-        to((TO, TO), cls=fastbptt.LSTM, proj_size=2),
-        ValueError,
-        r"reset_to\[0\] must have shape \(2, 3, 2\) or .*, got \(2, 3, 4\)",
-    ),
-    "text": (
-        lambda: net(clip_grad="1"),
-        TypeError,
-        "clip_grad must be a number, got '1' of type st",
-    ),
-    "true": (lambda: net()(X, clip_grad=True), TypeError, "clip_grad must be a number, got True"),
-    "zero": (lambda: net(clip_grad=0), ValueError, "clip_grad must be positive and finite, got 0"),
-    "negative": (lambda: net()(X, clip_grad=-1.0), ValueError, "must be positive .* got -1.0"),
-    "nan": (lambda: net(clip_grad=float("nan")), ValueError, "must be positive .* got nan"),
-    "infinite": (lambda: net(clip_grad=float("inf")), ValueError, "must be .* finite, got inf"),
-    "Recurrent's": (
-        lambda: fastbptt.Recurrent(cells.elman, I, H, clip_grad=-1),
-        ValueError,
-        "clip_grad must be positive and finite, got -1",
-    ),
-    "name": (
-        lambda: fastbptt.Recurrent(cells.leaky, I, H, alpha="reset_to"),
-        ValueError,
-        "alpha must be the name of an input per step that a call can have, got 'reset_to'",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_errors(name):
-    what, error, message = ERRORS[name]
-    with pytest.raises(error, match=message):
-        what()
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_units(packed, threads):
+    """Compiled, more of them than a tile has, by several threads: as the loop."""
+    torch.manual_seed(0)
+    count, width = 23, 70
+    net = fastbptt.LSTM(I, width, 2, bidirectional=True, dtype=torch.float64)
+    x = torch.randn(count, 9, I, dtype=torch.float64)
+    resets = torch.rand(count, 9) < 0.2
+    start = [torch.randn(4, count, 9, width, dtype=torch.float64) for _ in range(2)]
+    start = [start[0].requires_grad_(), start[1][:, 0].clone().requires_grad_()]
+    if packed:
+        lengths = torch.randint(1, count + 1, (9,)).tolist()
+        lengths[3] = count
+        x = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    leaves, results = [*start, *net.parameters()], []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for way in ("unroll_of", "unroll"):
+            with pytest.MonkeyPatch.context() as patch:
+                if way == "unroll":
+                    patch.setattr(_cell_network, "unroll_of", lambda *_: _loops.unroll)
+                options = {"truncation": 7, "resets": resets, "reset_to": tuple(start)}
+                output, last, every = net(x, return_states=True, clip_grad=0.1, **options)
+            found = [output.data if packed else output, *last, *every]
+            grads = torch.autograd.grad(found, leaves, [cotangent(t, 2) for t in found])
+            results.append([*found, *grads])
+    finally:
+        torch.set_num_threads(before)
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-10)
