@@ -260,7 +260,8 @@ def run(call: Call, network: Callable[..., tuple[Tensor, Tensor, Tensor]] | None
         return output, states
     data = output if packed is None else output.data
     directions = 2 if module.bidirectional else 1
-    return output, states, (data.unflatten(-1, (directions, -1)).movedim(-2, 0),)
+    every = data.unflatten(-1, (directions, -1))
+    return output, states, (every.movedim(data.dim() - 1, 0),)  # ONNX Runtime takes no -2
 
 
 def needs_cells(call: Call) -> bool:
