@@ -17,7 +17,7 @@ from fastbptt._recurrence import unroll_of
 from fastbptt.boundaries import boundaries_of
 from fastbptt.cell import Cell, cell
 from fastbptt.reference import lstm_cell
-from fastbptt.truncation import Randomized
+from fastbptt.truncation import Randomized, Windowed
 
 if TYPE_CHECKING:
     from fastbptt.call import Call
@@ -97,6 +97,11 @@ def run_layers(call: Call, layers: Layers) -> tuple:
         run_layer = unroll_of(layers.cell, layers.names, call.input)
     directions = 2 if net.bidirectional else 1
     width = directions * layers.widths[layers.output]
+    by_rows = run_layer is not unroll
+    wants_states = options is not None and options.return_states
+    # Where one run is not all, the states go through what puts the outputs of several together.
+    at_once = not _has_windows(call) and (by_rows or call.packed is None)
+    every: list[States] = []
     output, final = run_layout(
         partial(
             stack_layers,
@@ -104,7 +109,8 @@ def run_layers(call: Call, layers: Layers) -> tuple:
             layers.weights,
             directions,
             output_state=layers.output,
-            with_states=options is not None and options.return_states,
+            with_states=wants_states and not at_once,
+            states_to=every if wants_states and at_once else None,
             unroll=run_layer,
         ),
         input,
@@ -117,15 +123,28 @@ def run_layers(call: Call, layers: Layers) -> tuple:
         clip_grad=None if options is None else options.clip_grad,
         batch_first=net.batch_first,
         bidirectional=net.bidirectional,
-        by_rows=run_layer is not unroll,
+        by_rows=by_rows,
     )
-    if options is None or not options.return_states:
+    if not wants_states:
         return output, final
+    if at_once:
+        states = tuple(torch.stack(of_all) for of_all in zip(*every, strict=True))
+        if call.unbatched:
+            states = tuple(state.squeeze(2) for state in states)
+        elif call.batch_first:
+            states = tuple(state.transpose(1, 2) for state in states)
+        return output, final, states
     data = output.data if isinstance(output, PackedSequence) else output
-    own, *every = data.split([width, *(count * each for each in layers.widths)], -1)
+    own, *parts = data.split([width, *(count * each for each in layers.widths)], -1)
     if isinstance(output, PackedSequence):
         own = PackedSequence(own, *output[1:])
-    return own, final, tuple(each.unflatten(-1, (count, -1)).movedim(-2, 0) for each in every)
+    return own, final, tuple(part.unflatten(-1, (count, -1)).movedim(-2, 0) for part in parts)
+
+
+def _has_windows(call: Call) -> bool:
+    """Whether the outputs of a call are those of several windows, or of some of their steps."""
+    cut = call.truncation
+    return isinstance(cut, Windowed) and (cut.k1 < cut.k2 or cut.last_only)
 
 
 def _as_given(call: Call) -> tuple[Tensor | PackedSequence, States | None]:

@@ -22,6 +22,9 @@ States = tuple[Tensor, ...]  # what a cell hands to the next step: (h,) or (h, c
 Cell = Callable[..., States]  # cell(x, states, *weights, *inputs) -> the next states
 
 
+_BY_STEP = ("masks", "inputs", "reset_to")
+
+
 class PerStep(NamedTuple):
     """What goes with the steps of a call, time first; None or empty where it has nothing of it."""
 
@@ -36,12 +39,8 @@ class PerStep(NamedTuple):
     def of(self, *index: slice | Tensor) -> PerStep:
         """The same of some steps, or of some steps and sequences."""
         kappa, resets = (None if x is None else x[index] for x in self[:2])
-        masks, inputs, reset_to = (
-            tuple(x[index] for x in each) for each in (self.masks, self.inputs, self.reset_to)
-        )
-        return self._replace(
-            kappa=kappa, resets=resets, masks=masks, inputs=inputs, reset_to=reset_to
-        )
+        by_step = {n: tuple(x[index] for x in getattr(self, n)) for n in _BY_STEP}
+        return self._replace(kappa=kappa, resets=resets, **by_step)
 
 
 # A network: (input [T, B, I], states, what goes with the steps) -> output [T, B, ...], last states
@@ -144,6 +143,7 @@ def stack_layers(
     *,
     output_state: int = 0,
     with_states: bool = False,
+    states_to: list[States] | None = None,
     unroll: Unroll = unroll,
 ) -> tuple[Tensor, States]:
     """All layers: input [T, B, I], states [L*D, B, ...] -> output [T, B, D*R], the last states.
@@ -151,7 +151,8 @@ def stack_layers(
     ``weights`` holds one sequence for each layer and direction, in the order of the states.
     ``output_state`` is the number of the state that is a layer's output. ``with_states`` has all
     states of all steps follow the output's features: the first of each layer and direction, then
-    the second of each. ``unroll`` runs a layer in one direction.
+    the second of each; ``states_to`` is given them instead, layer by layer. ``unroll`` runs a layer
+    in one direction.
     """
     finals, kept = [], []
     for layer in range(len(weights) // directions):
@@ -171,6 +172,8 @@ def stack_layers(
             kept.append(every)
         # The next layer sees both directions, side by side.
         input = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+    if states_to is not None:
+        states_to += kept
     if with_states:
         input = torch.cat([input, *(x for of_all in zip(*kept, strict=True) for x in of_all)], -1)
     return input, tuple(torch.stack(of_all) for of_all in zip(*finals, strict=True))
