@@ -33,11 +33,13 @@ class _Call(ctypes.Structure):
     """UserCall of csrc/user_cell/call.h."""
 
     _fields_ = [
+        *((name, ctypes.c_int64) for name in ("is_double T B N I H direction ld_kept").split()),
+        ("clip_grad", ctypes.c_double),
         *(
             (name, ctypes.c_int64)
             for name in (
-                "is_double T B N I H direction ld_kept gates states kept_values extras recurrent "
-                "columns first_recurrent phases slots gradient_slots norms"
+                "gates states kept_values extras recurrent columns first_recurrent phases slots "
+                "gradient_slots norms"
             ).split()
         ),
         *(
@@ -45,8 +47,8 @@ class _Call(ctypes.Structure):
             for name in (
                 "input_order recurrent_order norm_table forward backward offsets batch_sizes "
                 "resets input w_ih w_hh b_ih b_hh initial all_states last extra_data "
-                "extra_strides pre kept kappa d_states d_last d_initial d_extras d_input "
-                "d_w_ih d_w_hh d_b_ih d_b_hh"
+                "extra_strides reset_to reset_strides pre kept kappa d_states d_last d_initial "
+                "d_extras d_reset_to d_input d_w_ih d_w_hh d_b_ih d_b_hh"
             ).split()
         ),
     ]
@@ -117,6 +119,7 @@ class Arguments(NamedTuple):
     resets: Tensor | None = None  # bool [T, B]: the states that enter this step are zeros
     batch_sizes: Tensor | None = None  # int64 [T], of a packed batch
     direction: int = 1  # or -1: from the last step to the first
+    reset_to: Sequence[Tensor] = ()  # for each state [T, B, H], what it is at a reset; else zeros
 
 
 class Kept(NamedTuple):
@@ -136,6 +139,7 @@ class Gradients(NamedTuple):
     b_hh: Tensor | None
     initial: list[Tensor | None]
     extras: list[Tensor | None]
+    reset_to: list[Tensor | None]
 
 
 class Layer:
@@ -200,12 +204,13 @@ class Layer:
         d_states: Sequence[Tensor | None],
         d_last: Sequence[Tensor | None] | None = None,
         kappa: Tensor | None = None,
+        clip_grad: float | None = None,
         wanted: Gradients | None = None,
     ) -> Gradients:
         """The gradients of the arguments of ``forward``.
 
-        Those of the extras are [T, B, H] each, or [H] where all rows have the same, to be summed by
-        who gave fewer numbers.
+        Those of the extras and of ``reset_to`` are [T, B, H] each, or [H] of an extra that all rows
+        have alike, to be summed by who gave fewer numbers.
 
         Args:
             of: the same.
@@ -214,13 +219,17 @@ class Layer:
             d_last: for each state [B, H], or None: zeros.
             kappa: [T, B], what of a gradient passes between a step and the one before it, or None:
                 all. At a reset nothing passes.
+            clip_grad: the bound of what comes to the states that enter a step, before kappa.
             wanted: true for the gradients that are wanted; None: all.
         """
         call, x, program = _Layout(self, of), of.x, self.program
         if wanted is None:
             yes = True
             wanted = Gradients(
-                yes, yes, yes, yes, yes, [yes] * program.states, [yes] * len(program.extras)
+                *[yes] * 5,
+                [yes] * program.states,
+                [yes] * len(program.extras),
+                [yes] * len(of.reset_to),
             )
         found = [
             torch.empty_like(tensor, memory_format=torch.contiguous_format)
@@ -238,6 +247,7 @@ class Layer:
             else None
             for w, row_stride in zip(wanted[6], call.strides[::2], strict=True)
         ]
+        d_reset_to = [torch.zeros_like(states[0]) if w else None for w in wanted[7]]
         d_last = [None] * program.states if d_last is None else d_last
         names = ("d_input", "d_w_ih", "d_w_hh", "d_b_ih", "d_b_hh")
         call.run(
@@ -248,10 +258,12 @@ class Layer:
             d_last=[None if d is None else d.to(x.dtype).contiguous() for d in d_last],
             d_initial=d_initial,
             d_extras=d_extras,
+            **({"d_reset_to": d_reset_to} if any(wanted[7]) else {}),
+            clip_grad=clip_grad or 0.0,
             kappa=None if kappa is None else kappa.to(x.dtype).contiguous(),
             **dict(zip(names, found, strict=True)),
         )
-        return Gradients(*found, d_initial, d_extras)
+        return Gradients(*found, d_initial, d_extras, d_reset_to)
 
 
 class _Layout:
@@ -284,6 +296,19 @@ class _Layout:
             self._tensors[name] = None if tensor is None else tensor.contiguous()
         self._extras, self.strides = self._read_extras(of.extras, x, H)
         self._initial = [None if h is None else h.contiguous() for h in of.initial]
+        self._reset_to, self._reset_strides = [], []
+        for value in of.reset_to:
+            self._add_reset_to(value.detach(), is_packed=batch_sizes is not None)
+
+    def _add_reset_to(self, value: Tensor, is_packed: bool) -> None:
+        """With strides by row and by sequence, where it is the same at all steps."""
+        H = value.shape[-1]
+        if is_packed or value.stride(0) > 0:
+            self._reset_strides += [H, 0]
+        else:
+            value = value[0]
+            self._reset_strides += [0, H]
+        self._reset_to.append(value.contiguous())
 
     def _read_extras(
         self, extras: Sequence[Tensor | float], x: Tensor, H: int
@@ -316,11 +341,14 @@ class _Layout:
         goes_back: bool,
         states: Sequence[Tensor],
         kept: Kept,
+        clip_grad: float = 0.0,
         **more: Tensor | Sequence[Tensor | None] | None,
     ) -> None:
         """A pass, which also takes ``more``: tensors, or lists of them, by their names there."""
         tensors = {**self._tensors, "pre": kept.pre, "kept": kept.values, **more}
         lists = {"initial": self._initial, "all_states": states, "extra_data": self._extras}
+        if self._reset_to:
+            lists["reset_to"] = self._reset_to
         for name, of in more.items():
             if isinstance(of, list):
                 lists[name] = tensors.pop(name)
@@ -330,10 +358,12 @@ class _Layout:
             )
             for name, of in lists.items()
         }
-        arrays["extra_strides"] = (ctypes.c_int64 * max(1, len(self.strides)))(*self.strides)
+        for name, of in (("extra", self.strides), ("reset", self._reset_strides)):
+            arrays[f"{name}_strides"] = (ctypes.c_int64 * max(1, len(of)))(*of)
         call = _Call(
             **self._layer._own,
             **self.sizes,
+            clip_grad=clip_grad,
             ld_kept=0 if kept.values is None else kept.values.shape[-1],
             **{name: t.data_ptr() for name, t in tensors.items() if t is not None},
             **{name: ctypes.addressof(array) for name, array in arrays.items()},

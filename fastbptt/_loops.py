@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fastbptt._gates import Clip, Gate
 from fastbptt.truncation import Gated, Randomized, Truncation, Windowed
 
 States = tuple[Tensor, ...]  # what a cell hands to the next step: (h,) or (h, c)
 Cell = Callable[..., States]  # cell(x, states, *weights, *inputs) -> the next states
+
+
+_BY_STEP = ("masks", "inputs", "reset_to")
 
 
 class PerStep(NamedTuple):
@@ -29,44 +33,18 @@ class PerStep(NamedTuple):
     masks: tuple[Tensor, ...] = ()  # [T, B, D*R] each, the dropout after each layer but the last
     inputs: tuple[Tensor, ...] = ()  # [T, B, L*D, ...] each, what else the cells take at a step
     batch_sizes: Tensor | None = None  # of a packed batch, where rows [N] take the place of [T, B]
+    reset_to: tuple[Tensor, ...] = ()  # [T, B, L*D, ...] each, what the states are then, not zeros
+    clip_grad: float | None = None  # the bound of what goes back from a step to the one before
 
     def of(self, *index: slice | Tensor) -> PerStep:
         """The same of some steps, or of some steps and sequences."""
         kappa, resets = (None if x is None else x[index] for x in self[:2])
-        masks, inputs = (tuple(x[index] for x in each) for each in self[2:4])
-        return PerStep(kappa, resets, masks, inputs)
+        by_step = {n: tuple(x[index] for x in getattr(self, n)) for n in _BY_STEP}
+        return self._replace(kappa=kappa, resets=resets, **by_step)
 
 
 # A network: (input [T, B, I], states, what goes with the steps) -> output [T, B, ...], last states
 Stack = Callable[[Tensor, States, PerStep], tuple[Tensor, States]]
-
-
-class _Gate(torch.autograd.Function):
-    """The state as it is; its derivative times kappa, and zero where kappa is, even of a NaN."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(state: Tensor, kappa: Tensor) -> Tensor:
-        return state.clone()
-
-    @staticmethod
-    def setup_context(
-        ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor
-    ) -> None:
-        _, kappa = inputs
-        ctx.save_for_backward(kappa)
-        ctx.save_for_forward(kappa)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (kappa,) = ctx.saved_tensors
-        return (kappa * grad).masked_fill(kappa == 0, 0), None
-
-    @staticmethod
-    def jvp(ctx: torch.autograd.function.FunctionCtx, state_t: Tensor, _: object) -> Tensor:
-        (kappa,) = ctx.saved_tensors
-        return (kappa * state_t).masked_fill(kappa == 0, 0)
 
 
 def unroll(
@@ -83,7 +61,8 @@ def unroll(
 
     Gates and resets stand between steps: those of t between t - 1 and t, whichever way the states
     cross. Those of 0 stand before the first step, where the reverse direction never comes; what
-    it begins with, at step T - 1, is neither gated nor reset.
+    it begins with, at step T - 1, is neither gated nor reset. What goes back to the states that
+    enter a step, the first one's and a reset's too, is clipped, and then gated.
     """
     T = input.size(0)
     if per_step.batch_sizes is not None:
@@ -93,10 +72,15 @@ def unroll(
         crossed = t + 1 if reverse else t  # the place in time between the last step and this one
         if crossed < T and per_step.kappa is not None:
             kappa = per_step.kappa[crossed].unsqueeze(-1)
-            states = tuple(_Gate.apply(state, kappa.to(state.dtype)) for state in states)
+            states = tuple(Gate.apply(state, kappa.to(state.dtype)) for state in states)
         if crossed < T and per_step.resets is not None:
             reset = per_step.resets[crossed].unsqueeze(-1)
-            states = tuple(torch.where(reset, torch.zeros_like(s), s) for s in states)
+            given = [each[crossed] for each in per_step.reset_to] or map(torch.zeros_like, states)
+            states = tuple(
+                torch.where(reset, new.to(s.dtype), s) for new, s in zip(given, states, strict=True)
+            )
+        if per_step.clip_grad is not None:
+            states = tuple(Clip.apply(state, per_step.clip_grad) for state in states)
         states = cell(input[t], states, *weights, *(each[t] for each in per_step.inputs))
         every.append(states)
     if reverse:
@@ -159,6 +143,7 @@ def stack_layers(
     *,
     output_state: int = 0,
     with_states: bool = False,
+    states_to: list[States] | None = None,
     unroll: Unroll = unroll,
 ) -> tuple[Tensor, States]:
     """All layers: input [T, B, I], states [L*D, B, ...] -> output [T, B, D*R], the last states.
@@ -166,7 +151,8 @@ def stack_layers(
     ``weights`` holds one sequence for each layer and direction, in the order of the states.
     ``output_state`` is the number of the state that is a layer's output. ``with_states`` has all
     states of all steps follow the output's features: the first of each layer and direction, then
-    the second of each. ``unroll`` runs a layer in one direction.
+    the second of each; ``states_to`` is given them instead, layer by layer. ``unroll`` runs a layer
+    in one direction.
     """
     finals, kept = [], []
     for layer in range(len(weights) // directions):
@@ -176,13 +162,18 @@ def stack_layers(
         for direction in range(directions):
             i = layer * directions + direction
             initial = tuple(state[i] for state in states)
-            own = per_step._replace(inputs=tuple(x.select(-2, i) for x in per_step.inputs))
+            own = per_step._replace(
+                inputs=tuple(x.select(-2, i) for x in per_step.inputs),
+                reset_to=tuple(x.select(-2, i) for x in per_step.reset_to),
+            )
             every, last = unroll(cell, input, initial, weights[i], own, direction == 1)
             outputs.append(every[output_state])
             finals.append(last)
             kept.append(every)
         # The next layer sees both directions, side by side.
         input = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
+    if states_to is not None:
+        states_to += kept
     if with_states:
         input = torch.cat([input, *(x for of_all in zip(*kept, strict=True) for x in of_all)], -1)
     return input, tuple(torch.stack(of_all) for of_all in zip(*finals, strict=True))
@@ -260,6 +251,8 @@ def run_layout(
     masks: Sequence[Tensor] = (),
     inputs: Sequence[Tensor] = (),
     *,
+    reset_to: Sequence[Tensor] = (),
+    clip_grad: float | None = None,
     batch_first: bool = False,
     bidirectional: bool = False,
     by_rows: bool = False,
@@ -274,6 +267,8 @@ def run_layout(
             if packed).
         inputs: what the cells take at each step, [T, B, L*D, ...] in the caller's order of
             sequences; time comes first, and B is 1 without a batch.
+        reset_to: what the states become at a reset, like ``inputs``; empty: zeros.
+        clip_grad: the bound of the gradient that passes from a step to the one before, or None.
         batch_first: whether B leads in a padded input, in resets and in masks.
         bidirectional: whether the network is.
         by_rows: whether the network may be given a packed batch as it is, rows [N, I].
@@ -288,11 +283,12 @@ def run_layout(
             f"truncation={truncation} has windows that overlap, so the module must not be "
             "bidirectional: in reverse no state is known where a window begins"
         )
-    masks, inputs = tuple(masks), tuple(inputs)
+    masks = tuple(masks)
+    rest = PerStep(inputs=tuple(inputs), reset_to=tuple(reset_to), clip_grad=clip_grad)
     if isinstance(input, PackedSequence):
         overlap = isinstance(truncation, Windowed) and truncation.k1 < truncation.k2
         run = _run_rows if by_rows and not overlap else _run_packed
-        return run(stack, input, states, truncation, resets, masks, inputs)
+        return run(stack, input, states, truncation, resets, masks, rest)
     is_unbatched = input.dim() == 2  # a batch of one
 
     def time_first(x: Tensor) -> Tensor:
@@ -305,8 +301,8 @@ def run_layout(
         resets = time_first(resets)
     if is_unbatched:
         states = tuple(state.unsqueeze(1) for state in states)
-    per_step = by_step(*input.shape[:2], truncation, resets, input.device)
-    per_step = per_step._replace(masks=masks, inputs=inputs)
+    kappa, resets = by_step(*input.shape[:2], truncation, resets, input.device)[:2]
+    per_step = rest._replace(kappa=kappa, resets=resets, masks=masks)
     output, states = run_padded(stack, input, states, per_step, truncation)
     if is_unbatched:
         return output.squeeze(1), tuple(state.squeeze(1) for state in states)
@@ -320,13 +316,13 @@ def _run_packed(
     truncation: Truncation | None,
     resets: Tensor | None,
     masks: tuple[Tensor, ...],
-    inputs: tuple[Tensor, ...],
+    rest: PerStep,
 ) -> tuple[PackedSequence, States]:
     """Every sequence by itself, as a batch of one: what packing means, without its tricks."""
     data, batch_sizes, sorted_indices, unsorted_indices = input
     sizes = batch_sizes.tolist()
-    per_step = by_step(len(sizes), sizes[0], truncation, resets, data.device)
-    per_step = per_step._replace(inputs=inputs)
+    kappa, resets = by_step(len(sizes), sizes[0], truncation, resets, data.device)[:2]
+    per_step = rest._replace(kappa=kappa, resets=resets)
     if sorted_indices is not None:  # all but data, which lies by length, is in the caller's order
         states = tuple(state.index_select(1, sorted_indices) for state in states)
         per_step = per_step.of(slice(None), sorted_indices)
@@ -359,12 +355,13 @@ def _run_rows(
     truncation: Truncation | None,
     resets: Tensor | None,
     masks: tuple[Tensor, ...],
-    inputs: tuple[Tensor, ...],
+    rest: PerStep,
 ) -> tuple[PackedSequence, States]:
     """A packed batch as it is; windows lie side by side."""
     data, batch_sizes, sorted_indices, unsorted_indices = input
     row, there = rows_of(batch_sizes)
-    per_step = by_step(*row.shape, truncation, resets, data.device)._replace(inputs=inputs)
+    kappa, resets = by_step(*row.shape, truncation, resets, data.device)[:2]
+    per_step = rest._replace(kappa=kappa, resets=resets)
     if sorted_indices is not None:
         states = tuple(state.index_select(1, sorted_indices) for state in states)
         per_step = per_step.of(slice(None), sorted_indices)

@@ -61,7 +61,8 @@ def _unroll(
     reverse: bool = False,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """As :func:`fastbptt._loops.unroll`, whose arguments they are from ``step`` on."""
-    given = (input, *weights[:4], *states, *weights[4:], *per_step.inputs)
+    of_cell = (*weights[4:], *per_step.inputs)
+    given = (input, *weights[:4], *states, *of_cell, *per_step.reset_to)
     if any(t is not None and not _fits(t, input) for t in given):
         return _loops.unroll(step, input, states, weights, per_step, reverse)
     run = _Run(layer, order, step, per_step, reverse, len(weights), torch.is_grad_enabled())
@@ -97,14 +98,15 @@ class _Run(NamedTuple):
             self.per_step.resets,
             self.per_step.batch_sizes,
             -1 if self.reverse else 1,
+            given[len(given) - len(self.per_step.reset_to) :],
         )
 
     def plain(self, *given: OptionalTensor) -> tuple[Tensor, ...]:
         """The states and the last ones, by the loop."""
         count = 5 + self.layer.program.states
-        split = count + self.num_weights - 4
-        weights, inputs = given[1:5] + given[count:split], given[split:]
-        own = self.per_step._replace(inputs=inputs)
+        split, end = count + self.num_weights - 4, len(given) - len(self.per_step.reset_to)
+        weights = given[1:5] + given[count:split]
+        own = self.per_step._replace(inputs=given[split:end], reset_to=given[end:])
         every, last = _loops.unroll(self.step, given[0], given[5:count], weights, own, self.reverse)
         return *every, *last
 
@@ -131,7 +133,7 @@ class _Recurrence(torch.autograd.Function):
         run, count = ctx.run, ctx.run.layer.program.states
         given = ctx.saved_tensors[: -count - 2]
         states, kept = ctx.saved_tensors[-count - 2 : -2], ctx.saved_tensors[-2:]
-        wants = ctx.needs_input_grad[1:]
+        wants, end = ctx.needs_input_grad[1:], len(given) - len(run.per_step.reset_to)
         if torch.is_grad_enabled():
             return None, *_differentiable(run, given, wants, grads)
         found = run.layer.backward(
@@ -141,11 +143,15 @@ class _Recurrence(torch.autograd.Function):
             grads[:count],
             grads[count:],
             run.per_step.kappa,
+            run.per_step.clip_grad,
             _compiled.Gradients(
-                *wants[:5], wants[5 : 5 + count], [wants[5 + count + i] for i, _ in run.order]
+                *wants[:5],
+                wants[5 : 5 + count],
+                [wants[5 + count + i] for i, _ in run.order],
+                wants[end:],
             ),
         )
-        values = given[5 + count :]
+        values = given[5 + count : end]
         of_values: list[OptionalTensor] = [None] * len(values)
         for (i, gate), gradient in zip(run.order, found.extras, strict=True):
             if gradient is None:
@@ -157,7 +163,7 @@ class _Recurrence(torch.autograd.Function):
             if of_values[i] is None:
                 of_values[i] = torch.empty_like(values[i])
             of_values[i][gate] = gradient
-        return None, *found[:5], *found.initial, *of_values
+        return None, *found[:5], *found.initial, *of_values, *found.reset_to
 
 
 def _differentiable(

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import is_tensor_like
 
-from fastbptt import _C, autocast, onnx, ops
+from fastbptt import _C, _cell_network, autocast, onnx, ops
+from fastbptt._options import Options
 from fastbptt.boundaries import Boundaries, batch_of, boundaries_of
 from fastbptt.truncation import Truncation
 
@@ -40,6 +41,7 @@ class Call:
         packed: the PackedSequence that input is the data of, or None.
         unbatched: the call had no batch; B is 1 here.
         dropout: probability between layers, 0 outside training.
+        options: what else is asked for, or None.
     """
 
     __slots__ = (
@@ -53,6 +55,7 @@ class Call:
         "packed",
         "unbatched",
         "dropout",
+        "options",
     )
 
     def __init__(
@@ -67,6 +70,7 @@ class Call:
         packed: PackedSequence | None = None,
         unbatched: bool = False,
         dropout: float = 0.0,
+        options: Options | None = None,
     ):
         self.net = net
         self.cell = cell
@@ -78,6 +82,7 @@ class Call:
         self.packed = packed
         self.unbatched = unbatched
         self.dropout = dropout
+        self.options = options
 
     @property
     def batch_sizes(self) -> Tensor | None:
@@ -96,14 +101,16 @@ def call_of_module(
     states: tuple[Tensor, ...] | None,
     truncation: Truncation | None,
     resets: Tensor | None,
+    options: Options | None = None,
 ) -> Call:
-    """Normalises what a module is called with, and checks all but truncation and resets.
+    """Normalises what a module is called with, and checks all but truncation, resets and options.
 
     Args:
         module: one of fastbptt's.
         input, resets: as the module's ``forward`` takes them.
         states: the initial states as a tuple, or None.
         truncation: what ``as_truncation`` gave.
+        options: what ``options_of`` gave.
 
     Raises:
         TypeError, ValueError, RuntimeError: as torch.nn's module.
@@ -141,9 +148,8 @@ def call_of_module(
     if states is not None:
         _check_states(module, sizes, packed, states)
     dropout = module.dropout if module.training else 0.0
-    return Call(
-        module, module._cell, input, states, weights, truncation, resets, packed, unbatched, dropout
-    )
+    rest = (packed, unbatched, dropout, options)
+    return Call(module, module._cell, input, states, weights, truncation, resets, *rest)
 
 
 def _check_dims(dims: int, states: tuple[Tensor, ...]) -> None:
@@ -216,9 +222,7 @@ def _check_states(
         module.check_hidden_size(state, wanted, f"Expected hidden[{i}] size {{}}, got {{}}")
 
 
-def run(
-    call: Call, network: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+def run(call: Call, network: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None) -> tuple:
     """Runs a module's call: by the kernels, or by torch where there is none.
 
     Args:
@@ -226,7 +230,8 @@ def run(
         network: what computes in place of the operator of that name, with its arguments.
 
     Returns:
-        The output in the layout of what was given, and the final states.
+        The output in the layout of what was given, and the final states; with ``return_states``
+        also every state of every step, [num_layers * directions, ...] each.
 
     Raises:
         TypeError, ValueError: truncation or resets do not fit the input.
@@ -234,6 +239,8 @@ def run(
             resets.
     """
     module, packed = call.net, call.packed
+    if needs_cells(call):
+        return _cell_network.run_module(call)
     if has_kernel(call.input):
         as_torchs = autocast.enter(call) if torch._C._is_any_autocast_enabled() else None
         results = run_network(call, network)
@@ -245,10 +252,27 @@ def run(
     if packed is not None:
         if packed.unsorted_indices is not None:
             states = tuple(state.index_select(1, packed.unsorted_indices) for state in states)
-        return PackedSequence(output, *packed[1:]), states
-    if call.unbatched:
-        return output.squeeze(0 if module.batch_first else 1), tuple(s.squeeze(1) for s in states)
-    return output, states
+        output = PackedSequence(output, *packed[1:])
+    elif call.unbatched:
+        output = output.squeeze(0 if module.batch_first else 1)
+        states = tuple(state.squeeze(1) for state in states)
+    if call.options is None:
+        return output, states
+    data = output if packed is None else output.data
+    directions = 2 if module.bidirectional else 1
+    every = data.unflatten(-1, (directions, -1))
+    return output, states, (every.movedim(data.dim() - 1, 0),)  # ONNX Runtime takes no -2
+
+
+def needs_cells(call: Call) -> bool:
+    """Whether a call asks for what the built-in kernels have not; then its cell runs by itself.
+
+    They give the states of a layer that are its output.
+    """
+    if call.options is None:
+        return False
+    only_states = call.options.reset_to is None and call.options.clip_grad is None
+    return not only_states or call.net.num_layers > 1 or call.cell == "lstm"
 
 
 def has_kernel(input: Tensor) -> bool:

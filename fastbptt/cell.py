@@ -19,6 +19,7 @@ __all__ = ["Cell", "cell"]
 TAKEN_NAMES = {
     *("self", "cell", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"),
     *("bidirectional", "device", "dtype", "truncation", "input", "hx", "resets", "return_states"),
+    *("reset_to", "clip_grad"),
     *("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
 }
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -26,7 +26,7 @@ _OURS: dict[type, type[nn._Recurrent]] = {
 _TORCHS = {ours: torchs for torchs, ours in _OURS.items()}
 
 # What ours keep on the instance, beside what torch's modules do.
-_SETTINGS = ("truncation", "recompute")
+_SETTINGS = ("truncation", "recompute", "clip_grad")
 
 _QUANTIZED = ("torch.ao.", "torchao.")  # where such modules' classes live
 
@@ -114,10 +114,10 @@ def revert(module: _M) -> _M:
     """Makes every ``fastbptt.RNN``, ``GRU`` and ``LSTM`` of a model torch's, in place.
 
     What ``convert`` preserves, this does too, whether or not the modules were converted. What
-    torch's modules do not have is lost: ``recompute``, and ``truncation``, named in one warning,
-    since from then on gradients are those of full backpropagation through time (the outputs stay
-    the same). Instances of other subclasses of fastbptt's modules than ``convert`` makes are left
-    alone and named in the warning.
+    torch's modules do not have is lost: ``recompute``, and ``truncation`` and ``clip_grad``, named
+    in one warning, since from then on gradients are those of full backpropagation through time
+    (the outputs stay the same). Instances of other subclasses of fastbptt's modules than
+    ``convert`` makes are left alone and named in the warning.
 
     Args:
         module: the model; itself reverted if it is a recurrent module.
@@ -142,8 +142,10 @@ def revert(module: _M) -> _M:
             continue
         if getattr(child, "nonlinearity", None) == "identity":
             refused.append(_describe(name, child))
-        if child.truncation is not None:
-            remarks.append(f"{_describe(name, child)} loses its truncation={child.truncation}")
+        for setting in ("truncation", "clip_grad"):
+            value = getattr(child, setting)
+            if value is not None:
+                remarks.append(f"{_describe(name, child)} loses its {setting}={value}")
         changes.append((child, _with_base(child, cls)))
     if refused:
         raise ValueError(f"torch.nn has no nonlinearity 'identity', that of {', '.join(refused)}")

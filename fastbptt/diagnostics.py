@@ -59,7 +59,8 @@ def lag_norms(
 
     Args:
         rnn: the module, in one direction, without active dropout (set to 0, or in eval mode). Its
-            own truncation plays no part. Nothing of it changes, its parameters' ``grad`` included.
+            own truncation and ``clip_grad`` play no part. Nothing of it changes, its parameters'
+            ``grad`` included.
         x: input [T, B, I], [B, T, I] with ``batch_first``, or [T, I]; not packed.
         loss_fn: the loss, one number, as a function of the output, which lies as ``x`` does. It
             should be a sum or mean over steps; of any other loss the g_t still count.

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastbptt import capture, dynamo
+from fastbptt._options import as_clip_grad, options_of
 from fastbptt.call import call_of_module, check_lstm_states, run
 from fastbptt.script import WEIGHTS, Scriptable, ScriptableLSTM
 from fastbptt.truncation import Truncation, as_truncation
@@ -19,7 +20,7 @@ __all__ = ["GRU", "LSTM", "RNN"]
 
 
 class _NotGiven:
-    """The default of a keyword of a call: the truncation is the module's then, and no resets are.
+    """The default of a keyword of a call: the module's setting then, or nothing of the kind.
 
     torch.onnx's older exporter looks for defaults with ``!=``, and passes them all by position.
     """
@@ -59,11 +60,20 @@ class _Recurrent(Scriptable, torch.nn.RNNBase):
 
     truncation: Truncation | None = None  # of a state saved by a class that had none
     recompute = False
+    clip_grad: float | None = None
 
-    def __init__(self, *args: Any, truncation: Truncation | int | None = _NOT_GIVEN, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        truncation: Truncation | int | None = _NOT_GIVEN,
+        clip_grad: float | None = None,
+        **kwargs: Any,
+    ):
         truncation = defaults.truncation if truncation is _NOT_GIVEN else as_truncation(truncation)
+        clip_grad = as_clip_grad(clip_grad)
         super().__init__(*args, **kwargs)
         self.truncation = truncation
+        self.clip_grad = clip_grad
 
     @property
     def _cell(self) -> str:
@@ -81,6 +91,7 @@ class _Recurrent(Scriptable, torch.nn.RNNBase):
     def _extra_settings(self) -> str:
         """What the constructor takes beside torch.nn's arguments, for ``repr``."""
         text = "" if self.truncation is None else f", truncation={self.truncation}"
+        text += "" if self.clip_grad is None else f", clip_grad={self.clip_grad}"
         return f"{text}, recompute=True" if self.recompute else text
 
     def forward(
@@ -90,7 +101,10 @@ class _Recurrent(Scriptable, torch.nn.RNNBase):
         *,
         truncation: Truncation | int | None = _NOT_GIVEN,
         resets: Tensor | None = _NOT_GIVEN,
-    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        return_states: bool = _NOT_GIVEN,
+        reset_to: Tensor | None = _NOT_GIVEN,
+        clip_grad: float | None = _NOT_GIVEN,
+    ) -> tuple:
         """Runs the network over a sequence; shapes as for the torch.nn module of the same name.
 
         Args:
@@ -102,19 +116,36 @@ class _Recurrent(Scriptable, torch.nn.RNNBase):
                 its original order. Where it is true, the state that enters step t is zeros, in
                 every layer, and the gradient is cut: each stretch between resets runs as if
                 alone, in both directions of a bidirectional network.
+            return_states: whether to return every state of every step too.
+            reset_to: what the state is at a reset instead of zeros, with gradients:
+                [num_layers * directions, B, H] like ``hx``, or with 1 for B, or for each step
+                [num_layers * directions, T, B, H] ([num_layers * directions, B, T, H] with
+                ``batch_first``, without B for an unbatched input; for a packed input time first,
+                in its original order). Values of step t are those of a reset there, between the
+                steps t - 1 and t, which the reverse direction crosses from t to t - 1.
+            clip_grad: c > 0 clamps to [-c, c] each number of the gradient that passes from the
+                state of a step to that of the one before, or to ``hx`` or ``reset_to``; it is
+                clamped first and then multiplied by a truncation's kappa. None: the module's
+                setting. (Graves, "Generating sequences with recurrent neural networks", 2013.)
 
         Returns:
             output: like ``input``, with H * directions features.
             h_n: final states, like ``hx``.
+            states, with ``return_states``: [num_layers * directions, T, B, H]
+                ([num_layers * directions, B, T, H] with ``batch_first``; without B for an unbatched
+                input; [num_layers * directions, N, H] for a packed one, with rows like its data).
 
         Raises:
             TypeError, ValueError: ``truncation`` is no truncation or does not fit the input;
-                ``resets`` is no bool tensor or does not fit.
+                ``resets`` is no bool tensor or does not fit; ``reset_to`` is no tensor or does not
+                fit, or goes without resets; ``clip_grad`` is no positive number.
             ValueError, RuntimeError: where torch.nn's module raises them.
-            NotImplementedError: a truncation, resets or nonlinearity for which there is no kernel.
+            NotImplementedError: a truncation, resets or nonlinearity for which there is no kernel;
+                ``return_states`` or ``reset_to`` in an export to ONNX.
         """
-        output, (h_n,) = self._call(input, None if hx is None else (hx,), truncation, resets)
-        return output, h_n
+        initial, options = None if hx is None else (hx,), (return_states, reset_to, clip_grad)
+        output, *states = self._call(input, initial, truncation, resets, *options)
+        return output, *(each for (each,) in states)
 
     _scriptable_forward = forward
 
@@ -124,12 +155,21 @@ class _Recurrent(Scriptable, torch.nn.RNNBase):
         states: tuple[Tensor, ...] | None,
         truncation: Truncation | int | None,
         resets: Tensor | None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        return_states: bool,
+        reset_to: Tensor | tuple[Tensor, ...] | None,
+        clip_grad: float | None,
+    ) -> tuple:
         cut = self.truncation if truncation is _NOT_GIVEN else truncation
         if cut is not None:
             cut = as_truncation(cut)
         resets = None if resets is _NOT_GIVEN else resets
-        return self._run_call(call_of_module(self, input, states, cut, resets))
+        bound = self.clip_grad if clip_grad is _NOT_GIVEN else as_clip_grad(clip_grad)
+        options = None
+        if return_states is not _NOT_GIVEN or reset_to is not _NOT_GIVEN or bound is not None:
+            return_states = False if return_states is _NOT_GIVEN else return_states
+            reset_to = None if reset_to is _NOT_GIVEN else reset_to
+            options = options_of(return_states, reset_to, bound, resets)
+        return self._run_call(call_of_module(self, input, states, cut, resets, options))
 
     _run_call = staticmethod(run)  # an instance may have another
 
@@ -179,9 +219,12 @@ class RNN(_Recurrent, torch.nn.RNN):
             ``nonlinearity`` may also be ``"identity"``.
         truncation: where backward passes are cut: None (full), an int k (short for
             ``Chunked(k)``), or a truncation object. Outputs do not depend on it.
+        clip_grad: c > 0 clamps the gradient that passes from a step to the one before to [-c, c],
+            as ``forward`` says; None: it is as it is. Outputs do not depend on it.
 
     Raises:
-        TypeError, ValueError: as torch.nn.RNN, and if ``truncation`` is no truncation.
+        TypeError, ValueError: as torch.nn.RNN, and if ``truncation`` is no truncation or
+            ``clip_grad`` no positive number.
 
     Parameters, their names, initialisation and ``state_dict`` are ``torch.nn.RNN``'s.
     """
@@ -194,6 +237,7 @@ class RNN(_Recurrent, torch.nn.RNN):
         nonlinearity: str = "tanh",
         *args: Any,
         truncation: Truncation | int | None = _NOT_GIVEN,
+        clip_grad: float | None = None,
         **kwargs: Any,
     ):
         if nonlinearity not in ("tanh", "relu", "identity"):
@@ -202,9 +246,8 @@ class RNN(_Recurrent, torch.nn.RNN):
             )
         # torch's knows two, whose weights have the same sizes.
         known = "tanh" if nonlinearity == "identity" else nonlinearity
-        super().__init__(
-            input_size, hidden_size, num_layers, known, *args, truncation=truncation, **kwargs
-        )
+        options = {"truncation": truncation, "clip_grad": clip_grad}
+        super().__init__(input_size, hidden_size, num_layers, known, *args, **options, **kwargs)
         if nonlinearity == "identity":
             self.nonlinearity = nonlinearity
             self.mode = "RNN_IDENTITY"
@@ -231,11 +274,14 @@ class GRU(_Recurrent, torch.nn.GRU):
             dtype: as for ``torch.nn.GRU``, in the same order.
         truncation: where backward passes are cut: None (full), an int k (short for
             ``Chunked(k)``), or a truncation object. Outputs do not depend on it.
+        clip_grad: c > 0 clamps the gradient that passes from a step to the one before to [-c, c],
+            as ``forward`` says; None: it is as it is. Outputs do not depend on it.
         recompute: compute the gates' activations again in the backward pass rather than keep them:
             less memory for about a third more time.
 
     Raises:
-        TypeError, ValueError: as torch.nn.GRU, and if ``truncation`` is no truncation.
+        TypeError, ValueError: as torch.nn.GRU, and if ``truncation`` is no truncation or
+            ``clip_grad`` no positive number.
 
     Parameters, their names, initialisation and ``state_dict`` are ``torch.nn.GRU``'s.
     """
@@ -245,9 +291,10 @@ class GRU(_Recurrent, torch.nn.GRU):
         *args: Any,
         truncation: Truncation | int | None = _NOT_GIVEN,
         recompute: bool = False,
+        clip_grad: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, truncation=truncation, **kwargs)
+        super().__init__(*args, truncation=truncation, clip_grad=clip_grad, **kwargs)
         self.recompute = recompute
 
 
@@ -269,11 +316,14 @@ class LSTM(_Recurrent, torch.nn.LSTM):
             device, dtype: as for ``torch.nn.LSTM``, in the same order.
         truncation: where backward passes are cut, in h and c alike: None (full), an int k (short
             for ``Chunked(k)``), or a truncation object. Outputs do not depend on it.
+        clip_grad: c > 0 clamps the gradient that passes from a step to the one before to [-c, c],
+            as ``forward`` says; None: it is as it is. Outputs do not depend on it.
         recompute: compute the gates' activations again in the backward pass rather than keep them:
             less memory for about a third more time.
 
     Raises:
-        TypeError, ValueError: as torch.nn.LSTM, and if ``truncation`` is no truncation.
+        TypeError, ValueError: as torch.nn.LSTM, and if ``truncation`` is no truncation or
+            ``clip_grad`` no positive number.
 
     Parameters, their names, initialisation and ``state_dict`` are ``torch.nn.LSTM``'s.
     """
@@ -283,9 +333,10 @@ class LSTM(_Recurrent, torch.nn.LSTM):
         *args: Any,
         truncation: Truncation | int | None = _NOT_GIVEN,
         recompute: bool = False,
+        clip_grad: float | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, truncation=truncation, **kwargs)
+        super().__init__(*args, truncation=truncation, clip_grad=clip_grad, **kwargs)
         self.recompute = recompute
 
     def forward(  # type: ignore[override]
@@ -295,7 +346,10 @@ class LSTM(_Recurrent, torch.nn.LSTM):
         *,
         truncation: Truncation | int | None = _NOT_GIVEN,
         resets: Tensor | None = _NOT_GIVEN,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        return_states: bool = _NOT_GIVEN,
+        reset_to: tuple[Tensor, Tensor] | None = _NOT_GIVEN,
+        clip_grad: float | None = _NOT_GIVEN,
+    ) -> tuple:
         """Runs the network over a sequence; shapes as for ``torch.nn.LSTM``.
 
         Args:
@@ -307,19 +361,22 @@ class LSTM(_Recurrent, torch.nn.LSTM):
                 its original order. Where it is true, both states that enter step t are zeros, in
                 every layer, and the gradient is cut: each stretch between resets runs as if
                 alone, in both directions of a bidirectional network.
+            return_states, reset_to, clip_grad: as for :class:`RNN`; ``reset_to`` is a pair, of h
+                and c, and both gradients are clamped.
 
         Returns:
             output: like ``input``, with H (or proj_size) * directions features.
             (h_n, c_n): final states, like ``hx``.
+            (h, c), with ``return_states``: every state of every step, as for :class:`RNN`.
 
         Raises:
-            TypeError, ValueError: ``truncation`` is no truncation or does not fit the input;
-                ``resets`` is no bool tensor or does not fit.
+            TypeError, ValueError: as for :class:`RNN`.
             ValueError, RuntimeError: where torch.nn.LSTM raises them.
-            NotImplementedError: a truncation or resets for which there is no kernel.
+            NotImplementedError: as for :class:`RNN`.
         """
         check_lstm_states(hx, packed=isinstance(input, PackedSequence))
-        return self._call(input, hx, truncation, resets)  # type: ignore[return-value]
+        options = (return_states, reset_to, clip_grad)
+        return self._call(input, hx, truncation, resets, *options)
 
     _scriptable_forward = forward
     _script_dense = ScriptableLSTM._script_dense

@@ -31,7 +31,7 @@ from fastbptt import _transformed, nn
 from fastbptt._derivatives import Network
 from fastbptt._per_sample import by_sequence
 from fastbptt._points import Net
-from fastbptt.call import Call, has_kernel, run
+from fastbptt.call import Call, has_kernel, needs_cells, run
 
 __all__: list[str] = []
 
@@ -63,6 +63,10 @@ class _Sampling:
         module, name = call.net, f"fastbptt.{type(call.net).__name__}"
         if call.unbatched:
             raise ValueError(f"{name}: Opacus needs a batch, but the input has none")
+        if needs_cells(call):
+            raise NotImplementedError(
+                f"{name} has no per-sample gradients for Opacus with {call.options.names()}"
+            )
         if not has_kernel(call.input):
             raise NotImplementedError(
                 f"{name} has no per-sample gradients for {call.input.dtype} on "

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from fastbptt import _loops
-from fastbptt._loops import run_layout, stack_layers
-from fastbptt._recurrence import unroll_of
-from fastbptt.boundaries import boundaries_of
+from fastbptt._cell_network import Layers, run_layers
+from fastbptt._options import as_clip_grad, options_of, sizes_of
 from fastbptt.call import Call, call_of_module
 from fastbptt.cell import TAKEN_NAMES, Cell
 from fastbptt.nn import _NOT_GIVEN, defaults
-from fastbptt.truncation import Randomized, Truncation, _positive_int, as_truncation
+from fastbptt.truncation import Truncation, _positive_int, as_truncation
 
 __all__ = ["Recurrent"]
 
@@ -34,6 +32,8 @@ class Recurrent(torch.nn.Module):
             dtype: as for ``torch.nn.GRU``, in the same order.
         truncation: where backward passes are cut: None (full), an int k (short for
             ``Chunked(k)``), or a truncation object. Outputs do not depend on it.
+        clip_grad: bounds the gradient that passes from a step to the one before, as for
+            :class:`fastbptt.RNN`.
         **extras: each argument of the cell's function beyond the state, by its name:
 
             - a number;
@@ -51,12 +51,13 @@ class Recurrent(torch.nn.Module):
 
     Raises:
         TypeError: ``cell`` is no cell, an argument of it is not given or one is that it has not,
-            a size is no int, or ``truncation`` is no truncation.
-        ValueError: a size is less than 1, ``dropout`` is not in [0, 1], or an extra has another
-            shape or a name that a call has already.
+            a size is no int, ``truncation`` is no truncation, or ``clip_grad`` no number.
+        ValueError: a size is less than 1, ``dropout`` is not in [0, 1], ``clip_grad`` is not
+            positive, or an extra has another shape or a name that a call has already.
     """
 
     proj_size = 0
+    clip_grad: float | None = None  # of a state saved by a class that had none
     check_hidden_size = torch.nn.RNNBase.check_hidden_size
 
     def __init__(
@@ -73,6 +74,7 @@ class Recurrent(torch.nn.Module):
         dtype: Any = None,
         *,
         truncation: Truncation | int | None = _NOT_GIVEN,
+        clip_grad: float | None = None,
         **extras: Any,
     ):
         super().__init__()
@@ -95,6 +97,7 @@ class Recurrent(torch.nn.Module):
         self.truncation = (
             defaults.truncation if truncation is _NOT_GIVEN else as_truncation(truncation)
         )
+        self.clip_grad = as_clip_grad(clip_grad)
         rows = cell.gates * self.hidden_size
         for i, suffix in enumerate(self._suffixes):
             is_first = i < self._directions
@@ -197,7 +200,7 @@ class Recurrent(torch.nn.Module):
         """What ``repr`` shows: the cell, what is not as by default, and the extras."""
         text = f"{self.cell.__name__}, {self.input_size}, {self.hidden_size}"
         plain = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
-        plain |= {"bidirectional": False, "truncation": None}
+        plain |= {"bidirectional": False, "truncation": None, "clip_grad": None}
         for name, default in plain.items():
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)}"
@@ -214,6 +217,8 @@ class Recurrent(torch.nn.Module):
         truncation: Truncation | int | None = _NOT_GIVEN,
         resets: Tensor | None = None,
         return_states: bool = False,
+        reset_to: Tensor | tuple[Tensor, ...] | None = None,
+        clip_grad: float | None = _NOT_GIVEN,
         **per_step: PerStepInput,
     ) -> tuple:
         """Runs the network over a sequence.
@@ -228,6 +233,9 @@ class Recurrent(torch.nn.Module):
                 its original order. Where it is true, all states that enter step t are zeros, in
                 every layer, and the gradient is cut.
             return_states: whether to return all states of all steps too.
+            reset_to: what the states are at a reset instead of zeros, with gradients; as for
+                :class:`fastbptt.RNN`, a tuple with one for each state if there are several.
+            clip_grad: bounds the recurrent gradient in this call, instead of the module's setting.
             **per_step: the inputs per step, by the names that the module was made with (and, by
                 the argument's name, one in place of what would be drawn): a number; or [T, B, H]
                 or [T, B, 1] for all layers and directions alike, or
@@ -245,55 +253,34 @@ class Recurrent(torch.nn.Module):
 
         Raises:
             TypeError, ValueError: ``truncation`` is no truncation or does not fit the input;
-                ``resets`` is no bool tensor or does not fit; an input per step is not given, not
-                known, or does not fit.
+                ``resets`` is no bool tensor or does not fit; ``reset_to`` does not fit, or goes
+                without resets; ``clip_grad`` is no positive number; an input per step is not
+                given, not known, or does not fit.
             ValueError, RuntimeError: where torch.nn's modules raise them.
         """
         truncation = self.truncation if truncation is _NOT_GIVEN else as_truncation(truncation)
-        call = call_of_module(self, input, self._as_tuple(hx), truncation, resets)
-        steps, batch = _sizes(call)
-        if steps == 0:
-            raise RuntimeError("input must have at least 1 step, got 0")
-        if isinstance(truncation, Randomized):
-            truncation = call.truncation = truncation.draw_for_call(steps, batch)
-        if truncation is not None or resets is not None:
-            boundaries_of(call)  # for its errors
-
-        weight = call.weights[0]
-        count = len(self._suffixes)
-        fixed, inputs = self._values(call, per_step, weight)
-        weights = []
-        for suffix in self._suffixes:
-            own = [getattr(self, part + suffix) if part in self._parts else None for part in _PARTS]
+        clip_grad = self.clip_grad if clip_grad is _NOT_GIVEN else as_clip_grad(clip_grad)
+        options = options_of(return_states, reset_to, clip_grad, resets)
+        call = call_of_module(self, input, self._as_tuple(hx), truncation, resets, options)
+        fixed, inputs = self._values(call, per_step, call.weights[0])
+        weights, parts = [], self._parts
+        for i, suffix in enumerate(self._suffixes):
+            there = dict(zip(parts, call.weights[i * len(parts) :], strict=False))
+            own = [there.get(part) for part in _PARTS]
             values = [getattr(self, n + suffix) if v is None else v for n, v in fixed.items()]
             weights.append([*own, *values])
         names = (*fixed, *inputs)
-        unroll = unroll_of(self.cell, names, call.input)
-        output, states = run_layout(
-            partial(
-                stack_layers,
-                partial(self.cell.step, names),
-                weights,
-                self._directions,
-                output_state=self.cell.output,
-                with_states=return_states,
-                unroll=unroll,
-            ),
-            input,
-            self._initial(call, hx, count, batch, weight),
-            truncation,
-            resets,
-            self._dropout_masks(input, weight),
+        layers = Layers(
+            partial(self.cell.step, names),
+            weights,
+            (self.hidden_size,) * self.cell.states,
             tuple(inputs.values()),
-            batch_first=self.batch_first,
-            bidirectional=self.bidirectional,
-            by_rows=unroll is not _loops.unroll,
+            self.cell.output,
+            self.cell,
+            names,
         )
-        final = states if self.cell.states > 1 else states[0]
-        if not return_states:
-            return output, final
-        output, every = self._split(output)
-        return output, final, every if self.cell.states > 1 else every[0]
+        output, *states = run_layers(call, layers)
+        return output, *(each if self.cell.states > 1 else each[0] for each in states)
 
     @property
     def _cell(self) -> str:
@@ -312,24 +299,6 @@ class Recurrent(torch.nn.Module):
                 f"{self._cell}, got {got}"
             )
         return tuple(hx)
-
-    def _initial(
-        self, call: Call, hx: object, count: int, batch: int, weight: Tensor
-    ) -> tuple[Tensor, ...]:
-        given = self._as_tuple(hx)
-        if given is not None:
-            return given
-        shape = (count, self.hidden_size) if call.unbatched else (count, batch, self.hidden_size)
-        return tuple(weight.new_zeros(shape) for _ in range(self.cell.states))
-
-    def _dropout_masks(self, input: Tensor | PackedSequence, weight: Tensor) -> tuple[Tensor, ...]:
-        if not self.training or self.dropout == 0:
-            return ()
-        rows = (input.data if isinstance(input, PackedSequence) else input).shape[:-1]
-        ones = weight.new_ones(*rows, self._directions * self.hidden_size)
-        return tuple(
-            torch.nn.functional.dropout(ones, self.dropout) for _ in range(self.num_layers - 1)
-        )
 
     def _values(
         self, call: Call, per_step: dict[str, PerStepInput], weight: Tensor
@@ -350,7 +319,7 @@ class Recurrent(torch.nn.Module):
                 used.add(keyword)
                 value = per_step[keyword]
             elif draws:
-                steps, batch = _sizes(call)
+                steps, batch = sizes_of(call)
                 shape = (len(self._suffixes), steps, batch, self.hidden_size)
                 value = value.draw(shape, weight) if self.training else value.mean
                 if isinstance(value, Tensor):
@@ -382,7 +351,7 @@ class Recurrent(torch.nn.Module):
             value = value.transpose(-3, -2)
         if call.unbatched and value.dim() in (2, 3):
             value = value.unsqueeze(-2)
-        steps, batch = _sizes(call)
+        steps, batch = sizes_of(call)
         count = len(self._suffixes)
         wanted = [(steps, batch, width) for width in (self.hidden_size, 1)]
         if tuple(value.shape) in wanted:
@@ -394,24 +363,3 @@ class Recurrent(torch.nn.Module):
             f"{self.hidden_size} units (or 1), for all layers and directions alike or with "
             f"{count} of them in front, got shape {tuple(value.shape)} with time first"
         )
-
-    def _split(
-        self, output: Tensor | PackedSequence
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
-        """The output, and the states that follow its features."""
-        data = output.data if isinstance(output, PackedSequence) else output
-        width, count = self._directions * self.hidden_size, len(self._suffixes)
-        own, kept = data[..., :width], data[..., width:]
-        kept = kept.unflatten(-1, (self.cell.states, count, self.hidden_size))
-        states = tuple(kept[..., i, :, :].movedim(-2, 0) for i in range(self.cell.states))
-        if isinstance(output, PackedSequence):
-            return PackedSequence(own, *output[1:]), states
-        return own, states
-
-
-def _sizes(call: Call) -> tuple[int, int]:
-    """T and B."""
-    if call.packed is not None:
-        return len(call.packed.batch_sizes), int(call.packed.batch_sizes[0])
-    first, second = call.input.shape[:2]
-    return (second, first) if call.net.batch_first else (first, second)

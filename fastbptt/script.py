@@ -23,8 +23,8 @@ class Scriptable:
     """What a recurrent module shows to ``torch.jit.script``, beside torch.nn.RNNBase's own.
 
     A scripted module computes as the module did when it was scripted: the truncation is that of
-    the module, and there are no ``resets``. As with torch.nn's, it is called from TorchScript, as a
-    part of a scripted model.
+    the module, and there are no ``resets`` nor a call's other keywords. As with torch.nn's, it is
+    called from TorchScript, as a part of a scripted model.
     """
 
     __constants__ = [
@@ -34,7 +34,7 @@ class Scriptable:
         "_windows",
         "_unscriptable",
     ]
-    __jit_ignored_attributes__ = ["truncation"]
+    __jit_ignored_attributes__ = ["truncation", "clip_grad"]
     __jit_unused_properties__ = [
         *torch.nn.RNNBase.__jit_unused_properties__,
         "__overloads__",
@@ -67,6 +67,11 @@ class Scriptable:
             return (
                 f"fastbptt.{name}: truncation={cut} cannot be scripted; fastbptt.revert(model) "
                 "gives torch.nn's modules, which can, without it"
+            )
+        if self.clip_grad is not None:
+            return (
+                f"fastbptt.{name}: clip_grad={self.clip_grad} cannot be scripted; set "
+                "module.clip_grad = None before"
             )
         computed = [each for each in self._flat_weights_names if each not in self._parameters]
         if computed:  # they would stay what they are at the moment of scripting

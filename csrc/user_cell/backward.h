@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/blocks.h"
+#include "user_cell/functions.h"
 #include "user_cell/norms.h"
 #include "user_cell/run.h"
 
@@ -98,7 +99,9 @@ struct UserBackward {
     block = &blocks[block == &blocks[0]];
     fastbptt::start_block(p, block, block_begin(p, end), end, 0);
     team.run([&](const Worker& worker) {
-      find_rows(p, *block, worker, [](int64_t, const Lane&, int64_t) {});
+      find_rows(p, *block, worker, [&](int64_t r, const Lane& lane, int64_t s) {
+        block->before[r] = user_row_before(p, lane, s);
+      });
     });
     at->first_row = 0;
     return steps - block->begin;
@@ -142,20 +145,26 @@ struct UserBackward {
     }
   }
 
-  // The gradients of the initial states.
+  // The gradients of the states that lanes begin with: initial ones, and those of resets.
   void finish(const Share& mine, Progress at) const {
     multiply(
         mine, at.d, OwnValues{}, 0, mine.num_lanes, terms(p), [] {},
         [&](int64_t i) { return &mine.lane(i); },
         [&](const Lane* lane, int64_t i, int64_t panel, const scalar_t* acc) {
-          if (lane->before != Before::kInitial) return;
-          const scalar_t gate = gate_before(p, *lane);
+          const bool is_initial = lane->before == Before::kInitial;
+          scalar_t* const* const to = is_initial                       ? p.d_initial
+                                      : lane->before == Before::kZeros ? p.d_reset_to
+                                                                       : nullptr;
+          if (!to) return;
+          const int64_t row = is_initial ? lane->batch : row_of_boundary(p, *lane, -1);
+          const scalar_t gate = is_initial ? gate_before(p, *lane) : scalar_t(1);
           for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
             for (int k = 0; k < p.cell.states; ++k) {
-              if (!p.d_initial[k]) continue;
+              if (!to[k]) continue;
               V d = load(carry + (mine.index(i) * p.cell.states + k) * carry_stride + unit);
               if (k == p.cell.recurrent) d += load(acc + v * W);
-              store_first(p.d_initial[k] + lane->batch * p.H + unit, through(gate, d), count);
+              if (p.clip_grad > 0) d = clipped(d, p.clip_grad);
+              store_first(to[k] + row * p.H + unit, through(gate, d), count);
             }
           });
         });
@@ -197,12 +206,9 @@ struct UserBackward {
                   [&](int64_t r) { return p.input + block->rows[first + r] * p.I; });
     }
     if (p.d_w_hh) {
-      product.add(p.d_w_hh, p.H, cell.first_recurrent, cell.gates, cell.recurrent_order, units,
-                  [&](int64_t r) {
-                    return state_row<scalar_t>(p.states[cell.recurrent], p.H,
-                                               p.initial[cell.recurrent], p.H,
-                                               block->before[first + r]);
-                  });
+      product.add(
+          p.d_w_hh, p.H, cell.first_recurrent, cell.gates, cell.recurrent_order, units,
+          [&](int64_t r) { return entering_row(p, p, cell.recurrent, block->before[first + r]); });
     }
     if (p.d_b_ih) product.add_sums(p.d_b_ih, 0, cell.gates, cell.input_order, units);
     if (p.d_b_hh) {
@@ -216,7 +222,8 @@ struct UserBackward {
     const int64_t row = row_at(p, lane, s);
     if (p.cell.norms > 0) norms.find_gradients(mine, i, phase, row_of_norms(p, row));
     return {row,
-            row_before(p, lane, s),
+            user_row_before(p, lane, s),
+            p.d_reset_to && is_reset_after(p, lane, s) ? row_of_boundary(p, lane, s) : -1,
             gate_after(p, lane, s),
             s + 1 == lane.steps,
             ends_sequence(lane, s) ? lane.batch : -1,

@@ -24,6 +24,10 @@ class UserPass {
       extras_.push_back({static_cast<const scalar_t*>(call.extra_data[k]),
                          call.extra_strides[2 * k], call.extra_strides[2 * k + 1]});
     }
+    for (int64_t k = 0; call.reset_to && k < call.states; ++k) {
+      reset_to_.push_back({static_cast<const scalar_t*>(call.reset_to[k]),
+                           call.reset_strides[2 * k], call.reset_strides[2 * k + 1]});
+    }
     p.I = call.I;
     p.H = p.R = p.ld_out = call.H;
     p.direction = int(call.direction);
@@ -42,6 +46,7 @@ class UserPass {
               int(call.norms),           call.norm_table};
     p.initial = reinterpret_cast<const scalar_t* const*>(call.initial);
     p.states = reinterpret_cast<scalar_t* const*>(call.all_states);
+    p.reset_to = call.reset_to ? reset_to_.data() : nullptr;
     p.extras = extras_.data();
     p.pre = static_cast<scalar_t*>(call.pre);
     p.kept = static_cast<scalar_t*>(call.kept);
@@ -69,6 +74,7 @@ class UserPass {
  private:
   std::vector<Lane> lanes_;
   std::vector<Extra<scalar_t>> extras_;
+  std::vector<ResetTo<scalar_t>> reset_to_;
   Params params_{};
 };
 
@@ -98,6 +104,8 @@ void backward(const UserCall& call, int threads) {
   p.d_last = reinterpret_cast<const scalar_t* const*>(call.d_last);
   p.d_initial = reinterpret_cast<scalar_t* const*>(call.d_initial);
   p.d_extras = reinterpret_cast<scalar_t* const*>(call.d_extras);
+  p.d_reset_to = reinterpret_cast<scalar_t* const*>(call.d_reset_to);
+  p.clip_grad = scalar_t(call.clip_grad);
   p.d_input = static_cast<scalar_t*>(call.d_input);
   p.d_w_ih = static_cast<scalar_t*>(call.d_w_ih);
   p.d_w_hh = static_cast<scalar_t*>(call.d_w_hh);

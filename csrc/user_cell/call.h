@@ -11,6 +11,7 @@ namespace fastbptt {
 struct UserCall {
   int64_t is_double;
   int64_t T, B, N, I, H, direction, ld_kept;
+  double clip_grad;
   int64_t gates, states, kept_values, extras, recurrent, columns, first_recurrent;
   int64_t phases, slots, gradient_slots, norms;
   const int *input_order, *recurrent_order;
@@ -25,10 +26,12 @@ struct UserCall {
   void* const* last;
   const void* const* extra_data;
   const int64_t* extra_strides;  // [E, 2] by row, by unit
+  const void* const* reset_to;   // null: zeros
+  const int64_t* reset_strides;  // [S, 2] by row, by sequence
   void *pre, *kept;
   const void* kappa;
   const void *const *d_states, *const *d_last;
-  void *const *d_initial, *const *d_extras;
+  void *const *d_initial, *const *d_extras, *const *d_reset_to;
   void *d_input, *d_w_ih, *d_w_hh, *d_b_ih, *d_b_hh;
 };
 

@@ -90,14 +90,13 @@ struct UserForward {
   using Row = UserForwardRow<scalar_t>;
 
   void load_initial(const Share& mine) const {
-    const scalar_t* const initial = p.initial[p.cell.recurrent];
     for (int64_t i = 0; i < mine.num_lanes; ++i) {
-      const Lane& lane = mine.lane(i);
-      const bool given = initial && lane.before == Before::kInitial;
+      const int64_t before = user_row_before(p, mine.lane(i), 0);
+      const scalar_t* const initial = entering_row(p, p, p.cell.recurrent, before);
       for (int64_t panel = mine.panels.begin; panel < mine.panels.end; ++panel) {
         for_each_unit_vec(w_hh, panel, [&](int64_t, int64_t unit, auto count) {
           store(state[0] + mine.index(i) * stride + unit,
-                given ? load_first(initial + lane.batch * p.H + unit, count) : V{});
+                initial ? load_first(initial + unit, count) : V{});
         });
       }
     }
@@ -107,11 +106,15 @@ struct UserForward {
     const int64_t s = at.taken, index = mine.index(i);
     const Lane& lane = mine.lane(i);
     const int64_t row = row_at(p, lane, s);
+    const bool is_reset = is_reset_after(p, lane, s);
+    const int64_t next =
+        is_reset && p.reset_to ? kFirstReset + row_of_boundary(p, lane, s) : kNoRow;
     return {row,
-            row_before(p, lane, s),
+            user_row_before(p, lane, s),
             projection.row(row, at.first_row + index),
             state[(s + 1) % 2] + index * stride,
-            is_reset_after(p, lane, s),
+            is_reset,
+            entering_row(p, p, p.cell.recurrent, next),
             ends_sequence(lane, s) ? lane.batch : -1,
             norms.of(mine, i, phase)};
   }

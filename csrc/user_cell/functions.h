@@ -86,5 +86,11 @@ template <typename V>
   return select((b < a) | (b != b), b, a);
 }
 
+// Each number brought into [-bound, bound].
+template <typename V, typename scalar_t>
+[[gnu::always_inline]] inline V clipped(V x, scalar_t bound) {
+  return minimum(maximum(x, number<V>(-bound)), number<V>(bound));
+}
+
 }  // namespace
 }  // namespace fastbptt

@@ -16,6 +16,14 @@ struct Extra {
   int64_t row_stride, unit_stride;  // 0: the same for all; a unit stride is 0 or 1
 };
 
+// What a state is at a reset: a row for each of the batch's rows, or for each sequence, or one for
+// all. The batch is uniform where sequences have theirs.
+template <typename scalar_t>
+struct ResetTo {
+  const scalar_t* data;
+  int64_t row_stride, sequence_stride;
+};
+
 // Values of a unit that a cell normalizes together over all units. They stand in slots from first_slot
 // on, and are normalized when phase `phase` begins. See fastbptt/_phases.py.
 struct UserNorm {
@@ -54,11 +62,12 @@ struct UserShape {
 template <typename scalar_t>
 struct UserForwardRow {
   int64_t row;
-  int64_t before;       // the row of the step before, as in state_row
-  const scalar_t* pre;  // [G*H] without b_ih
-  scalar_t* h;          // what W_hh sees next; whole vectors
-  bool clears_h;        // that is zeros
-  int64_t ends;         // the sequence that ends here, or -1
+  int64_t before;            // the row of the step before, as in entering_row
+  const scalar_t* pre;       // [G*H] without b_ih
+  scalar_t* h;               // what W_hh sees next; whole vectors
+  bool is_reset;             // that is not the state after this step
+  const scalar_t* reset_to;  // [H] but this, or null: zeros
+  int64_t ends;              // the sequence that ends here, or -1
   UserPhase<scalar_t> in;
 };
 
@@ -66,6 +75,7 @@ template <typename scalar_t>
 struct UserBackwardRow {
   int64_t row;
   int64_t before;
+  int64_t reset;    // the row of a reset after this step whose gradient is wanted, or -1
   scalar_t gate;    // on what came from the step after this one
   bool is_last;     // there is none in the lane
   int64_t ends;     // the sequence that ends here, or -1
@@ -79,14 +89,30 @@ struct UserBackwardRow {
 template <typename scalar_t>
 struct UserTensors {
   UserShape cell;
-  const scalar_t* const* initial;  // S of [B, H], each null: zeros
-  scalar_t* const* states;         // S of [N, H] after each step
-  const Extra<scalar_t>* extras;   // [E]
-  scalar_t* pre;                   // [N, G*H] the input's part of the gates without b_ih, or null
+  const scalar_t* const* initial;     // S of [B, H], each null: zeros
+  scalar_t* const* states;            // S of [N, H] after each step
+  const ResetTo<scalar_t>* reset_to;  // [S], or null: zeros
+  const Extra<scalar_t>* extras;      // [E]
+  scalar_t* pre;  // [N, G*H] the input's part of the gates without b_ih, or null
   // [N, K*H] values for the backward pass, then [norms, 2] means and scales; or null: not wanted
   scalar_t* kept;
   int64_t ld_kept;  // its row stride: G*H where it takes the place of `pre`
 };
+
+// Where state_row has a row, kFirstReset + r stands for the state that a reset at row r gives.
+constexpr int64_t kFirstReset = kNoRow + 1;
+
+// State k, [H], as it enters a step, or null where it is zeros.
+template <typename scalar_t>
+static inline const scalar_t* entering_row(const LayerParams<scalar_t>& p,
+                                           const UserTensors<scalar_t>& of, int k, int64_t before) {
+  if (of.reset_to && before != kNoRow && before < kNoRow / 2) {
+    const ResetTo<scalar_t>& to = of.reset_to[k];
+    const int64_t row = before - kFirstReset;
+    return to.data + row * to.row_stride + row % p.layout.B * to.sequence_stride;
+  }
+  return state_row<scalar_t>(of.states[k], p.H, of.initial[k], p.H, before);
+}
 
 // Of LayerParams, hx and cx, W_hr and ld_out are not used; W_hh is null where the cell has none.
 template <typename scalar_t>
@@ -108,6 +134,9 @@ struct UserBackwardParams : BwdParams<scalar_t>, UserTensors<scalar_t> {
   scalar_t* const* d_initial;       // S of [B, H], each null: not wanted
   // E of [N, H], or [H] of those that all rows have alike; each null: not wanted
   scalar_t* const* d_extras;
+  // S of [N, H], each null: not wanted, or null. What is not a reset's row is not written.
+  scalar_t* const* d_reset_to;
+  scalar_t clip_grad;  // the bound of what a step hands to the one before; 0: none
   // The derivative of a phase, likewise: `acc` holds what W_hh hands back, for the last phase.
   void (*run)(const UserBackwardParams& p, const UserBackwardRow<scalar_t>& row, int64_t begin,
               int64_t end, const scalar_t* acc);

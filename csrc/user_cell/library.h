@@ -49,10 +49,9 @@ struct ArgumentRows {
   const scalar_t* extras[Cell::kExtras + 1];
   bool by_unit[Cell::kExtras + 1];
 
-  ArgumentRows(const UserTensors<scalar_t>& of, int64_t H, int64_t row, int64_t before) {
-    for (int k = 0; k < Cell::kStates; ++k) {
-      states[k] = state_row<scalar_t>(of.states[k], H, of.initial[k], H, before);
-    }
+  ArgumentRows(const LayerParams<scalar_t>& p, const UserTensors<scalar_t>& of, int64_t row,
+               int64_t before) {
+    for (int k = 0; k < Cell::kStates; ++k) states[k] = entering_row(p, of, k, before);
     for (int k = 0; k < Cell::kExtras; ++k) {
       extras[k] = of.extras[k].data + row * of.extras[k].row_stride;
       by_unit[k] = of.extras[k].unit_stride != 0;
@@ -138,12 +137,13 @@ void user_forward_phase(const UserForwardParams<scalar_t>& p, const UserForwardR
   constexpr int first_kept = phase == 0 ? 0 : Cell::kKeptEnds[phase - 1];
   const int64_t H = p.H;
   const scalar_t *const row_pre = row.pre, *const b_ih = p.b_ih, *const b_hh = p.b_hh;
-  const ArgumentRows<Cell, scalar_t> arguments(p, H, row.row, row.before);
+  const ArgumentRows<Cell, scalar_t> arguments(p, p, row.row, row.before);
   const RowOfEach<scalar_t, S> states(p.states, H, row.row), last(p.last, H, row.ends);
   const PhaseRow<Cell, 1, scalar_t> in(row.in);
   scalar_t* const row_kept = p.kept ? p.kept + row.row * p.ld_kept : nullptr;
   scalar_t* const h = row.h;
-  const bool clears_h = row.clears_h;
+  const bool is_reset = row.is_reset;
+  const scalar_t* const reset_to = row.reset_to;
   for_each_vec(
       begin, end, acc, phase == 0 ? G : 0, [&](int64_t unit, auto count, const scalar_t* product) {
         V pre[G], rec[G], before[S], extra[Cell::kExtras + 1], after[S], kept[Cell::kKept + 1];
@@ -170,7 +170,9 @@ void user_forward_phase(const UserForwardParams<scalar_t>& p, const UserForwardR
             store_first(states.rows[k] + unit, after[k], count);
             if (last.rows[k]) store_first(last.rows[k] + unit, after[k], count);
           }
-          store(h + unit, clears_h ? V{} : after[Cell::kRecurrent]);
+          V next = after[Cell::kRecurrent];
+          if (is_reset) next = reset_to ? load_first(reset_to + unit, count) : V{};
+          store(h + unit, next);
         }
       });
 }
@@ -188,7 +190,7 @@ void user_backward_phase(const UserBackwardParams<scalar_t>& p,
   const scalar_t* const row_pre = Cell::kReadsPre ? p.pre + row.row * G * H : nullptr;
   const scalar_t* const b_ih = p.b_ih;
   const scalar_t* const row_kept = p.kept + row.row * p.ld_kept;
-  const ArgumentRows<Cell, scalar_t> arguments(p, H, row.row, row.before);
+  const ArgumentRows<Cell, scalar_t> arguments(p, p, row.row, row.before);
   const RowOfEach<const scalar_t, S> states(p.states, H, row.row);
   const RowOfEach<const scalar_t, S> d_states(p.d_states, H, row.row),
       d_last(p.d_last, H, row.ends);
@@ -199,8 +201,9 @@ void user_backward_phase(const UserBackwardParams<scalar_t>& p,
     if (d_extras.rows[k] && is_sum[k]) d_extras.rows[k] = row.extra_sums + k * ld_carry;
   }
   const PhaseRow<Cell, 2, scalar_t> in(row.in);
+  const RowOfEach<scalar_t, S> d_reset_to(p.d_reset_to, H, row.reset);
   scalar_t *const carry = row.carry, *const row_d = row.d;
-  const scalar_t gate = row.gate;
+  const scalar_t gate = row.gate, clip_grad = p.clip_grad;
   const bool is_last = row.is_last;
   for_each_vec(
       begin, end, acc, begins ? 1 : 0, [&](int64_t unit, auto count, const scalar_t* product) {
@@ -217,6 +220,8 @@ void user_backward_phase(const UserBackwardParams<scalar_t>& p,
           if constexpr (!begins) continue;
           V from_after = is_last ? V{} : load(carry + k * ld_carry + unit);
           if (k == Cell::kRecurrent) from_after += load(product);
+          if (clip_grad > 0) from_after = clipped(from_after, clip_grad);
+          if (d_reset_to.rows[k]) store_first(d_reset_to.rows[k] + unit, from_after, count);
           d_after[k] = gate == 0 ? V{} : from_after * gate;  // stops infinity and NaN too
           if (d_states.rows[k]) d_after[k] += load_first(d_states.rows[k] + unit, count);
           if (d_last.rows[k]) d_after[k] += load_first(d_last.rows[k] + unit, count);

@@ -14,6 +14,13 @@ Range units_of(const Packed<scalar_t>& units, int64_t panel) {
   return {units.first_unit(panel), min(units.units, units.first_unit(panel + 1))};
 }
 
+// The row of the step before, as in entering_row.
+template <typename Params>
+int64_t user_row_before(const Params& p, const Lane& lane, int64_t s) {
+  const int64_t row = row_before(p, lane, s);
+  return row == kNoRow && p.reset_to ? kFirstReset + row_of_boundary(p, lane, s - 1) : row;
+}
+
 // A step's work, with a barrier after each phase of the cell.
 template <typename Params>
 StepWork work_of_phases(const Params& p, StepWork work) {

@@ -148,6 +148,44 @@ def test_resets_are_refused(tmp_path):
         export("torchscript", net, arguments, tmp_path / "model.onnx")
 
 
+class WithStates(nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x):
+        return self.rnn(x, return_states=True)[2]
+
+
+def test_states_are_refused(tmp_path):
+    """But for those that are the output."""
+    x = torch.randn(5, 2, 3)
+    net = WithStates(fastbptt.GRU(3, 4, 2).eval())
+    with pytest.raises(NotImplementedError, match="return_states cannot be exported"):
+        export("torchscript", net, (x,), tmp_path / "model.onnx")
+    net = WithStates(fastbptt.GRU(3, 4).eval())
+    model = export("torchscript", net, (x,), tmp_path / "model.onnx")
+    torch.testing.assert_close(run(model, (x,))[0], net(x))
+
+
+def test_resets_to_a_state_are_refused(tmp_path):
+    class Model(WithResets):
+        def forward(self, x, resets):
+            return self.rnn(x, resets=resets, reset_to=torch.ones(1, 2, 4))
+
+    net = Model(fastbptt.GRU(3, 4, clip_grad=0.5).eval())
+    arguments = torch.randn(5, 2, 3), torch.zeros(5, 2, dtype=torch.bool)
+    with pytest.raises(NotImplementedError, match="^reset_to cannot be exported"):
+        export("torchscript", net, arguments, tmp_path / "model.onnx")
+
+
+def test_clipping_plays_no_part(exporter, tmp_path):
+    net, x = fastbptt.GRU(3, 4, clip_grad=0.5).eval(), torch.randn(5, 2, 3)
+    model = export(exporter, net, (x,), tmp_path / "model.onnx")
+    assert count(model, "GRU") == 1
+    torch.testing.assert_close(run(model, (x,))[0], net(x)[0])
+
+
 def test_a_projection_is_refused(exporter, tmp_path):
     """torch's newer exporter writes a graph that leaves it out."""
     module = fastbptt.LSTM(3, 4, proj_size=2).eval()

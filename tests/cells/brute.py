@@ -43,7 +43,15 @@ class Layer:
         return values
 
 
-def _on_steps(net, step, x, states, resets, kappa, cuts, inputs, begin, end):
+def _clipped(state, bound):
+    if not state.requires_grad:
+        return state
+    state = state * 1
+    state.register_hook(lambda gradient: gradient.clamp(-bound, bound))
+    return state
+
+
+def _on_steps(net, step, x, states, resets, kappa, reset_to, clip, cuts, inputs, begin, end):
     """Output, last states and all states of the steps begin to end - 1; states [L*D, B, H]."""
     D = 2 if net.bidirectional else 1
     ends = ("", "_reverse")[:D]
@@ -65,7 +73,11 @@ def _on_steps(net, step, x, states, resets, kappa, cuts, inputs, begin, end):
                         k = kappa[crossed][:, None]
                         s = tuple(k * each + (1 - k) * each.detach() for each in s)
                     if resets is not None:
-                        s = tuple(each * ~resets[crossed][:, None] for each in s)
+                        at = resets[crossed][:, None]
+                        new = [r[i, crossed] for r in reset_to] if reset_to else [0.0] * len(s)
+                        s = tuple(torch.where(at, n, o) for n, o in zip(new, s, strict=True))
+                if clip is not None:
+                    s = tuple(_clipped(each, clip) for each in s)
                 s = own[t] = step(layer, below[t], s, layer.extras(inputs, i, t))
             above.append({t: own[t][net.cell.output] for t in own})
             finals.append(s)
@@ -78,10 +90,11 @@ def _on_steps(net, step, x, states, resets, kappa, cuts, inputs, begin, end):
     return output, last, [torch.stack(of_all) for of_all in zip(*every, strict=True)]
 
 
-def run(net, step, x, states, truncation=None, resets=None, inputs=None):
+def run(net, step, x, states, truncation=None, resets=None, inputs=None, reset_to=(), clip=None):
     """Output [T, B, D*H], the last states [L*D, B, H] each, all states [L*D, T, B, H] each.
 
-    resets and kappa [T] or [T, B]; inputs [L*D, T, B, H or 1] by name.
+    resets and kappa [T] or [T, B]; inputs [L*D, T, B, H or 1] by name; reset_to [L*D, T, B, H] for
+    each state.
     """
     T, B = x.shape[:2]
     inputs = inputs or {}
@@ -98,7 +111,7 @@ def run(net, step, x, states, truncation=None, resets=None, inputs=None):
     if isinstance(truncation, Gated):
         kappa = truncation.kappa.to(x)
         kappa = kappa[:, None].expand(T, B) if kappa.dim() == 1 else kappa
-    rest = (resets, kappa)
+    rest = (resets, kappa, reset_to, clip)
     if k1 == k2:
         cuts = set(range(k1, T, k1))
         output, last, every = _on_steps(net, step, x, states, *rest, cuts, inputs, 0, T)

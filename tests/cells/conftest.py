@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastbptt import _compiler, _loops, recurrent
+from fastbptt import _cell_network, _compiler, _loops
 
 # Kept between runs, since compiling takes the time.
 os.environ.setdefault("FASTBPTT_CACHE", str(Path(__file__).parents[2] / "build" / "cells"))
@@ -24,20 +24,20 @@ def compiler():
 @pytest.fixture
 def plain(monkeypatch):
     """Runs the test's networks by plain loops."""
-    monkeypatch.setattr(recurrent, "unroll_of", lambda *_: _loops.unroll)
+    monkeypatch.setattr(_cell_network, "unroll_of", lambda *_: _loops.unroll)
 
 
 @pytest.fixture
 def compiled(monkeypatch, compiler):
     """Runs them by compiled steps, and fails where a network falls back to loops."""
-    unroll_of = recurrent.unroll_of
+    unroll_of = _cell_network.unroll_of
 
     def checked(*args):
         unroll = unroll_of(*args)
         assert unroll is not _loops.unroll
         return unroll
 
-    monkeypatch.setattr(recurrent, "unroll_of", checked)
+    monkeypatch.setattr(_cell_network, "unroll_of", checked)
 
 
 @pytest.fixture(params=["plain", "compiled"])

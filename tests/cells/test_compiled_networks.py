@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 import fastbptt
 from common import assert_as_exact, one_thread, step
-from fastbptt import Recurrent, _compiled, _compiler, _loops, cells, recurrent
+from fastbptt import Recurrent, _cell_network, _compiled, _compiler, _loops, cells
 
 
 def net_of(cell=cells.leaky, *args, dtype=torch.float64, **extras):
@@ -26,7 +26,7 @@ def data(*shape, dtype=torch.float64):
 
 def by_loops(call):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recurrent, "unroll_of", lambda *_: _loops.unroll)
+        patch.setattr(_cell_network, "unroll_of", lambda *_: _loops.unroll)
         return call()
 
 

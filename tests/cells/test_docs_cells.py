@@ -12,7 +12,7 @@ PREAMBLE, *PROGRAMS = python_blocks("cells.md")
 
 
 def test_all_are_found():
-    assert len(PROGRAMS) == 6
+    assert len(PROGRAMS) == 10
     assert PREAMBLE.startswith("import torch")
 
 

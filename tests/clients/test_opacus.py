@@ -484,6 +484,9 @@ def test_errors():
     unbatched = GradSampleModule(make("lstm"))
     with pytest.raises(ValueError, match="Opacus needs a batch"):
         unbatched(torch.randn(T, I))
+    states = GradSampleModule(make("lstm"))
+    with pytest.raises(NotImplementedError, match="gradients for Opacus with return_states"):
+        states(batch(True), return_states=True)
     with pytest.raises(NotImplementedError, match='grad_sample_mode="hooks"'):
         GradSampleModule(make("lstm"), force_functorch=True)
     parametrized = make("lstm")
