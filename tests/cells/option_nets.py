@@ -20,7 +20,7 @@ MODULES = {
     "gru": shipped.gru,
     "lstm": shipped.lstm,
 }
-RECURRENT = ("leaky", "dropout_lstm")  # of one state, and of three
+RECURRENT = ("leaky", "dropout_lstm", "layer_norm_lstm")  # of one state, three, and two phases
 CELLS = {"tanh": cells.elman, "relu": cells.elman, "identity": cells.elman}
 CELLS |= {"gru": cells.gru, "lstm": cells.lstm}
 MODES = {
@@ -37,6 +37,19 @@ FORMS = ("layers", "learned", "steps")  # of reset_to
 CLIP = 0.04  # of gradients most of which are larger
 
 
+def extras_of(name):
+    """The arguments that a cell of ``RECURRENT`` has, some of them parameters."""
+    if name == "leaky":
+        return {"alpha": 0.3}
+    if name == "dropout_lstm":
+        return {"mask": 0.8}
+    gains = {"gain_h": (4, H), "shift": (4, H), "gain_c": (H,), "shift_c": (H,)}
+    return {"gain_x": 1.5} | {
+        name: torch.nn.Parameter(torch.rand(shape, dtype=torch.float64) + 0.5)
+        for name, shape in gains.items()
+    }
+
+
 class Net:
     """A module, its step by hand, and leaves."""
 
@@ -45,8 +58,8 @@ class Net:
         options |= {"bidirectional": bidirectional, "dtype": torch.float64}
         if name in RECURRENT:
             self.step = shipped.SHIPPED[name].step
-            extras = {"alpha": 0.3} if name == "leaky" else {"mask": 0.8}
             cell = getattr(cells, name)
+            extras = extras_of(name)
             self.module = self.view = fastbptt.Recurrent(cell, I, H, layers, **options, **extras)
         else:
             self.step, cell = MODULES[name], CELLS[name]

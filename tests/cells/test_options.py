@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -9,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import brute
 import fastbptt
 from common import cotangent, parts
-from fastbptt import Gated, Randomized, _cell_network, _loops
+from fastbptt import Gated, Randomized, _cell_network, _loops, cells
 from option_nets import (
     CLIP,
     FORMS,
@@ -25,6 +27,8 @@ from option_nets import (
     assert_equal,
     whole_of,
 )
+
+NORMALIZED_LSTM = partial(fastbptt.Recurrent, cells.layer_norm_lstm)
 
 
 @pytest.mark.parametrize("name", [*MODULES, *RECURRENT])
@@ -225,11 +229,12 @@ def test_the_gradient_to_what_came_before_a_reset_is_cut(steps):
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_many_units(packed, threads):
+@pytest.mark.parametrize("make", [fastbptt.LSTM, NORMALIZED_LSTM], ids=["lstm", "normalized"])
+def test_many_units(make, packed, threads):
     """Compiled, more of them than a tile has, by several threads: as the loop."""
     torch.manual_seed(0)
     count, width = 23, 70
-    net = fastbptt.LSTM(I, width, 2, bidirectional=True, dtype=torch.float64)
+    net = make(I, width, 2, bidirectional=True, dtype=torch.float64)
     x = torch.randn(count, 9, I, dtype=torch.float64)
     resets = torch.rand(count, 9) < 0.2
     start = [torch.randn(4, count, 9, width, dtype=torch.float64) for _ in range(2)]
