@@ -28,6 +28,15 @@ States = Tensor | tuple[Tensor, Tensor]  # what a call takes and returns: h, or 
 # Every cell, by the operators' name of it.
 CELLS = ("tanh", "relu", "identity", "gru", "lstm")
 
+# The order of the emulated threads, and whether asynchronous copies are early.
+SCHEDULES = [
+    ("forward", False),
+    ("reverse", False),
+    ("forward", True),
+    ("reverse", True),
+    ("random", False),
+]
+
 # What the choice of kernel, tile and division of labour depends on: (T, B, I, H).
 SHAPES = [
     (1, 1, 1, 1),

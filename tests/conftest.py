@@ -137,19 +137,9 @@ def emulated_cuda(emulation):
     emulation.check_guards()
 
 
-# The order of the emulated threads, and whether asynchronous copies are early.
-SCHEDULES = [
-    ("forward", False),
-    ("reverse", False),
-    ("forward", True),
-    ("reverse", True),
-    ("random", False),
-]
-
-
-@pytest.fixture(params=SCHEDULES, ids=lambda s: s[0] + (" early" if s[1] else ""))
+@pytest.fixture(params=common.SCHEDULES, ids=lambda s: s[0] + (" early" if s[1] else ""))
 def schedule(request, emulation):
-    """Runs the test under each of SCHEDULES, for what the order of threads must not change."""
+    """Runs the test under each of them, for what the order of threads must not change."""
     emulation.set_order(*request.param)
     yield request.param
     emulation.set_order("forward")

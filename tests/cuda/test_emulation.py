@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SCHEDULES
+from common import SCHEDULES
 
 ROOT = Path(__file__).parents[2]
 BY = ["store_async", "stores", "barrier"]  # how the blocks of a ring send
