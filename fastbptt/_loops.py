@@ -309,6 +309,16 @@ def run_layout(
     return output.transpose(0, 1) if batch_first else output, states
 
 
+def _by_length(
+    sorted_indices: Tensor | None, states: States, per_step: PerStep
+) -> tuple[States, PerStep]:
+    """In the order of a packed batch's data, what is in the caller's order of sequences."""
+    if sorted_indices is None:
+        return states, per_step
+    states = tuple(state.index_select(1, sorted_indices) for state in states)
+    return states, per_step.of(slice(None), sorted_indices)
+
+
 def _run_packed(
     stack: Stack,
     input: PackedSequence,
@@ -322,10 +332,7 @@ def _run_packed(
     data, batch_sizes, sorted_indices, unsorted_indices = input
     sizes = batch_sizes.tolist()
     kappa, resets = by_step(len(sizes), sizes[0], truncation, resets, data.device)[:2]
-    per_step = rest._replace(kappa=kappa, resets=resets)
-    if sorted_indices is not None:  # all but data, which lies by length, is in the caller's order
-        states = tuple(state.index_select(1, sorted_indices) for state in states)
-        per_step = per_step.of(slice(None), sorted_indices)
+    states, per_step = _by_length(sorted_indices, states, rest._replace(kappa=kappa, resets=resets))
 
     # Step t of sequence b is row starts[t] + b of data, as long as the sequence lasts.
     starts = [sum(sizes[:t]) for t in range(len(sizes))]
@@ -361,10 +368,7 @@ def _run_rows(
     data, batch_sizes, sorted_indices, unsorted_indices = input
     row, there = rows_of(batch_sizes)
     kappa, resets = by_step(*row.shape, truncation, resets, data.device)[:2]
-    per_step = rest._replace(kappa=kappa, resets=resets)
-    if sorted_indices is not None:
-        states = tuple(state.index_select(1, sorted_indices) for state in states)
-        per_step = per_step.of(slice(None), sorted_indices)
+    states, per_step = _by_length(sorted_indices, states, rest._replace(kappa=kappa, resets=resets))
     per_step = per_step.of(there.to(data.device))._replace(masks=masks, batch_sizes=batch_sizes)
     is_end = None
     if isinstance(truncation, Windowed):

@@ -40,7 +40,7 @@ enum class Reach { kBlock, kCluster, kGrid };
 template <typename Product, typename Step, typename Place, bool kTransposed, Reach kReach>
 struct Exchange : OnChip<Product, Step, Place, kTransposed> {
   using Base = OnChip<Product, Step, Place, kTransposed>;
-  using Base::kGroup, Base::kShape;
+  using Base::kGroup;
   using Base::rank, Base::team, Base::tiling, Base::lane, Base::unit;
   using typename Base::Group;
   using typename Base::scalar_t;

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import torch
 
 import brute
+import by_hand
 import fastbptt
 import shipped
-from common import cotangent, parts
+from common import parts
 from fastbptt import TBPTT, Chunked, Gated, Randomized, Sliding, cells
 
 T, B, I, H = 6, 3, 2, 4
@@ -111,26 +112,7 @@ class Net:
 
     def gradients(self, output, last, every, **options):
         """Outputs and gradients by name; a loss in the states, too."""
-        results = [output, *last, *every]
-        grads = [cotangent(t, i) for i, t in enumerate(results)]
-        found = torch.autograd.grad(
-            results, self.leaves.values(), grads, allow_unused=True, **options
-        )
-        given = {f"result {i}": t for i, t in enumerate(results)}
-        return given, dict(zip(self.leaves, found, strict=True))
-
-
-def assert_equal(got, want):
-    for (a, b), rtol in zip(zip(got, want, strict=True), (1e-11, 1e-9), strict=True):
-        assert a.keys() == b.keys()
-        for name, value in b.items():
-            if value is None or a[name] is None:
-                zero = a[name] if value is None else value
-                assert zero is None or not zero.any(), name
-                continue
-            torch.testing.assert_close(
-                a[name], value, rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}"
-            )
+        return by_hand.gradients(self.leaves, output, last, every, **options)
 
 
 def whole_of(states):

@@ -9,9 +9,11 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import brute
+import by_hand
 import fastbptt
+from by_hand import assert_equal
 from common import cotangent, parts
-from fastbptt import Gated, Randomized, _cell_network, _loops, cells
+from fastbptt import _cell_network, _loops, cells
 from option_nets import (
     CLIP,
     FORMS,
@@ -24,7 +26,6 @@ from option_nets import (
     I,
     Net,
     T,
-    assert_equal,
     whole_of,
 )
 
@@ -49,8 +50,8 @@ def test_against_windows_by_hand(name, mode, steps):
             if reset_to:
                 options["reset_to"] = tuple(net.reset_to) if len(net.hx) > 1 else net.reset_to[0]
             got = net.call(return_states=True, **options)
-            by_hand = net.by_hand(truncation, True, reset_to, clip)
-            assert_equal(net.gradients(*got), net.gradients(*by_hand))
+            want = net.by_hand(truncation, True, reset_to, clip)
+            assert_equal(net.gradients(*got), net.gradients(*want))
 
 
 @pytest.mark.parametrize("name", [*MODULES, *RECURRENT])
@@ -87,32 +88,21 @@ def test_packed_is_each_sequence_by_hand(name, form, mode, bidirectional, steps)
     got = net.gradients(
         pad_packed_sequence(output)[0], last, [packed_rows(output, each) for each in every]
     )
-    outputs, finals, kept = [], [], []
+    runs = []
     for b, n in enumerate(lengths):
-        own = truncation.last if isinstance(truncation, Randomized) else truncation
-        if isinstance(own, Gated):
-            own = Gated(own.kappa[:n] if own.kappa.dim() == 1 else own.kappa[:n, b : b + 1])
         its = brute.run(
             net.view,
             net.step,
             net.x[:n, b : b + 1],
             [state[:, b : b + 1] for state in net.hx],
-            own,
+            by_hand.of_sequence(truncation, n, b),
             net.resets[:n, b : b + 1],
             {},
             [each[:, :n, b : b + 1] for each in net.wide()],
             CLIP,
         )
-        pad = torch.nn.functional.pad
-        outputs.append(pad(its[0], (0, 0, 0, 0, 0, T - n)))
-        finals.append(its[1])
-        kept.append([pad(each, (0, 0, 0, 0, 0, T - n)) for each in its[2]])
-    by_hand = (
-        torch.cat(outputs, 1),
-        [torch.cat(of_all, 1) for of_all in zip(*finals, strict=True)],
-        [torch.cat(of_all, 2) for of_all in zip(*kept, strict=True)],
-    )
-    assert_equal(got, net.gradients(*by_hand))
+        runs.append(its[:3])
+    assert_equal(got, net.gradients(*by_hand.joined(runs, T)))
 
 
 @pytest.mark.parametrize("name", [*MODULES, *RECURRENT])

@@ -9,8 +9,10 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import brute
+import by_hand
 import fastbptt
-from common import cotangent, parts
+from by_hand import assert_equal
+from common import parts
 from fastbptt import TBPTT, Chunked, Gated, Randomized, Sliding, cells
 from shipped import SHIPPED, uniform
 
@@ -70,24 +72,7 @@ class Net:
 
     def gradients(self, output, last, every):
         """Outputs and gradients by name; a loss in the states, too."""
-        results = [output, *last, *every]
-        grads = [cotangent(t, i) for i, t in enumerate(results)]
-        found = torch.autograd.grad(results, self.leaves.values(), grads, allow_unused=True)
-        given = {f"result {i}": t.detach() for i, t in enumerate(results)}
-        return given, dict(zip(self.leaves, found, strict=True))
-
-
-def assert_equal(got, want):
-    for (a, b), rtol in zip(zip(got, want, strict=True), (1e-11, 1e-9), strict=True):
-        assert a.keys() == b.keys()
-        for name, value in b.items():
-            if value is None or a[name] is None:
-                zero = a[name] if value is None else value
-                assert zero is None or not zero.any(), name
-                continue
-            torch.testing.assert_close(
-                a[name], value, rtol=rtol, atol=rtol, msg=lambda m, n=name: f"{n}: {m}"
-            )
+        return by_hand.gradients(self.leaves, output, last, every)
 
 
 MODES = {
@@ -125,8 +110,8 @@ def test_against_windows_by_hand(name, mode, steps):
                 )
                 got = net.gradients(output, parts(last), parts(every))
                 inputs = {a: net.inputs[keyword] for a, keyword in net.arguments.items()}
-                by_hand = brute.run(net.module, net.step, net.x, net.hx, truncation, resets, inputs)
-                assert_equal(got, net.gradients(*by_hand))
+                want = brute.run(net.module, net.step, net.x, net.hx, truncation, resets, inputs)
+                assert_equal(got, net.gradients(*want))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -150,30 +135,19 @@ def test_packed_is_each_sequence_by_hand(name, mode, bidirectional, steps):
     got = net.gradients(
         pad_packed_sequence(output)[0], parts(last), [padded(each) for each in parts(every)]
     )
-    outputs, finals, kept = [], [], []
+    runs = []
     for b, n in enumerate(lengths):
-        own = truncation.last if isinstance(truncation, Randomized) else truncation
-        if isinstance(own, Gated):
-            own = Gated(own.kappa[:n] if own.kappa.dim() == 1 else own.kappa[:n, b : b + 1])
         its = brute.run(
             net.module,
             net.step,
             net.x[:n, b : b + 1],
             [state[:, b : b + 1] for state in net.hx],
-            own,
+            by_hand.of_sequence(truncation, n, b),
             net.resets[:n, b : b + 1],
             {a: net.inputs[k][:, :n, b : b + 1] for a, k in net.arguments.items()},
         )
-        pad = torch.nn.functional.pad
-        outputs.append(pad(its[0], (0, 0, 0, 0, 0, T - n)))
-        finals.append(its[1])
-        kept.append([pad(each, (0, 0, 0, 0, 0, T - n)) for each in its[2]])
-    by_hand = (
-        torch.cat(outputs, 1),
-        [torch.cat(of_all, 1) for of_all in zip(*finals, strict=True)],
-        [torch.cat(of_all, 2) for of_all in zip(*kept, strict=True)],
-    )
-    assert_equal(got, net.gradients(*by_hand))
+        runs.append(its[:3])
+    assert_equal(got, net.gradients(*by_hand.joined(runs, T)))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
