@@ -36,6 +36,7 @@ SOURCES = [
     "csrc/cpu/isa_avx2.cpp",
     "csrc/cpu/isa_baseline.cpp",
     "csrc/user_cell/call.cpp",
+    "csrc/user_cell/draws.cpp",
 ]
 # What users' cells are compiled against, as in fastbptt/_compiler.py.
 CELL_HEADERS = [

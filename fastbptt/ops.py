@@ -23,6 +23,7 @@ _innermost_transform = torch._C._functorch.peek_interpreter_stack
 _network = torch.ops.fastbptt.network.default  # made of the others, so it needs no fake
 rnn_fwd = torch.ops.fastbptt.rnn_fwd.default
 rnn_bwd = torch.ops.fastbptt.rnn_bwd.default
+bernoulli_ = torch.ops.fastbptt.bernoulli_.default
 
 
 def is_watched(input: Tensor) -> bool:
@@ -240,3 +241,10 @@ def _(
         input.new_empty(of.shape if of is not None and is_needed else (0,))
         for of, is_needed in zip((input, hx, cx, *weights), needs, strict=True)
     ]
+
+
+@torch.library.register_fake("fastbptt::bernoulli_")
+def _(
+    self: Tensor, p: float, value: float = 1.0, *, generator: torch.Generator | None = None
+) -> Tensor:
+    return self

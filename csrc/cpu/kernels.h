@@ -48,6 +48,10 @@ template <typename scalar_t>
 struct UserKernels {
   Kernel<UserForwardParams<scalar_t>> forward;
   Kernel<UserBackwardParams<scalar_t>> backward;
+  // Numbers [first, first + count) of a seed's, to `to`: `value` with a probability of threshold /
+  // 2^32, else 0. `first` is a multiple of kDrawnNumbers.
+  void (*bernoulli)(scalar_t* to, int64_t first, int64_t count, uint64_t seed, uint32_t threshold,
+                    scalar_t value);
 };
 
 struct KernelTable {

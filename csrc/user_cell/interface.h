@@ -9,6 +9,9 @@
 
 namespace fastbptt {
 
+// Numbers drawn at a time; a draw of fewer begins at a multiple of it.
+constexpr int64_t kDrawnNumbers = 64;
+
 // An argument of the function beside gates and states: one number, or one for each unit, row or both.
 template <typename scalar_t>
 struct Extra {
