@@ -18,12 +18,18 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from fastbptt import _activations as _activations  # which puts them among the functions
 from fastbptt import _elementwise
 from fastbptt._program import EVALUATE, Leaf, Op, Program, Ref
 
 __all__ = ["Leaf", "Op", "Program", "Ref", "trace"]
 
-_OWN = ("_elementwise", "_trace", "normalization")  # modules whose lines no error names
+_OWN = (
+    "_activations",
+    "_elementwise",
+    "_trace",
+    "normalization",
+)  # modules whose lines no error names
 _RANDOM = {
     *("rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "randperm"),
     *("bernoulli", "bernoulli_", "dropout", "feature_dropout", "alpha_dropout", "normal"),
