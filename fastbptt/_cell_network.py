@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from fastbptt import autocast, cells, onnx
-from fastbptt._loops import run_layout, stack_layers, unroll
+from fastbptt._layouts import run_layout
+from fastbptt._loops import stack_layers, unroll
 from fastbptt._options import reset_states, sizes_of
 from fastbptt._recurrence import unroll_of
 from fastbptt.boundaries import boundaries_of

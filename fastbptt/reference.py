@@ -2,7 +2,8 @@
 
 Slow and obvious, for any dtype and device. Nothing here shares code with the fused kernels, so
 that the two can be held against each other. Here is the arithmetic of each cell, one step of it,
-and the shapes that a call may have; the loops over time, layers and windows are in ``_loops``.
+and the shapes that a call may have; the loops over time and layers are in ``_loops``, those over
+windows in ``_layouts``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastbptt._loops import Cell, States, by_step, run_layout, run_padded, stack_layers
+from fastbptt._layouts import by_step, run_layout, run_padded
+from fastbptt._loops import Cell, States, stack_layers
 from fastbptt.truncation import Truncation, as_truncation
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell", "run"]

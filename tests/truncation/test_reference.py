@@ -22,7 +22,7 @@ from common import (
     twin,
     whole,
 )
-from fastbptt import TBPTT, Chunked, Gated, Randomized, Sliding, _loops, reference
+from fastbptt import TBPTT, Chunked, Gated, Randomized, Sliding, _layouts, reference
 
 T = 7
 KAPPA = torch.tensor([0.5, 1.0, -0.25, 2.0, 0.0, 0.75, 1.5], dtype=torch.float64)
@@ -204,7 +204,7 @@ def test_modes_that_are_one_another(cell, lengths, monkeypatch):
         assert_matches(run(case, Sliding(k)), run(case, TBPTT(1, k)), rtol=0)
         last = run(case, TBPTT(k, k, "last"))
         with monkeypatch.context() as patch:  # chunks too as windows that are run again
-            patch.setattr(_loops, "run_side_by_side", _loops.run_windows)
+            patch.setattr(_layouts, "run_side_by_side", _layouts.run_windows)
             assert_matches(run(case, TBPTT(k, k)), chunks)
             assert_matches(run(case, TBPTT(k, k, "last")), last)
     assert_matches(run(case, Sliding(1)), run(case, Chunked(1)))
