@@ -1,4 +1,4 @@
-"""Cells that the user's own compiler has made kernels of."""
+"""Cells that the user's own compiler, or NVRTC, has made kernels of."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import warnings
 
 import torch
 
-from fastbptt import _codegen, _compiler
+from fastbptt import _codegen, _compiler, _nvrtc
 from fastbptt._cpu_layer import CpuLayer, instruction_set
+from fastbptt._device_layer import DeviceLayer
 from fastbptt._layer import Arguments, Gradients, Kept, Layer
 from fastbptt._program import Program
 
-__all__ = ["Arguments", "Gradients", "Kept", "Layer", "available", "instruction_set", "layer"]
+__all__ = ["Arguments", "Gradients", "Kept", "Layer", "available", "layer", "variant"]
 
 #: As in csrc/cpu/gemm.h.
 MOST_GATES = 128
@@ -20,6 +21,25 @@ MOST_GATES = 128
 _layers: dict[tuple, Layer | None] = {}
 _lock = threading.Lock()
 _said: set[str] = set()
+
+
+def variant(device: torch.device | str) -> str | None:
+    """What a cell is compiled for, of the instruction sets and devices; None: there is nothing."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return instruction_set()
+    if device.type != "cuda":
+        return None
+    return f"cuda:{torch.cuda.current_device() if device.index is None else device.index}"
+
+
+def _make(program: Program, dtype: torch.dtype, recurrent: int, variant: str) -> Layer:
+    if variant in _codegen.INSTRUCTION_SETS:
+        source = _codegen.write_library(program, recurrent, dtype, variant)
+        library = _compiler.library(source, _codegen.INSTRUCTION_SETS[variant][2])
+        return CpuLayer(program, dtype, variant, recurrent, library)
+    source = _codegen.write_kernels(program, recurrent, dtype)
+    return DeviceLayer(program, recurrent, _nvrtc.CudaKernels(source, torch.device(variant)))
 
 
 def layer(
@@ -30,20 +50,19 @@ def layer(
     Args:
         program: the cell's function, of at most 128 gates; there are no compiled cells with more.
         dtype: likewise float32 or float64.
-        device: likewise the CPU.
+        device: likewise a CPU or a CUDA GPU.
         recurrent: the number of the state that W_hh sees.
     """
-    is_there = dtype in _codegen.SCALARS and program.gates <= MOST_GATES
-    if not is_there or torch.device(device).type != "cpu":
+    if dtype not in _codegen.SCALARS or program.gates > MOST_GATES:
         return None
-    isa = instruction_set()
-    key = repr(program), recurrent, dtype, isa  # as text: 0.0 and -0.0 are equal
+    own = variant(device)
+    if own is None:
+        return None
+    key = repr(program), recurrent, dtype, own  # as text: 0.0 and -0.0 are equal
     with _lock:
         if key not in _layers:
             try:
-                source = _codegen.write_library(program, recurrent, dtype, isa)
-                library = _compiler.library(source, _codegen.INSTRUCTION_SETS[isa][2])
-                _layers[key] = CpuLayer(program, dtype, isa, recurrent, library)
+                _layers[key] = _make(program, dtype, recurrent, own)
             except _compiler.Unavailable as error:
                 _layers[key] = None
                 message = str(error)
