@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ INCLUDES += [f"-isystem{path}" for path in include_paths()]
 
 def _compiled(sources: Sequence[Path], work: Path) -> bytes:
     made = work / "made.so"
-    call = ["g++", *FLAGS, *INCLUDES, *map(str, sources), "-o", str(made)]
+    call = [os.environ.get("CXX", "g++"), *FLAGS, *INCLUDES, *map(str, sources), "-o", str(made)]
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return made.read_bytes()
