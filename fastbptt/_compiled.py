@@ -9,7 +9,7 @@ import torch
 
 from fastbptt import _codegen, _compiler, _nvrtc
 from fastbptt._cpu_layer import CpuLayer, instruction_set
-from fastbptt._device_layer import DeviceLayer
+from fastbptt._device_layer import DeviceLayer, fits
 from fastbptt._layer import Arguments, Gradients, Kept, Layer
 from fastbptt._program import Program
 
@@ -38,6 +38,8 @@ def _make(program: Program, dtype: torch.dtype, recurrent: int, variant: str) ->
         source = _codegen.write_library(program, recurrent, dtype, variant)
         library = _compiler.library(source, _codegen.INSTRUCTION_SETS[variant][2])
         return CpuLayer(program, dtype, variant, recurrent, library)
+    if not fits(program):
+        raise _compiler.Unavailable("the cell has too many arguments for a GPU's kernel")
     source = _codegen.write_kernels(program, recurrent, dtype)
     return DeviceLayer(program, recurrent, _nvrtc.CudaKernels(source, torch.device(variant)))
 

@@ -34,7 +34,7 @@ def _places() -> Iterator[Path]:
     yield Path(torch.__file__).parent / "lib"
     for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
         if home:
-            yield Path(home, "lib64")
+            yield from (Path(home, "lib64"), Path(home, "lib"))
     yield Path(sys.prefix, "lib")
 
 
