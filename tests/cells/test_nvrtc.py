@@ -5,7 +5,13 @@ Where there is no libnvrtc most of this is skipped; CUDA_HOME may name a folder 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import subprocess
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +20,9 @@ import fastbptt
 from cells.programs import CASES
 from emulation import user_cells
 from fastbptt import Recurrent, _codegen, _compiled, _compiler, _nvrtc, cells
+from fastbptt._device_layer import DeviceLayer
 from shipped import SHIPPED
+from test_compiled import arguments
 
 CAPABILITIES = [(8, 0), (9, 0)]
 
@@ -117,6 +125,57 @@ def test_other_builds_of_torch_have_none(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(_nvrtc.Unavailable, match="torch is not built for CUDA"):
         _nvrtc.CudaKernels("", torch.device("cuda:0"))
+
+
+@pytest.fixture
+def driver(monkeypatch, tmp_path):
+    """A driver without a GPU, and torch as if it had one."""
+    made = tmp_path / "libcuda.so.1"
+    source = Path(__file__).parent / "fake_driver.c"
+    call = [os.environ.get("CC", "gcc"), "-shared", "-fPIC", str(source), "-o", str(made)]
+    subprocess.run(call, check=True, capture_output=True)
+    driver = ctypes.CDLL(str(made))
+    stream = SimpleNamespace(cuda_stream=0x55667788990)
+    monkeypatch.setattr(_nvrtc, "_driver", lambda: driver)
+    monkeypatch.setattr(_nvrtc, "image", lambda source, capability: b"\x7fELF" + source.encode())
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    return driver
+
+
+def test_what_the_driver_is_told(driver, monkeypatch):
+    """And what it says: on a machine with a GPU it is another library with the same functions."""
+    program, _, _ = CASES["gru"]
+    kernels = _nvrtc.CudaKernels("source", torch.device("cuda:0"))
+    layer, of = DeviceLayer(program, 0, kernels), arguments("gru", 5, 2, 7)
+    layer.forward(of)
+    assert ctypes.c_int.in_dll(driver, "launches").value == 5
+    assert ctypes.c_void_p.in_dll(driver, "last_stream").value == 0x55667788990
+    ctypes.c_int.in_dll(driver, "fails_with").value = 700
+    message = "could not be launched: CUDA error 700: an illegal memory access"
+    with pytest.raises(RuntimeError, match=message):
+        layer.forward(of)
+    assert _nvrtc.CudaKernels.error(99) == "CUDA error 99: unknown"
+    monkeypatch.setattr(_nvrtc, "image", lambda *_: b"no image")
+    with pytest.raises(_nvrtc.Unavailable, match="CUDA error 200: unknown"):
+        _nvrtc.CudaKernels("source", torch.device("cuda:0"))
+
+
+def test_without_a_driver(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: _raise(OSError(f"{name}: no such file")))
+    _nvrtc._driver.cache_clear()
+    try:
+        with pytest.raises(_nvrtc.Unavailable, match="there is no CUDA driver: libcuda.so.1"):
+            _nvrtc._driver()
+    finally:
+        _nvrtc._driver.cache_clear()
+
+
+def _raise(error):
+    raise error
 
 
 def test_headers_are_those_that_are_included():
