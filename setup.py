@@ -37,17 +37,23 @@ SOURCES = [
     "csrc/cpu/isa_baseline.cpp",
     "csrc/user_cell/call.cpp",
     "csrc/user_cell/draws.cpp",
+    "csrc/user_cell/steps.cpp",
 ]
-# What users' cells are compiled against, as in fastbptt/_compiler.py.
+# What users' cells are compiled against, as in fastbptt/_compiler.py and _nvrtc.py.
 CELL_HEADERS = [
     "csrc/cells.h",
     "csrc/host_device.h",
     "csrc/params.h",
+    "csrc/scalar.h",
     "csrc/cpu/numbers.h",
     "csrc/cpu/vec.h",
+    "csrc/user_cell/device.cuh",
     "csrc/user_cell/functions.h",
-    "csrc/user_cell/library.h",
     "csrc/user_cell/interface.h",
+    "csrc/user_cell/kernels.cuh",
+    "csrc/user_cell/library.h",
+    "csrc/user_cell/operations.h",
+    "csrc/user_cell/step.h",
 ]
 CUDA_SOURCES = [
     "csrc/cuda/torch/ops_cuda.cpp",

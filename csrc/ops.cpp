@@ -14,6 +14,7 @@
 #include "cpu/kernels.h"
 #include "network.h"
 #include "user_cell/call.h"
+#include "user_cell/steps.h"
 #include "workspace.h"
 
 namespace fastbptt {
@@ -65,6 +66,19 @@ PYBIND11_MODULE(_C, m) {
         END_HANDLE_TH_ERRORS_PYBIND
       },
       "A pass of a user's cell, given the address of a UserCall.");
+  m.def(
+      "user_cell_steps",
+      [](uintptr_t call, bool goes_back, const OptionalTensor& rows, const OptionalTensor& weight,
+         const OptionalTensor& product) {
+        HANDLE_TH_ERRORS
+        const pybind11::gil_scoped_release no_gil;
+        std::optional<UserProducts> products;
+        if (rows) products = UserProducts{*rows, *weight, *product};
+        return run_user_steps(*reinterpret_cast<const UserStepsCall*>(call), goes_back, products);
+        END_HANDLE_TH_ERRORS_PYBIND
+      },
+      "The steps of a user's cell on a device, given the address of a UserStepsCall and a "
+      "UserProducts' tensors, or None of them. Gives a launch's error, or 0.");
   m.def(
       "cuda_built",
       [] {

@@ -163,7 +163,13 @@ def write_cell(program: Program, recurrent: int) -> str:
             for kind in ("d", "d_before", "d_extra")
         },
     }
+    if cell.norms:
+        arrays["kNormSlots"] = [cell.slots.of_norms[n] for n in range(len(cell.norms))]
+        arrays["kNormCounts"] = [len(norm.values) for norm in cell.norms]
     lines = [f"static constexpr int {name} = {value};" for name, value in constants.items()]
+    if cell.norms:
+        eps = ", ".join(norm.eps.hex() for norm in cell.norms)
+        lines.append(f"static constexpr double kNormEps[] = {{{eps}}};")
     lines.append(f"static constexpr bool kReadsPre = {str(cell.reads_pre).lower()};")
     for name, values in arrays.items():
         lines.append(f"static constexpr int {name}[] = {{{', '.join(map(str, values or [0]))}}};")
@@ -196,7 +202,7 @@ def _function(phase: int, name: str, arguments: str, body: list[str]) -> str:
     given = ",\n      ".join(f"[[maybe_unused]] {each}" for each in arguments.split(", "))
     lines = "\n    ".join(body)
     return f"""  template <typename V>
-  [[gnu::always_inline]] static void {name}(Phase<{phase}>,
+  [[gnu::always_inline]] FASTBPTT_HD static void {name}(Phase<{phase}>,
       {given}) {{
     {lines}
   }}
@@ -264,4 +270,19 @@ namespace {{
 }}  // namespace fastbptt
 
 FASTBPTT_USER_LIBRARY(fastbptt::UserCell, {SCALARS[dtype]})
+"""
+
+
+def write_kernels(program: Program, recurrent: int, dtype: torch.dtype) -> str:
+    """The source of the kernels of one cell on a GPU, for one dtype."""
+    return f"""#include "user_cell/kernels.cuh"
+
+namespace fastbptt {{
+namespace {{
+
+{write_cell(program, recurrent)}
+}}  // namespace
+}}  // namespace fastbptt
+
+FASTBPTT_USER_KERNELS(fastbptt::UserCell, {SCALARS[dtype]})
 """

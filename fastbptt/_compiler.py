@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 FLAGS = (
@@ -29,8 +29,11 @@ COMPILERS = ("c++", "g++", "clang++")
 HEADERS = (
     *("cells.h", "host_device.h", "params.h", "cpu/numbers.h", "cpu/vec.h"),
     *("user_cell/functions.h", "user_cell/library.h", "user_cell/interface.h"),
+    "user_cell/operations.h",
 )
 TIME_LIMIT = 300  # s
+
+_HASH_BYTES = 32
 
 
 class Unavailable(Exception):
@@ -48,10 +51,11 @@ def headers() -> Path:
 
 
 @functools.cache
-def _headers_hash(folder: Path) -> str:
+def headers_hash(names: tuple[str, ...]) -> str:
+    """Of the package's headers of these names."""
     digest = hashlib.sha256()
-    for name in HEADERS:
-        digest.update(name.encode() + b"\0" + (folder / name).read_bytes() + b"\0")
+    for name in names:
+        digest.update(name.encode() + b"\0" + (headers() / name).read_bytes() + b"\0")
     return digest.hexdigest()
 
 
@@ -114,21 +118,51 @@ def _temporary_folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="fastbptt-")
 
 
-def _build(source: str, more_flags: Sequence[str], command: Sequence[str]) -> Path:
-    """The library of a source: from the cache, or compiled into it."""
-    include = headers()
-    flags = [*FLAGS, *more_flags]
-    made_from = (source, _headers_hash(include), _version(tuple(command)), *command, *flags)
+def kept(made_from: Sequence[str], suffix: str, make: Callable[[Path], bytes]) -> Path:
+    """The file of the cache that holds what was made from something, made if it is not there.
+
+    Args:
+        made_from: all that it depends on.
+        suffix: of its name.
+        make: makes its content, given an empty folder that is there until then.
+    """
     key = hashlib.sha256("\0".join((*made_from, platform.machine())).encode()).hexdigest()
     folder = cache_folder()
-    library = folder / f"cell-{key[:32]}.so"
-    if _is_whole(library):
-        return library
-    # Others may be compiling the same: each in a folder of its own, and the last one's name stays.
+    path = folder / f"cell-{key[:32]}{suffix}"
+    if _is_whole(path):
+        return path
+    # Others may be making the same: each in a folder of its own, and the last one's name stays.
     with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as work:
-        written, made = Path(work, "cell.cpp"), Path(work, "cell.so")
+        content, made = make(Path(work)), Path(work, "made")
+        # With its hash behind it, which a loader passes over.
+        made.write_bytes(content + hashlib.sha256(content).digest())
+        made.chmod(0o755)
+        os.replace(made, path)
+    return path
+
+
+def content(path: Path) -> bytes:
+    """That of a file of the cache."""
+    return path.read_bytes()[:-_HASH_BYTES]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is there as it was written: to load a part of one may end the process."""
+    try:
+        code = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(code[:-_HASH_BYTES]).digest() == code[-_HASH_BYTES:]
+
+
+def _build(source: str, more_flags: Sequence[str], command: Sequence[str]) -> Path:
+    """The library of a source: from the cache, or compiled into it."""
+    flags = [*FLAGS, *more_flags]
+
+    def make(work: Path) -> bytes:
+        written, made = work / "cell.cpp", work / "cell.so"
         written.write_text(source)
-        call = [*command, *flags, f"-I{include}", str(written), "-o", str(made)]
+        call = [*command, *flags, f"-I{headers()}", str(written), "-o", str(made)]
         try:
             done = subprocess.run(call, capture_output=True, text=True, timeout=TIME_LIMIT)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -138,19 +172,10 @@ def _build(source: str, more_flags: Sequence[str], command: Sequence[str]) -> Pa
             raise Unavailable(
                 f"{shlex.join(command)} failed with status {done.returncode}: {said[:2000]}"
             )
-        code = made.read_bytes()
-        made.write_bytes(code + hashlib.sha256(code).digest())  # which a loader passes over
-        os.replace(made, library)
-    return library
+        return made.read_bytes()
 
-
-def _is_whole(library: Path) -> bool:
-    """Whether a library is there as it was written: to load a part of one may end the process."""
-    try:
-        code = library.read_bytes()
-    except OSError:
-        return False
-    return hashlib.sha256(code[:-32]).digest() == code[-32:]
+    made_from = (source, headers_hash(HEADERS), _version(tuple(command)), *command, *flags)
+    return kept(made_from, ".so", make)
 
 
 def library(source: str, flags: Sequence[str]) -> ctypes.CDLL:

@@ -14,9 +14,9 @@ def literal(x: float) -> str:
     """A number as C++ reads it back, bit by bit."""
     x = float(x)
     if math.isnan(x):
-        return '__builtin_nan("")'
+        return "not_a_number()"
     if math.isinf(x):
-        return "__builtin_inf()" if x > 0 else "-__builtin_inf()"
+        return "infinity()" if x > 0 else "-infinity()"
     return x.hex()
 
 

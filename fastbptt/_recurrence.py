@@ -29,17 +29,20 @@ def unroll_of(cell: Cell, names: Sequence[str], input: Tensor) -> Callable:
         names: its arguments in the order in which the loops give them.
         input: the call's.
     """
+    variant = _compiled.variant(input.device)
     if (
-        not input.is_cpu
+        variant is None
         or ops.is_watched(input)
         or forward_ad._current_level >= 0
         or torch._C._is_any_autocast_enabled()
         or input.numel() == 0
     ):
         return _loops.unroll
-    key = input.dtype, _compiled.instruction_set()
+    key = input.dtype, variant
     if key not in cell.compiled:
-        cell.compiled[key] = _compiled.layer(cell.program, input.dtype, "cpu", cell.recurrent)
+        cell.compiled[key] = _compiled.layer(
+            cell.program, input.dtype, input.device, cell.recurrent
+        )
     layer = cell.compiled[key]
     if layer is None:
         return _loops.unroll
@@ -72,7 +75,7 @@ def _unroll(
 
 def _fits(tensor: Tensor, input: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and (
-        (tensor.dtype == input.dtype and tensor.is_cpu) or tensor.dim() == 0
+        (tensor.dtype == input.dtype and tensor.device == input.device) or tensor.dim() == 0
     )
 
 

@@ -40,7 +40,7 @@ FORWARD = {
     "ne": "{0} != {1}",
     "logical_and": "{0} & {1}",
     "logical_or": "{0} | {1}",
-    "logical_not": "~{0}",
+    "logical_not": "negated({0})",
 }
 
 #: By argument, the gradient's share of it: {g} is that of the value {y}. What is missing has none.

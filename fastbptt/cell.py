@@ -39,7 +39,8 @@ class Cell:
         per_gate: those of them that are tuples of a value for each gate.
         defaults: the numbers that some of them have where they are not given.
         program: the function as a list of operations.
-        compiled: what runs a layer of it, by dtype and instruction set, as far as it was asked for.
+        compiled: what runs a layer of it, by dtype and by instruction set or device, as far as it
+            was asked for.
         has_rec: whether the function uses ``rec``; a network whose cell does not has no W_hh.
     """
 

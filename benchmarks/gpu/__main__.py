@@ -44,7 +44,7 @@ from .session import (
     python,
     started,
 )
-from .steps import build, probe, sanitizer, scaling, tests
+from .steps import build, cells, probe, sanitizer, scaling, tests
 
 MARK = "@ "  # what gpu.measure begins its lines of results with
 STALL_S = 20.0  # no contender takes as long: it hangs
@@ -172,10 +172,11 @@ STEPS = {
     "probe": (probe, 0.15),
     "tests": (tests, 0.25),
     "sanitizer": (sanitizer, 0.25),
+    "cells": (cells, 0.15),
     "scaling": (scaling, 0.15),
     "benchmark": (benchmark, 1.0),
 }
-NEED_BUILD = ("tests", "sanitizer", "scaling", "benchmark")
+NEED_BUILD = ("tests", "sanitizer", "cells", "scaling", "benchmark")
 
 
 def not_built(session: Session, limit_s: float) -> Outcome:

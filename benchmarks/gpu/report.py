@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..common.files import Record
+from .cell_table import cell_table
 
 OURS = "fastbptt"
 FORWARD, BACKWARD, BACKWARD_ALONE = "forward", "forward+backward", "backward"
@@ -388,6 +389,8 @@ def markdown(results: Record) -> str:
         parts += [
             f"{name} was not measured: {why}." for name, why in results["peers"].items() if why
         ]
+    if cells := cell_table(results.get("cells", ())):
+        parts += ["## Cells from functions: forward+backward, fp32", cells]
     if threads := _threads_table(results):
         parts += ["## The CPU kernels by threads: forward+backward, ms", threads]
     if results["probe"]:

@@ -72,6 +72,7 @@ class Session:
             "kernels": [],
             "probe": None,
             "ceilings": None,
+            "cells": [],
             "cpu_threads": [],
             "peers": {},
             "goals": [],

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..common.files import Record
+from .report import OURS
 from .session import (
     CUT_OFF,
     FAILED,
@@ -69,8 +70,8 @@ def test_counts(log: str) -> str:
 
 def tests(session: Session, limit_s: float) -> Outcome:
     """The CUDA tests, a focused list first, which gets half of the time at most."""
-    words = ["-m", "pytest", "tests/cuda/test_cuda.py", "-v", "-rf", "--tb=short", "--no-header"]
-    words += ["-p", "no:cacheprovider"]
+    words = ["-m", "pytest", "tests/cuda/test_cuda.py", "tests/cuda/test_user_cells_cuda.py"]
+    words += ["-v", "-rf", "--tb=short", "--no-header", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
         # A wrong access ends one of the processes, not all tests.
         words += ["-n", str(max(2, len(os.sched_getaffinity(0)) // 2))]
@@ -181,6 +182,23 @@ def scaling(session: Session, limit_s: float) -> Outcome:
     if status is None:
         return CUT_OFF, detail
     return (FAILED, f"status {status}, see benchmark.log") if status else (PASSED, detail)
+
+
+def cells(session: Session, limit_s: float) -> Outcome:
+    """Cells from functions: their kernels against the plain loop, see benchmarks.gpu.user_cells."""
+    words = ["-m", "benchmarks.gpu.user_cells", "--seconds", f"{limit_s / 2:.1f}"]
+    words += ["--dry-run"] * session.dry_run
+    log = session.out / "benchmark.log"
+    start = log.stat().st_size if log.exists() else 0
+    status = session.call(python(*words), log, limit_s, needs_gpu=False)
+    text = log.read_bytes()[start:].decode(errors="replace")
+    found = [json.loads(line[2:]) for line in text.splitlines() if line.startswith("@ ")]
+    session.results["cells"] = found
+    details = [
+        f"{r['row']}: {r['error'] or '{:.3g}x'.format(r['speedup'][OURS]['median'])}" for r in found
+    ]
+    outcome = {0: PASSED, None: CUT_OFF}.get(status, FAILED)
+    return outcome, "; ".join(details) or "nothing measured, see benchmark.log"
 
 
 def medians(records: Sequence[Record]) -> Iterator[Record]:

@@ -2,46 +2,25 @@
 #pragma once
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "cells.h"
 #include "cuda/device.cuh"
+#include "scalar.h"
 
 namespace fastbptt {
 namespace {
 
-template <typename scalar, typename bits, int mantissa>
-struct ScalarBits {
-  using scalar_t = scalar;
-
-  FASTBPTT_HD static scalar broadcast(scalar x) { return x; }
-  // a / b. For float the device's own takes as long as the rest of a tanh, so it is a product with a
-  // reciprocal instead, and a Newton step that makes it about as exact. b is neither 0 nor infinite.
-  FASTBPTT_HD static scalar divide(scalar a, scalar b) {
+struct FastFloatBits : FloatBits {
+  // a / b. The device's own takes as long as the rest of a tanh, so it is a product with a reciprocal
+  // instead, and a Newton step that makes it about as exact. b is neither 0 nor infinite.
+  FASTBPTT_HD static float divide(float a, float b) {
 #if defined(__CUDA_ARCH__) || defined(FASTBPTT_EMULATED)
-    if constexpr (sizeof(scalar) == 4) {
-      const scalar reciprocal = reciprocal_approx(b), quotient = a * reciprocal;
-      return std::fma(std::fma(-quotient, b, a), reciprocal, quotient);
-    }
-#endif
+    const float reciprocal = reciprocal_approx(b), quotient = a * reciprocal;
+    return std::fma(std::fma(-quotient, b, a), reciprocal, quotient);
+#else
     return a / b;
-  }
-  FASTBPTT_HD static scalar abs(scalar x) { return std::fabs(x); }
-  FASTBPTT_HD static scalar copysign(scalar magnitude, scalar sign) {
-    return std::copysign(magnitude, sign);
-  }
-  // 2^n where `shifted` is n + kRound: n stands in the low bits of its mantissa.
-  FASTBPTT_HD static scalar exp2_of_shifted(scalar shifted) {
-    const scalar one = 1;
-    bits n, exponent;
-    std::memcpy(&n, &shifted, sizeof n);
-    std::memcpy(&exponent, &one, sizeof one);
-    exponent += n << mantissa;
-    scalar power;
-    std::memcpy(&power, &exponent, sizeof power);
-    return power;
+#endif
   }
 };
 
@@ -78,9 +57,9 @@ template <typename scalar_t>
 using Activations = std::conditional_t<sizeof(scalar_t) == 2, Approximate, Evaluate>;
 
 template <>
-struct Bits<float> : ScalarBits<float, uint32_t, 23> {};
+struct Bits<float> : FastFloatBits {};
 template <>
-struct Bits<double> : ScalarBits<double, uint64_t, 52> {};
+struct Bits<double> : DoubleBits {};
 
 }  // namespace
 }  // namespace fastbptt

@@ -13,10 +13,6 @@
 namespace fastbptt {
 namespace {
 
-// Names a phase of a cell, see fastbptt/_phases.py.
-template <int number>
-struct Phase {};
-
 // Calls fn(unit, units that exist, acc) for the vectors of the units [begin, end), of which each has
 // `vecs` of acc.
 template <typename scalar_t, typename Fn>

@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench.gpu_runs import ROOT, ROW, session
 from benchmarks.common import machine
@@ -21,6 +22,8 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import measure as gpu_measure
 from benchmarks.gpu import peers as gpu_peers
 from benchmarks.gpu import session as gpu_session
+from benchmarks.gpu import user_cells
+from benchmarks.gpu.cell_table import cell_table
 from benchmarks.gpu.rows import BACKWARD_ALONE, KERNELS, PRECISIONS, TWICE, Task
 
 
@@ -72,6 +75,7 @@ def test_dry_run_prints_what_it_does_not_run(dry):
     found = json.loads((folder / "gpu.json").read_text())
     steps = {step["name"]: step["outcome"] for step in found["steps"]}
     assert steps == dict.fromkeys(["build", "probe", "tests", "sanitizer"], "printed") | {
+        "cells": "passed",
         "scaling": "passed",
         "benchmark": "passed",
     }
@@ -90,7 +94,7 @@ def test_dry_run_prints_what_it_does_not_run(dry):
         assert any(case.startswith(f"{kernel} {cell} torch.float32 H=") for case in cases)
     assert any(case.endswith("H=33 Chunked(k=4) resets twice") for case in cases)
     written = {path.name for path in folder.iterdir()}
-    logs = {f"{step}.log" for step in gpu.STEPS if step != "scaling"}
+    logs = {f"{step}.log" for step in gpu.STEPS if step not in ("cells", "scaling")}
     results = {"gpu.json", "gpu.md", "cpu_scaling.json"}
     assert written == results | logs, "nothing partial is left behind"
     assert len(written) <= 8, "no more than a machine that is lent gives back"
@@ -108,10 +112,41 @@ def test_dry_run_times_the_cpu_kernels_by_threads(dry):
     assert "| rnn | T=32, B=16, H=4 | " in (dry[0] / "gpu.md").read_text()
 
 
+def test_dry_run_times_cells_from_functions(dry):
+    cells = json.loads((dry[0] / "gpu.json").read_text())["cells"]
+    assert [cell["row"].split()[0] for cell in cells] == [row.name for row in user_cells.ROWS]
+    for cell in cells:
+        assert cell["error"] is None and 0 <= cell["accuracy"] <= 1
+        assert {"fastbptt", "plain loop"} <= set(cell["ms"])
+    report = (dry[0] / "gpu.md").read_text()
+    assert "| cell, T,B,H | fastbptt | graph | built in | plain loop |" in report
+    assert all(f"| {cell['row']} | " in report for cell in cells)
+
+
+def test_a_cell_that_computes_the_wrong_thing_is_not_timed(monkeypatch):
+    row, device = user_cells.ROWS[0]._replace(T=3, B=2, H=4), torch.device("cpu")
+    steps_of = user_cells.steps_of
+
+    def wrong(row, dtype, device):
+        steps = steps_of(row, dtype, device)
+        if dtype == torch.float32:
+            with torch.no_grad():
+                steps["fastbptt"].input += 1e-3
+        return steps
+
+    assert user_cells.measure(row, device, dry_run=True)["error"] is None
+    monkeypatch.setattr(user_cells, "steps_of", wrong)
+    record = user_cells.measure(row, device, dry_run=True)
+    assert "is off by" in record["error"] and not record["ms"]
+    assert f"| {row.label} | {record['error']} |  |" in cell_table([record])
+    assert cell_table([]) == ""
+
+
 def test_dry_run_ends_with_what_is_most_worth_reading(dry):
-    *_, goal, build, probe, tests, sanitizer, scaling, benchmark, last = dry[1].splitlines()
+    *_, goal, build, probe, tests, sanitizer, cells, scaling, benchmark, last = dry[1].splitlines()
     assert goal.startswith("at least 5.0x the backward pass of Chunked at B = 1")
     assert [build, probe, tests, sanitizer] == [f"{name}: printed" for name in list(gpu.STEPS)[:4]]
+    assert cells.startswith("cells: passed leaky 4,2,8: ")
     assert scaling == "scaling: passed 4 sizes"
     assert benchmark.startswith("benchmark: passed ") and last == f"written to {dry[0]}"
 
@@ -333,7 +368,7 @@ def test_nothing_older_is_measured_when_the_build_fails(tmp_path, monkeypatch):
     assert gpu.main(["--out", str(tmp_path)]) == 1
     assert called == ["build", "probe"]
     found = json.loads((tmp_path / "gpu.json").read_text())["steps"]
-    assert [s["detail"] for s in found if s["outcome"] == "skipped"] == ["the build failed"] * 4
+    assert [s["detail"] for s in found if s["outcome"] == "skipped"] == ["the build failed"] * 5
 
 
 def test_the_last_step_asked_for_has_all_the_time(tmp_path, monkeypatch):

@@ -24,6 +24,13 @@ def compiled(program, recurrent=0, dtype=torch.float64):
     return layer
 
 
+@pytest.fixture(params=["CPU", "kernels"])
+def either(request):
+    """Layers of the CPU, and of a GPU's kernels, emulated."""
+    if request.param == "kernels":
+        request.getfixturevalue("kernels")
+
+
 I = 6
 NORMALIZED = ["layer norm gru", "layer norm lstm", "normalized"]
 
@@ -180,13 +187,13 @@ def check(name, T, B, H, lengths=None, kappa=None, **options):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_equals_its_program(name):
+def test_equals_its_program(name, either):
     check(name, T=7, B=3, H=13)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 1, 8), (4, 9, 33), (3, 40, 70)])
 @pytest.mark.parametrize("name", ["gru", "three states", "normalized", "twice"])
-def test_shapes(name, shape):
+def test_shapes(name, shape, either):
     check(name, *shape)
 
 
@@ -195,14 +202,14 @@ def test_each_instruction_set(name, isa):
     check(name, 9, 5, 21)
 
 
-def test_many_gates_of_many_rows():
+def test_many_gates_of_many_rows(either):
     check("many gates", 3, 150, 9)
 
 
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("B", [1, 4])
 @pytest.mark.parametrize("name", ["leaky by unit", "lstm", "three states", *NORMALIZED])
-def test_resets_and_gates(name, B, direction):
+def test_resets_and_gates(name, B, direction, either):
     """With one sequence, what resets and closed gates cut apart is run side by side."""
     T = 30
     generator = torch.Generator().manual_seed(3)
@@ -221,7 +228,7 @@ def test_resets_and_gates(name, B, direction):
 @pytest.mark.parametrize("name", ["leaky by unit", "gru", "three states", "masked", *NORMALIZED])
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("bounded", [False, True], ids=["open", "bounded"])
-def test_packed_in_several_blocks(name, direction, bounded):
+def test_packed_in_several_blocks(name, direction, bounded, either):
     lengths = torch.tensor([40, 40, 33, 33, 12, 12, 12, 12, 3, 1])
     T, B, options = 40, len(lengths), {}
     if bounded:
@@ -232,11 +239,11 @@ def test_packed_in_several_blocks(name, direction, bounded):
     check(name, T, B, 19, direction=direction, **options)
 
 
-def test_without_biases():
+def test_without_biases(either):
     check("gru", 5, 3, 9, b_ih=None, b_hh=None)
 
 
-def test_only_wanted_gradients():
+def test_only_wanted_gradients(either):
     program, _, _ = CASES["leaky by unit"]
     of = arguments("leaky by unit", 9, 3, 7)
     of = of._replace(
@@ -264,7 +271,7 @@ def test_only_wanted_gradients():
 
 
 @pytest.mark.parametrize("name", ["leaky", "gru", "lstm", "every operation", *NORMALIZED])
-def test_float32(name):
+def test_float32(name, either):
     """Its error is at most twice that of the program's own steps."""
     program, recurrent, _ = CASES[name]
 
@@ -288,7 +295,7 @@ def test_float32(name):
 
 
 @pytest.mark.parametrize("name", ["leaky by unit", "masked", "normalized"])
-def test_gradcheck(name):
+def test_gradcheck(name, either):
     program, recurrent, _ = CASES[name]
     of = arguments(name, 4, 2, 3)
     layer = compiled(program, recurrent)
@@ -320,7 +327,7 @@ def test_threads_and_repeats(name, shape, threads):
         torch.set_num_threads(before)
 
 
-def test_extremes():
+def test_extremes(either):
     """Infinity, NaN and numbers near overflow, as torch has them."""
     program, _, _ = CASES["every operation"]
     layer = compiled(program)
@@ -349,7 +356,7 @@ def test_extremes():
     )
 
 
-def test_ties():
+def test_ties(either):
     """Derivatives where two branches meet are torch's."""
     values = torch.tensor([-1.0, -0.5, -0.0, 0.0, 0.5, 1.0], dtype=torch.float64)
     H = len(values)
@@ -371,7 +378,7 @@ def test_ties():
             torch.testing.assert_close(d, right, rtol=1e-12, atol=1e-12)
 
 
-def test_poisoned_states_do_not_pass_a_reset():
+def test_poisoned_states_do_not_pass_a_reset(either):
     program, _, _ = CASES["lstm"]
     layer = compiled(program)
     of = arguments("lstm", 4, 2, 5)
@@ -402,7 +409,7 @@ def test_another_instruction_set_than_the_forward_passs():
         fastbptt._C.set_cpu_isa(before)
 
 
-def test_wrong_shape_of_an_extra():
+def test_wrong_shape_of_an_extra(either):
     of = arguments("leaky", 3, 2, 5)._replace(extras=[torch.zeros(4).double()])
     with pytest.raises(ValueError, match=r"alpha must be a number, \[5\].*got \[4\]"):
         compiled(leaky()).forward(of)

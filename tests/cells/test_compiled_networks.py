@@ -31,7 +31,7 @@ def by_loops(call):
 
 
 @pytest.mark.parametrize("options", [{}, {"truncation": 2}], ids=["full", "chunked"])
-def test_second_derivatives(options, compiled):
+def test_second_derivatives(options, compiled_steps):
     net = net_of(alpha=torch.nn.Parameter(torch.full((4,), 0.4)), noise="noise")
     resets = torch.tensor([0, 0, 1, 0]).bool()
     names = list(dict(net.named_parameters()))
@@ -58,7 +58,7 @@ def penalty(call, leaves):
 
 @pytest.mark.parametrize("name", ["leaky", "lstm", "zoneout_gru", "layer_norm_gru", "dreamer_gru"])
 @pytest.mark.parametrize("truncation", [None, fastbptt.TBPTT(5, 8)], ids=str)
-def test_float32_is_as_exact_as_the_plain_loop(name, truncation, compiled):
+def test_float32_is_as_exact_as_the_plain_loop(name, truncation, compiled_steps):
     extras = {"alpha": 0.2} if name == "leaky" else {}
     extras |= {"zone_h": 0.3} if name == "zoneout_gru" else {}
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def test_float32_is_as_exact_as_the_plain_loop(name, truncation, compiled):
     assert_as_exact(ours, peer, truth)
 
 
-def test_results_are_freed_with_the_last_name(compiled):
+def test_results_are_freed_with_the_last_name(compiled_steps):
     net = net_of(cells.lstm, 2, dropout=0.0)
     output = net(data(4, 2, 3).requires_grad_())[0]
     found = weakref.ref(output)
@@ -83,7 +83,7 @@ def test_results_are_freed_with_the_last_name(compiled):
         gc.enable()
 
 
-def test_a_change_in_place_is_noticed(compiled):
+def test_a_change_in_place_is_noticed(compiled_steps):
     net, x = net_of(), data(4, 2, 3)
     output = net(x)[0]
     x.zero_()
@@ -91,14 +91,14 @@ def test_a_change_in_place_is_noticed(compiled):
         output.sum().backward()
 
 
-def test_backward_twice(compiled):
+def test_backward_twice(compiled_steps):
     net = net_of()
     loss = net(data(4, 2, 3))[0].square().sum()
     first = torch.autograd.grad(loss, net.weight_hh_l0, retain_graph=True)[0]
     assert torch.equal(torch.autograd.grad(loss, net.weight_hh_l0)[0], first)
 
 
-def test_without_gradients(compiled):
+def test_without_gradients(compiled_steps):
     net, x = net_of(), data(4, 2, 3)
     expected = net(x)[0]
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_without_gradients(compiled):
         assert torch.equal(net(x)[0], expected)
 
 
-def test_frozen_weights(compiled):
+def test_frozen_weights(compiled_steps):
     net, x = net_of().requires_grad_(False), data(4, 2, 3).requires_grad_()
     got = torch.autograd.grad(net(x)[0].sum(), x)[0]
     assert torch.equal(got, torch.autograd.grad(net_of()(x)[0].sum(), x)[0])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastbptt
-from fastbptt import _compiler
+from fastbptt import _compiler, _nvrtc
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_wheel_ships_python_the_typing_marker_and_headers_for_cells_only(checkou
     assert done.returncode == 0, done.stderr
     shipped = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fastbptt").rglob("*.py")}
-    native = {f"fastbptt/_include/{header}" for header in _compiler.HEADERS}
+    native = {f"fastbptt/_include/{header}" for header in _compiler.HEADERS + _nvrtc.HEADERS}
     assert shipped == sources | native | {"fastbptt/py.typed"}
 
 

@@ -1,0 +1,15 @@
+// The kernels of a user's cell as emulated_launch takes them; included behind their source.
+#pragma once
+
+#include "user_cell/step.h"
+
+#define FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, pass)                              \
+  extern "C" void fastbptt_emulated_##pass(void** arguments) {                      \
+    fastbptt_cell_##pass(                                                           \
+        *static_cast<const fastbptt::UserArguments<Cell, scalar_t>*>(arguments[0]), \
+        *static_cast<const fastbptt::UserStep*>(arguments[1]));                     \
+  }
+#define FASTBPTT_EMULATED_KERNELS(Cell, scalar_t)    \
+  FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, forward)  \
+  FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, backward) \
+  FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, finish)
