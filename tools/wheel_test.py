@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-NEEDED = ("numpy", "pytest", "hypothesis")
+NEEDED = ("bi-lstm-crf==0.2.1", "hypothesis", "numpy", "pytest")
 TIME_LIMIT = 1800  # s
 
 
@@ -108,9 +108,10 @@ class Environment:
 
 
 def copy_tests(folder: Path) -> None:
-    """The tests, with what pytest is told about them."""
-    hidden = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=hidden)
+    """The tests, what they import of this repository, and what pytest is told about them."""
+    hidden = shutil.ignore_patterns("__pycache__", "results")
+    for name in ("tests", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=hidden)
     (folder / "tools").mkdir()
     shutil.copy(ROOT / "tools" / "wheel_check.py", folder / "tools")
     settings = re.search(
