@@ -1,4 +1,4 @@
-"""What a short call costs by each way to the kernels: directly, by the dispatcher, by a Python node.
+"""What a short call costs by each way to the kernels: direct, by the dispatcher, by a Python node.
 
     python -m benchmarks.nodes
 
