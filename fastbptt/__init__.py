@@ -1,7 +1,8 @@
 """Recurrent nets for PyTorch with fused kernels and truncated backpropagation through time."""
 
-import torch  # noqa: F401  (first: the extension links to its libraries)
+from fastbptt import _builds as _builds  # first: it finds the _C module for this torch
 
+# isort: split
 from fastbptt import _C as _C
 from fastbptt import _network_bwd as _network_bwd  # the operator's derivatives are registered
 from fastbptt import _tangent_fakes as _tangent_fakes

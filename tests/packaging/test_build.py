@@ -56,7 +56,7 @@ def build(monkeypatch, capsys):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(home))
         monkeypatch.setattr(setuptools, "setup", lambda **options: called.append(options))
-        runpy.run_path("setup.py")
+        runpy.run_path("setup.py", run_name="__main__")
         ((extension,),) = (options["ext_modules"] for options in called)
         assert "csrc/ops.cpp" in extension.sources
         assert str(ROOT / "csrc") in extension.include_dirs

@@ -1,0 +1,176 @@
+// The _C module: it loads the operators, and has what Python asks without the dispatcher.
+#include "python/function.h"
+// The above comes first: it chooses what of Python there is.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/InferenceMode.h>
+
+#include <stdexcept>
+
+#include "checks.h"
+#include "cpu/kernels.h"
+#include "network.h"
+#include "user_cell/call.h"
+#include "user_cell/steps.h"
+#include "workspace.h"
+
+namespace fastbptt {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+std::string cpu_isa() { return kernels().isa; }
+
+void set_cpu_isa(const std::string& isa) { select_isa(isa, "set_cpu_isa's argument"); }
+
+void user_cell(int64_t call, bool goes_back) {
+  const python::NoGil no_gil;
+  const auto& user_call = *reinterpret_cast<const UserCall*>(call);
+  (goes_back ? run_user_backward : run_user_forward)(user_call, at::get_num_threads());
+}
+
+int64_t user_cell_steps(int64_t call, bool goes_back, const OptionalTensor& rows,
+                        const OptionalTensor& weight, const OptionalTensor& product) {
+  const python::NoGil no_gil;
+  std::optional<UserProducts> products;
+  if (rows) products = UserProducts{*rows, *weight, *product};
+  return run_user_steps(*reinterpret_cast<const UserStepsCall*>(call), goes_back, products);
+}
+
+bool cuda_built() {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow("fastbptt::rnn_fwd", "")
+      .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+}
+
+std::tuple<Tensor, Tensor, Tensor> call_network(
+    const Tensor& input, const OptionalTensor& hx, const OptionalTensor& cx, const Tensors& weights,
+    bool has_biases, int64_t num_layers, bool bidirectional, const OptionalTensor& batch_sizes,
+    bool batch_first, const std::string& cell, double dropout, int64_t k1, int64_t k2,
+    bool last_only, bool recompute, const OptionalTensor& resets, const OptionalTensor& kappa) {
+  const python::NoGil no_gil;
+  return network(input, hx, cx, weights, has_biases, num_layers, bidirectional, batch_sizes,
+                 batch_first, cell, dropout, k1, k2, last_only, recompute, resets, kappa);
+}
+
+// Weights in autocast's dtype, from autocast's own cache: cast once a region, not once a call. A copy
+// made while gradients are off would serve the region's later calls too, so all are made with them on.
+Tensors autocast_weights(const Tensors& weights, const Tensor& input) {
+  const bool wants_gradients = at::GradMode::is_enabled();
+  const c10::InferenceMode not_inference(false);
+  const at::AutoGradMode with_gradients(true);
+  const c10::DeviceType device = input.device().type();
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
+  Tensors result;
+  result.reserve(weights.size());
+  for (const Tensor& weight : weights) {
+    Tensor cast = at::autocast::cached_cast(dtype, weight, device);
+    if (wants_gradients && weight.requires_grad() && !cast.requires_grad()) {
+      cast = weight.to(dtype);  // an operator of torch's put its copy there without gradients
+    }
+    result.push_back(std::move(cast));
+  }
+  return result;
+}
+
+void check_forward_arguments(const Tensor& input, const OptionalTensor& hx,
+                             const OptionalTensor& cx, const Tensors& weights, bool has_biases,
+                             const OptionalTensor& batch_sizes, bool batch_first,
+                             const std::string& cell, const OptionalTensor& resets) {
+  check_forward<c10::SymInt>(
+      {input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets},
+      HalfTypes::kBoth);
+}
+
+void check_backward_arguments(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                              const OptionalTensor& grad_c_n, const Tensor& input,
+                              const Tensor& output, const Tensor& c, const Tensor& gates,
+                              const OptionalTensor& hx, const OptionalTensor& cx,
+                              const Tensors& weights, bool has_biases,
+                              const OptionalTensor& batch_sizes, bool batch_first,
+                              const std::string& cell, const std::vector<bool>& needs, int64_t k1,
+                              int64_t k2, bool last_only, const OptionalTensor& resets,
+                              const OptionalTensor& kappa, const OptionalTensor& mask,
+                              int64_t first_window, int64_t num_windows, bool grad_by_lane,
+                              bool input_by_lane, const OptionalTensor& grad_network) {
+  c10::List<bool> flags;
+  for (const bool flag : needs) flags.push_back(flag);
+  const BackwardArguments arguments{
+      {input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets},
+      grad_output,
+      grad_h_n,
+      grad_c_n,
+      output,
+      c,
+      gates,
+      flags,
+      k1,
+      k2,
+      last_only,
+      kappa,
+      mask,
+      first_window,
+      num_windows,
+      grad_by_lane,
+      input_by_lane,
+      grad_network};
+  const auto shape = check_backward<c10::SymInt>(arguments, HalfTypes::kBoth);
+  // How many rows lanes have is for the device to know.
+  const bool any_rows = grad_by_lane && grad_output.has_value() && grad_output->dim() > 0;
+  check_grad_by_lane(arguments, shape, any_rows ? grad_output->sym_size(0) : shape.N);
+}
+
+PyMethodDef functions[] = {
+    python::function<cpu_isa>("cpu_isa", "The instruction set whose kernels run on this CPU."),
+    python::function<runnable_isas>("cpu_isas",
+                                    "The instruction sets that this CPU can run, best first."),
+    python::function<set_cpu_isa>("set_cpu_isa",
+                                  "Runs the kernels of this instruction set from now on."),
+    python::function<user_cell>("user_cell",
+                                "A pass of a user's cell, given the address of a UserCall."),
+    python::function<user_cell_steps>(
+        "user_cell_steps",
+        "The steps of a user's cell on a device, given the address of a UserStepsCall and a "
+        "UserProducts' tensors, or None of them. Gives a launch's error, or 0."),
+    python::function<cuda_built>("cuda_built", "Whether this build has the CUDA kernels."),
+    python::function<call_network>("network", "The operator `network` without the dispatcher."),
+    python::function<autocast_weights>(
+        "autocast_weights",
+        "The weights in autocast's dtype on input's device, float64 ones as they are."),
+    python::function<check_forward_arguments>("check_forward",
+                                              "What rnn_fwd checks, for tensors without data."),
+    python::function<check_backward_arguments>("check_backward",
+                                               "What rnn_bwd checks, for tensors without data."),
+    python::function<release_workspace>(
+        "release_workspace", "Frees the memory that the calling thread keeps for its next call."),
+    python::function<workspace_limit>("workspace_limit", "Bytes that stacked windows may take."),
+    python::function<set_workspace_limit>("set_workspace_limit",
+                                          "Sets the bytes that stacked windows may take."),
+    python::function<stack_limit>(
+        "stack_limit",
+        "Bytes that may lie between the layers of a stack that the CPU runs by one call."),
+    python::function<set_stack_limit>(
+        "set_stack_limit", "Sets these bytes; 0: layers run one by one, each by its operator."),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyObject* make_module(const void*) {
+  try {
+    select_isa_from_environment();
+  } catch (const std::runtime_error& error) {
+    PyErr_SetString(PyExc_ImportError, error.what());
+    return nullptr;
+  }
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, functions, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}
+
+}  // namespace
+}  // namespace fastbptt
+
+PyMODINIT_FUNC PyInit__C() {
+  return fastbptt::python::with_torchs_errors(fastbptt::make_module, nullptr);
+}

@@ -1,0 +1,38 @@
+"""Which build of the _C module is loaded: a wheel has one for each of some versions of torch.
+
+Built from source it lies beside this file, for the torch that it was built with. To import this is
+to find it. torch is imported here, before it: the module links to its libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+#: What a wheel's builds share, and a folder ``torch-2.x`` with each.
+FOLDER = Path(__file__).parent / "_builds"
+
+
+def versions() -> list[str]:
+    """The versions of torch that the wheel has builds for, oldest first: none without a wheel."""
+    found = [folder.name.removeprefix("torch-") for folder in FOLDER.glob("torch-*")]
+    return sorted(found, key=lambda version: [int(number) for number in version.split(".")])
+
+
+def _find(package_path: list[str]) -> None:
+    there = versions()
+    if not there:
+        return
+    version = ".".join(torch.__version__.split(".")[:2])
+    if version not in there:
+        raise ImportError(
+            f"this wheel of fastbptt is for torch {', '.join(there)}, but torch is "
+            f"{torch.__version__}: install one of these, a newer fastbptt, or build fastbptt from "
+            "its sources with the torch that is there: pip install --no-build-isolation ."
+        )
+    package_path.append(str(FOLDER / f"torch-{version}"))
+
+
+_find(sys.modules[__package__].__path__)

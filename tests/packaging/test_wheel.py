@@ -1,0 +1,88 @@
+"""What a wheel for several versions of torch rests on. Wheels themselves: tools/wheel_test.py."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import setup
+from fastbptt import _builds
+
+ROOT = Path(__file__).parents[2]
+THIS = ".".join(torch.__version__.split(".")[:2])
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A package that finds its _C module as fastbptt does, with builds for some torch."""
+
+    def run(*versions):
+        folder = tmp_path / "fastbptt"
+        folder.mkdir()
+        (folder / "__init__.py").write_text(
+            "from fastbptt import _builds\nfrom fastbptt import _C\n"
+        )
+        shutil.copy(_builds.__file__, folder)
+        for version in versions:
+            build = folder / "_builds" / f"torch-{version}"
+            build.mkdir(parents=True)
+            (build / "_C.py").write_text(f"print('for torch {version}')\n")
+        return subprocess.run(
+            [sys.executable, "-c", "import fastbptt"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def test_build_for_the_torch_that_is_there(package):
+    done = package("2.1", THIS, "2.98")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"for torch {THIS}\n"
+
+
+def test_no_build_for_the_torch_that_is_there(package):
+    done = package("2.98", "2.9")
+    assert done.returncode != 0
+    error = done.stderr.strip().splitlines()[-1]
+    for words in ("ImportError", "for torch 2.9, 2.98,", torch.__version__, "pip install"):
+        assert words in error
+
+
+def test_none_in_a_checkout():
+    assert _builds.versions() == []
+
+
+def included(source: Path, seen: set[Path]) -> set[str]:
+    """The headers from outside of csrc that a file includes, and what it includes."""
+    outside = set()
+    for bracket, name in re.findall(r'^#include ([<"])([^>"]+)', source.read_text(), re.M):
+        path = ROOT / "csrc" / name
+        if bracket == "<":
+            outside.add(name)
+        elif path not in seen:
+            seen.add(path)
+            outside |= included(path, seen)
+    return outside
+
+
+@pytest.mark.parametrize("source", setup.KERNEL_SOURCES)
+def test_kernels_know_nothing_of_torch(source):
+    """A wheel has them once for all its versions."""
+    found = included(ROOT / source, set())
+    assert found
+    assert not [name for name in found if re.match("torch/|ATen/|c10/|Python.h|pybind11/", name)]
+
+
+def test_wheels_sources_are_all_there_are():
+    on_disk = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")}
+    cuda = {source for source in setup.CUDA_SOURCES if source.endswith(".cpp")}
+    assert on_disk == set(setup.KERNEL_SOURCES) | set(setup.TORCH_SOURCES) | cuda
