@@ -34,6 +34,10 @@ def variant(device: torch.device | str) -> str | None:
 
 
 def _make(program: Program, dtype: torch.dtype, recurrent: int, variant: str) -> Layer:
+    if program.gates > MOST_GATES:
+        raise _compiler.Unavailable(
+            f"its function has {program.gates} gates, and kernels at most {MOST_GATES}"
+        )
     if variant in _codegen.INSTRUCTION_SETS:
         source = _codegen.write_library(program, recurrent, dtype, variant)
         library = _compiler.library(source, _codegen.INSTRUCTION_SETS[variant][2])
@@ -50,12 +54,12 @@ def layer(
     """The compiled cell, or None where there is none: where it should be, a warning says once why.
 
     Args:
-        program: the cell's function, of at most 128 gates; there are no compiled cells with more.
-        dtype: likewise float32 or float64.
+        program: the cell's function, of at most 128 gates.
+        dtype: float32 or float64; in others there are no compiled cells.
         device: likewise a CPU or a CUDA GPU.
         recurrent: the number of the state that W_hh sees.
     """
-    if dtype not in _codegen.SCALARS or program.gates > MOST_GATES:
+    if dtype not in _codegen.SCALARS:
         return None
     own = variant(device)
     if own is None:

@@ -29,14 +29,15 @@ def unroll_of(cell: Cell, names: Sequence[str], input: Tensor) -> Callable:
         names: its arguments in the order in which the loops give them.
         input: the call's.
     """
-    variant = _compiled.variant(input.device)
     if (
-        variant is None
-        or ops.is_watched(input)
+        ops.is_watched(input)
         or forward_ad._current_level >= 0
         or torch._C._is_any_autocast_enabled()
         or input.numel() == 0
     ):
+        return _loops.unroll
+    variant = _compiled.variant(input.device)
+    if variant is None:
         return _loops.unroll
     key = input.dtype, variant
     if key not in cell.compiled:
