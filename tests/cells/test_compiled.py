@@ -394,6 +394,24 @@ def test_poisoned_states_do_not_pass_a_reset(either):
     assert d_x[2:].isfinite().all() and d_x[:, 1].isfinite().all()
 
 
+@pytest.mark.parametrize("direction", [1, -1])
+def test_infinite_gradients_do_not_pass_a_closed_gate(direction, either):
+    program, _, _ = CASES["lstm"]
+    layer = compiled(program)
+    of = arguments("lstm", 5, 2, 5)._replace(direction=direction)
+    kappa = torch.ones(5, 2, dtype=torch.float64)
+    kappa[2] = 0
+    after, before = (slice(2, 5), slice(0, 2))[::direction]
+    with torch.no_grad():
+        states, _, kept = layer.forward(of)
+        grads = [torch.ones_like(h) for h in states]
+        for d, value in zip(grads, (float("inf"), float("nan")), strict=True):
+            d[after, 0] = value
+        d_x = layer.backward(of, states, kept, grads, kappa=kappa).x
+    assert d_x[before].isfinite().all() and d_x[:, 1].isfinite().all()
+    assert not d_x[after, 0].isfinite().any()
+
+
 def test_another_instruction_set_than_the_forward_passs():
     isas = [isa for isa in fastbptt._C.cpu_isas() if isa != "avx512_bf16"]
     if len(isas) < 2:
