@@ -8,7 +8,8 @@ state carried from segment to segment and detached. The characters are drawn her
 does not depend on them. The same epoch from the same weights is trained with ``torch.nn``'s layer
 and with ours, checked first and then timed in turn.
 
-Beside them stands what the book's authors' notebooks print for MXNet's layers on a GPU (see SOURCE).
+Beside them stands what the notebooks of the book's authors print, of MXNet's layers on a GPU: see
+SOURCE.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def _load(path: Path) -> Record:
 
 def _find(results: Record, **wanted: str) -> Record:
     for record in results["records"]:
-        if wanted.items() <= record.items():
+        if wanted.items() <= record.items() and record["error"] is None:
             return record
     raise ValueError(f"no row {', '.join(wanted.values())} in the results")
 
@@ -157,10 +157,40 @@ def twice(results: Path) -> str:
     return _table(head, "|---|--:|--:|--:|", lines) + f"\n\nTaken with {_taken(found)}."
 
 
+def h100(results: Path) -> str:
+    """Ours beside cuDNN by size, of the rows that were measured."""
+    found = load(results / "gpu" / "gpu.json")
+    card, lines = found["card"], []
+    sizes = (64, 128, 256, 512, 1024)
+    cases = [
+        (cell, precision, mode)
+        for precision in ("fp16", "bf16", "fp32")
+        for cell in NAMES
+        for mode in (BACKWARD, FORWARD)
+    ]
+    for cell, precision, mode in cases:
+        peer, fields = f"torch.nn.{NAMES[cell]}", []
+        for size in sizes:
+            wanted = dict(cell=cell, precision=precision, mode=mode, peer=peer)
+            record = _find(found, row=f"1024,16,{size}", **wanted)
+            times = [format_ms(record["ms"][name]["median"]) for name in ("fastbptt", peer)]
+            fields.append(" / ".join(times))
+        lines.append([f"{NAMES[cell]}, {precision}, {mode}", *fields])
+    head = f"| | {' | '.join(f'H = {size}' for size in sizes)} |"
+    note = (
+        f"Taken with `{found['settings']['command']}` on {card['name']}, torch {card['torch']}, "
+        f"cuDNN {card['cudnn']}, {found['machine']['date'][:10]}. T = 1024, B = 16, I = H, one "
+        "layer; milliseconds of fastbptt / `torch.nn`, medians."
+        + ("" if found["complete"] else " The run was ended before all of its rows were measured.")
+    )
+    return _table(head, "|---|" + "--:|" * len(sizes), lines) + f"\n\n{note}"
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "short": short,
     "book": book,
     "costs": costs,
     "resets": resets,
     "twice": twice,
+    "h100": h100,
 }

@@ -1,4 +1,4 @@
-"""The benchmark of the book's model trains the same with both layers; no test depends on a speed."""
+"""The book's model trains the same with both layers; no test depends on a speed."""
 
 from __future__ import annotations
 

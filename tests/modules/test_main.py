@@ -1,0 +1,46 @@
+"""``python -m fastbptt`` says what a bug report needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastbptt
+from fastbptt import __main__ as program
+
+
+def test_it_says_what_runs_and_how_fast():
+    done = subprocess.run(
+        [sys.executable, "-m", "fastbptt"], capture_output=True, text=True, timeout=120, check=True
+    )
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert lines["fastbptt"].startswith(fastbptt.__version__)
+    assert lines["torch"].startswith(torch.__version__)
+    assert lines["kernels"].startswith(fastbptt._C.cpu_isa())
+    assert "kernels" in lines["CUDA"]
+    assert "ms, torch.nn" in lines["timing"] and "times as fast" in lines["timing"]
+
+
+def test_one_openmp():
+    """The process has torch's library alone."""
+    runtimes = program.openmp_runtimes()
+    if sys.platform != "linux":
+        pytest.skip("the system does not tell")
+    assert len(runtimes) == 1
+
+
+def test_without_timing(capsys, monkeypatch):
+    monkeypatch.setattr(program, "timing", lambda: pytest.fail("timed"))
+    monkeypatch.setenv("FASTBPTT_VERBOSE", "0")
+    assert program.main(["--no-timing"]) == 0
+    text = capsys.readouterr().out
+    assert "FASTBPTT_VERBOSE=0" in text and f"threads    {torch.get_num_threads()}" in text
+
+
+def test_a_second_openmp_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(program, "openmp_runtimes", lambda: ["libgomp.so.1", "libomp.so"])
+    assert program.main(["--no-timing"]) == 0
+    assert "more than one OpenMP" in capsys.readouterr().out
