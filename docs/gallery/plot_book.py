@@ -2,8 +2,8 @@
 ====================
 
 The exercises of *Dive into Deep Learning*, `Backpropagation Through Time
-<https://d2l.ai/chapter_recurrent-neural-networks/bptt.html>`_: powers of a symmetric matrix, what they
-mean for gradients, and the same with a nonlinearity. :doc:`../book` has the words.
+<https://d2l.ai/chapter_recurrent-neural-networks/bptt.html>`_: powers of a symmetric matrix, what
+they mean for gradients, and the same with a nonlinearity. :doc:`../book` has the words.
 """
 
 import os
@@ -21,7 +21,8 @@ STEPS = 40
 # Powers of a symmetric matrix
 # ----------------------------
 #
-# A random vector turns towards the first eigenvector, by the ratio of the two largest eigenvalues a step.
+# A random vector turns towards the first eigenvector, by the ratio of the two largest eigenvalues
+# a step.
 
 M = torch.randn(N, N, dtype=torch.float64)
 M = M + M.T
@@ -59,9 +60,9 @@ plt.show()
 # Gradients with and without the nonlinearity
 # -------------------------------------------
 #
-# A recurrent network whose weights are that matrix, scaled to a largest eigenvalue of 0.9, 1 and 1.1.
-# Without a nonlinearity the gradient k steps back is a power of it. With ``tanh`` each Jacobian is
-# smaller by 1 - h². ``return_states`` is not needed: the states are the outputs.
+# A recurrent network whose weights are that matrix, scaled to a largest eigenvalue of 0.9, 1 and
+# 1.1. Without a nonlinearity the gradient k steps back is a power of it. With ``tanh`` each
+# Jacobian is smaller by 1 - h². ``return_states`` is not needed: the states are the outputs.
 
 
 def gradient_norms(nonlinearity, largest):
@@ -93,8 +94,8 @@ plt.show()
 # The three ways to cut the sum
 # -----------------------------
 #
-# Full, regular, and randomized truncation, as the chapter draws them: the gradient in each input, for a
-# loss at every step, of one sequence.
+# Full, regular, and randomized truncation, as the chapter draws them: the gradient in each input,
+# for a loss at every step, of one sequence.
 
 rnn = fastbptt.RNN(1, N, dtype=torch.float64)
 sequence = torch.randn(30, 1, 1, dtype=torch.float64)

@@ -1,9 +1,10 @@
 """A cell of one's own
 ===================
 
-Ten lines make a cell: here a unit that adapts. It moves toward its input by a time constant of its own, and
-a second, slow state takes away from it. The network has layers, truncations, resets and packed input like
-every other; on a CPU the function and its derivative are compiled when it first runs.
+Ten lines make a cell: here a unit that adapts. It moves toward its input by a time constant of
+its own, and a second, slow state takes away from it. The network has layers, truncations, resets
+and packed input like every other; on a CPU the function and its derivative are compiled when it
+first runs.
 """
 
 import os
@@ -45,8 +46,8 @@ axes.legend()
 plt.show()
 
 # %%
-# Trained, with the time constants among what is learnt: tell whether an input that came 30 steps ago was
-# high or low. Units start with the same ``alpha``; the task takes them apart.
+# Trained, with the time constants among what is learnt: tell whether an input that came 30 steps
+# ago was high or low. Units start with the same ``alpha``; the task takes them apart.
 
 STEPS = int(os.environ.get("GALLERY_STEPS", 300))
 torch.manual_seed(0)

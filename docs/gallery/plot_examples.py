@@ -1,8 +1,8 @@
 """The example programs
 ====================
 
-``examples/`` holds four programs, run from a clone; ``make run`` is the first of them. Here they run with
-short settings, and what they print is what they print.
+``examples/`` holds four programs, run from a clone; ``make run`` is the first of them. Here they
+run with short settings, and what they print is what they print.
 
 Bias, noise and cost of the truncations
 ---------------------------------------
@@ -44,8 +44,8 @@ show("truncation_bias.png")
 # Leaky units by Dale's law
 # -------------------------
 #
-# ``python examples/decision_net.py``: a network of excitatory and inhibitory units decides which way dots
-# move. Its fixed points are found by ``torch.func`` on the cell's step.
+# ``python examples/decision_net.py``: a network of excitatory and inhibitory units decides which
+# way dots move. Its fixed points are found by ``torch.func`` on the cell's step.
 
 import decision_net  # noqa: E402
 
@@ -57,8 +57,8 @@ show("decision_net.png")
 # Recurrent PPO
 # -------------
 #
-# ``python examples/recurrent_ppo.py``: a policy that has to remember, trained with ``torch.nn``'s layer in a
-# loop over steps and with one call that has ``resets``.
+# ``python examples/recurrent_ppo.py``: a policy that has to remember, trained with ``torch.nn``'s
+# layer in a loop over steps and with one call that has ``resets``.
 
 import recurrent_ppo  # noqa: E402
 

@@ -1,9 +1,9 @@
 """How far do gradients reach?
 ===========================
 
-``lag_norms`` measures the gradient that comes back k steps, ``suggest_truncation`` says how many steps
-keep the relative bias within a tolerance. A net that has not learnt to remember has short gradients:
-so measure again during training.
+``lag_norms`` measures the gradient that comes back k steps, ``suggest_truncation`` says how many
+steps keep the relative bias within a tolerance. A net that has not learnt to remember has short
+gradients: so measure again during training.
 """
 
 import os
@@ -74,7 +74,8 @@ right.legend()
 plt.show()
 
 # %%
-# ``plot_lag_norms`` draws one measurement with the decay that is fitted to it, and the bound of the bias.
+# ``plot_lag_norms`` draws one measurement with the decay that is fitted to it, and the bound of
+# the bias.
 
 fastbptt.diagnostics.plot_lag_norms(measured[0], tolerance=0.2)
 plt.show()

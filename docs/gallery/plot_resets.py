@@ -1,8 +1,8 @@
 """Resets inside a rollout
 =======================
 
-A rollout of recurrent reinforcement learning: [T, B], with episodes that end in the middle. One call
-with ``resets`` against the loop over steps that it stands for.
+A rollout of recurrent reinforcement learning: [T, B], with episodes that end in the middle. One
+call with ``resets`` against the loop over steps that it stands for.
 """
 
 import os
@@ -57,8 +57,8 @@ loop, call = milliseconds(by_loop), milliseconds(by_call)
 print(f"forward and backward on one thread: {loop:.1f} ms by a loop, {call:.1f} ms in one call")
 
 # %%
-# What a reset does: of a loss at the last step, the gradient in the inputs of each sequence comes back
-# to the beginning of that sequence's last episode (the lines) and no further.
+# What a reset does: of a loss at the last step, the gradient in the inputs of each sequence comes
+# back to the beginning of that sequence's last episode (the lines) and no further.
 
 x.requires_grad_()
 (gradient,) = torch.autograd.grad(by_call()[-1].sum(), x)

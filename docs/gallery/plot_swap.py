@@ -1,8 +1,8 @@
 """The same network, faster
 ========================
 
-A character model of the size that *Dive into Deep Learning* trains, once with ``torch.nn.RNN`` and
-once with ``fastbptt.RNN``, from the same weights: the same losses, in another time.
+A character model of the size that *Dive into Deep Learning* trains, once with ``torch.nn.RNN``
+and once with ``fastbptt.RNN``, from the same weights: the same losses, in another time.
 """
 
 import os
