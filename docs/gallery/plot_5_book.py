@@ -62,7 +62,7 @@ plt.show()
 #
 # A recurrent network whose weights are that matrix, scaled to a largest eigenvalue of 0.9, 1 and
 # 1.1. Without a nonlinearity the gradient k steps back is a power of it. With ``tanh`` each
-# Jacobian is smaller by 1 - h². ``return_states`` is not needed: the states are the outputs.
+# Jacobian is smaller by 1 - h².
 
 
 def gradient_norms(nonlinearity, largest):
@@ -111,11 +111,11 @@ draws = int(os.environ.get("GALLERY_STEPS", 2000))
 random = fastbptt.Randomized(mean_length=5)
 mean = torch.stack([gradient_in_inputs(random) for _ in range(draws)]).mean(0)
 
-figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
 axes.plot(gradient_in_inputs(None), "k-", label="full")
 axes.plot(gradient_in_inputs(fastbptt.Chunked(5)), "o-", color="#7fb3e6", label="Chunked(5)")
 axes.plot(gradient_in_inputs(fastbptt.Sliding(5)), "-", color="#2c7fc9", label="Sliding(5)")
 axes.plot(mean, "--", color="#e8a33d", label=f"Randomized(mean_length=5), mean of {draws}")
 axes.set(xlabel="step", ylabel="gradient in the input")
-axes.legend()
+axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
 plt.show()

@@ -58,21 +58,17 @@ print(f"forward and backward on one thread: {loop:.1f} ms by a loop, {call:.1f} 
 
 # %%
 # What a reset does: of a loss at the last step, the gradient in the inputs of each sequence comes
-# back to the beginning of that sequence's last episode (the lines) and no further.
+# back to the beginning of that sequence's last episode and no further. Resets are marked in red.
 
 x.requires_grad_()
 (gradient,) = torch.autograd.grad(by_call()[-1].sum(), x)
 
+LAST = 60  # steps
+size = gradient[-LAST:].norm(dim=-1).t().clamp(min=1e-6).log10()
 figure, axes = plt.subplots(figsize=(8, 3), layout="constrained")
-size = gradient.norm(dim=-1).t()
-image = axes.imshow(
-    size.clamp(min=1e-6).log10().numpy(), aspect="auto", cmap="viridis", interpolation="nearest"
-)
-for b in range(B):
-    for t in resets[:, b].nonzero().flatten().tolist():
-        axes.plot([t - 0.5, t - 0.5], [b - 0.5, b + 0.5], color="#c2402a", linewidth=1.5)
-axes.set(
-    xlabel="step", ylabel="sequence", title="size of the gradient in the inputs, powers of ten"
-)
+image = axes.imshow(size.numpy(), aspect="auto", interpolation="nearest")
+for t, b in resets[-LAST:].nonzero().tolist():
+    axes.plot([t - 0.5, t - 0.5], [b - 0.5, b + 0.5], color="red", linewidth=2)
+axes.set(xlabel=f"of the last {LAST} steps", ylabel="sequence", title="gradient, powers of ten")
 figure.colorbar(image)
 plt.show()

@@ -28,8 +28,10 @@ OUT = tempfile.mkdtemp()
 
 def show(name):
     """A picture that a program wrote."""
-    figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
-    axes.imshow(plt.imread(f"{OUT}/{name}"))
+    picture = plt.imread(f"{OUT}/{name}")
+    height, width = picture.shape[:2]
+    _, axes = plt.subplots(figsize=(12, 12 * height / width), layout="constrained")
+    axes.imshow(picture)
     axes.axis("off")
     plt.show()
 
@@ -49,7 +51,7 @@ show("truncation_bias.png")
 
 import decision_net  # noqa: E402
 
-short = ["--steps", "5", "--trials", "10", "--rounds", "1"] if QUICK else ["--steps", "300"]
+short = ["--steps", "5", "--trials", "10", "--rounds", "1"] if QUICK else []
 decision_net.main([*short, "--out", OUT])
 show("decision_net.png")
 
