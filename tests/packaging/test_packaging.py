@@ -53,7 +53,8 @@ def test_wheel_ships_python_the_typing_marker_and_headers_for_cells_only(checkou
     shipped = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fastbptt").rglob("*.py")}
     native = {f"fastbptt/_include/{header}" for header in _compiler.HEADERS}
-    assert shipped == sources | native | {"fastbptt/py.typed"}
+    stubs = {str(path.relative_to(ROOT)) for path in (ROOT / "fastbptt").glob("*.pyi")}
+    assert shipped == sources | native | stubs | {"fastbptt/py.typed"} and stubs
 
 
 def test_cell_compiled_against_what_is_shipped(checkout, tmp_path):
