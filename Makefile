@@ -72,7 +72,7 @@ format: lint-tools ## format the sources
 	@$(CLANG_FORMAT) -i
 
 clean: ## remove what was built
-	rm -rf build dist *.egg-info fastbptt/*.so .benchmarks .hypothesis .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info fastbptt/*.so docs/auto_gallery docs/sg_execution_times.rst .benchmarks .hypothesis .pytest_cache .ruff_cache
 	find . -name ".venv*" -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv, .venv-clients and .venv-docs too

@@ -107,7 +107,7 @@ def _with_formulas(text: list[str]) -> list[str]:
         if starts and not is_formula:
             marked += ["::", ""]
         is_formula = line.startswith("    ") if line.strip() else is_formula
-        marked.append(line)
+        marked.append(line.replace("``", "") if is_formula else line)
     return marked
 
 
@@ -122,6 +122,11 @@ def _items(lines: list[str]) -> list[str]:
     return items
 
 
+def _are_named(items: list[str]) -> bool:
+    """Whether each says its name first, and none is the rest of a sentence."""
+    return all(re.match(r"[(\w][^.;:]*: ", item) for item in items)
+
+
 def rewrite_docstring(app, what, name, obj, options, lines: list[str]) -> None:
     """The docstrings are written to be read in a terminal; this is what Napoleon needs of them.
 
@@ -132,7 +137,7 @@ def rewrite_docstring(app, what, name, obj, options, lines: list[str]) -> None:
     for section, body in _sections(lines):
         if not section:
             new += _with_formulas(body)
-        elif section == "Returns:" and len(_items(body)) > 1:
+        elif section == "Returns:" and len(_items(body)) > 1 and _are_named(_items(body)):
             new += [":returns:", *(f"    - {item}" for item in _items(body)), ""]
         else:
             new.append(section)
