@@ -98,7 +98,8 @@ plt.show()
 # for a loss at every step, of one sequence.
 
 rnn = fastbptt.RNN(1, N, dtype=torch.float64)
-sequence = torch.randn(30, 1, 1, dtype=torch.float64)
+torch.nn.init.orthogonal_(rnn.weight_hh_l0, gain=0.95)  # which keeps what it has seen for long
+sequence = 0.3 * torch.randn(30, 1, 1, dtype=torch.float64)
 
 
 def gradient_in_inputs(truncation):
