@@ -27,7 +27,7 @@ die = { echo "error:" $(1) >&2; exit 1; }
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test clients docs bench cuda-check lint format clean distclean python lint-tools FORCE
+.PHONY: help run test clients bench cuda-check lint format clean distclean python lint-tools FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,7 @@ clients: .venv-clients/.installed ## install other packages that use torch.nn's 
 # leaves the gallery's programs unexecuted.
 SPHINX = .venv-docs/bin/python -m sphinx -q --nitpicky --fail-on-warning --keep-going \
 	--doctree-dir build/doctrees $(if $(QUICK),--define plot_gallery=0)
+.PHONY: docs
 docs: .venv-docs/.installed ## build the documentation in build/docs, examples and all
 	@$(SPHINX) --builder html $(ARGS) docs build/docs
 	$(if $(LINKS),@$(SPHINX) --builder linkcheck docs build/links)
