@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fastbptt
+from common import python
 from fastbptt import __main__ as program
 
 
@@ -25,11 +26,11 @@ def test_it_says_what_runs_and_how_fast():
 
 
 def test_one_openmp():
-    """The process has torch's library alone."""
-    runtimes = program.openmp_runtimes()
+    """A process has torch's library alone, unless another package brings its own."""
     if sys.platform != "linux":
         pytest.skip("the system does not tell")
-    assert len(runtimes) == 1
+    done = python("from fastbptt.__main__ import openmp_runtimes; print(*openmp_runtimes())")
+    assert len(done.stdout.split()) == 1
 
 
 def test_without_timing(capsys, monkeypatch):
