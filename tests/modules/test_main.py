@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -14,14 +15,15 @@ from fastbptt import __main__ as program
 
 
 def test_it_says_what_runs_and_how_fast():
-    done = subprocess.run(
-        [sys.executable, "-m", "fastbptt"], capture_output=True, text=True, timeout=120, check=True
-    )
+    command = [sys.executable, "-m", "fastbptt"]
+    one = os.environ | {"OMP_NUM_THREADS": "1"}  # as other tests run beside it
+    done = subprocess.run(command, env=one, capture_output=True, text=True, timeout=120, check=True)
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert lines["fastbptt"].startswith(fastbptt.__version__)
     assert lines["torch"].startswith(torch.__version__)
     assert lines["kernels"].startswith(fastbptt._C.cpu_isa())
-    assert "kernels" in lines["CUDA"]
+    assert "kernels" in lines["CUDA"] and lines["threads"] == "1"
+    assert "OMP_NUM_THREADS=1" in lines["settings"]
     assert "ms, torch.nn" in lines["timing"] and "times as fast" in lines["timing"]
 
 
