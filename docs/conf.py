@@ -1,7 +1,7 @@
 """The documentation site: ``make docs`` builds it, and a warning or a dead link fails it.
 
-``-D plot_gallery=0`` leaves the gallery's examples unexecuted; ``-t links`` asks the links to
-other sites, for ``sphinx-build -b linkcheck``.
+``-D plot_gallery=0`` leaves the gallery's programs unexecuted; ``-b linkcheck`` asks the links to
+other sites.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["gallery/*", "auto_gallery/*.ipynb", "_build", "README.md"]
-suppress_warnings = ["toc.empty_glob"]
+exclude_patterns = ["gallery/*"]
 
 html_theme = "furo"
 html_title = f"fastbptt {release}"
@@ -41,23 +40,16 @@ html_theme_options = {"top_of_page_buttons": []}
 
 # Markdown. Links to files of the repository that are no pages become downloads.
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence", "deflist"]
 
 # The reference. Types of torch's and of the standard library have no page here to link to.
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes and units
-autoclass_content = "class"
-napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_param = False
 napoleon_use_rtype = False
-napoleon_use_ivar = True
-nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|matplotlib|collections|typing)\..*"),
     ("py:.*", r"(object|bool|int|float|str|tuple|Tensor|PackedSequence)"),
-    ("py:obj", r".*"),  # bases that are no public names
-    ("py:class", r"fastbptt\.(nn\._Recurrent|truncation\.(Truncation|Windowed)|script\..*)"),
 ]
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
@@ -74,8 +66,6 @@ sphinx_gallery_conf = {
     "min_reported_time": 1,
     "show_memory": False,
     "show_signature": False,
-    "copyfile_regex": r"^$",
-    "reference_url": {},
     "plot_gallery": "True",
 }
 
