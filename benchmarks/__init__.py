@@ -7,7 +7,8 @@ On the CPU, each as ``python -m benchmarks.NAME``:
 * ``overhead`` times one step, ``scaling`` size after size, and looks for cliffs;
 * ``memory`` counts bytes;
 * ``against`` times this tree against another commit;
-* ``readme`` puts the measured table into the README.
+* ``book`` counts tokens a second of the model that "Dive into Deep Learning" trains;
+* ``readme`` puts measured tables into the README and the pages of docs/ (made in ``pages``).
 
 ``benchmarks/gpu.sh`` is the one command for a machine with a GPU: it builds, tests, checks and
 measures the CUDA path there; with ``--dry-run`` it shows how, without one. All run from the root of

@@ -28,7 +28,6 @@ from .cpu import peak, tables
 from .cpu.peers import COMPILE, JAX, ONNX, OPTIONAL, PEER_KINDS, PEERS
 from .cpu.plot import write_plot
 from .cpu.results import Record, failures, measure, save, summarise, summarise_shares, write_text
-from .readme import split, update_readme
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,14 +76,6 @@ def _parser() -> argparse.ArgumentParser:
         help="time for a row's rounds in a mode, if the fewest take less (default: 5, quick 0.1)",
     )
     arguments.add_common(parser, "compare.json, compare.md and compare.png")
-    add(
-        "--update-readme",
-        type=Path,
-        nargs="?",
-        const=machine.ROOT / "README.md",
-        metavar="FILE",
-        help="also put the table between the markers of this file (default: README.md)",
-    )
     return parser
 
 
@@ -140,11 +131,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not rows:
         parser.error("argument --filter: none of the rows is left; see --rows and --modes")
     arguments.begin(parser, args)
-    if args.update_readme:
-        try:
-            split(args.update_readme.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            parser.error(f"argument --update-readme: {args.update_readme}: {error}")
     if args.threads:
         torch.set_num_threads(args.threads)
     peers = _peers(parser, args.peers, rows, args.quick)
@@ -179,8 +165,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed := failures(results):
         print(f"FAILED: {len(failed)} of {len(results['records'])}", file=sys.stderr)
         return 1
-    if args.update_readme:
-        update_readme(results, args.update_readme)
     return 0
 
 

@@ -17,7 +17,6 @@ import signal
 import sys
 
 import torch
-from tqdm import tqdm
 
 from recurrent_ppo_lib import report
 from recurrent_ppo_lib.options import make_parser
@@ -27,6 +26,7 @@ from shared_lib.command_line import run_program
 from shared_lib.interruption import StopSignal
 from shared_lib.layers import BACKENDS
 from shared_lib.output import prepare_folder
+from shared_lib.progress import progress
 
 CURVES = "curves.png"
 
@@ -37,7 +37,7 @@ def train(updates: int, trainers: list[Trainer], stop: StopSignal) -> bool:
     Two backends take turns, an update each, so that whatever else the machine is doing slows
     both of them.
     """
-    with tqdm(total=updates, unit="update", leave=False) as bar:
+    with progress(total=updates, unit="update", lines=10) as bar:
         for _ in range(updates):
             for trainer in trainers:
                 trainer.update()

@@ -25,6 +25,8 @@ import fastbptt
 Results = dict[str, Tensor]
 States = Tensor | tuple[Tensor, Tensor]  # what a call takes and returns: h, or an LSTM's (h, c)
 
+DOCS = Path(__file__).parents[1] / "docs"
+
 # Every cell, by the operators' name of it.
 CELLS = ("tanh", "relu", "identity", "gru", "lstm")
 
@@ -339,5 +341,5 @@ def through_file(module: torch.nn.Module) -> torch.nn.Module:
 
 def python_blocks(page: str) -> list[str]:
     """The Python on a page of docs/, in its order."""
-    text = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
+    text = (DOCS / page).read_text(encoding="utf-8")
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -90,9 +90,7 @@ def _word(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def command(
-    parser: ArgumentParser, args: Namespace, skip: Container[str] = ("out", "update_readme")
-) -> str:
+def command(parser: ArgumentParser, args: Namespace, skip: Container[str] = ("out",)) -> str:
     """The command that takes a measurement again, without where it wrote."""
     words = parser.prog.split()
     for name, value in vars(args).items():

@@ -17,17 +17,17 @@ TERMINAL_HEAD = (
 )
 
 
-def _ms(value: float) -> str:
+def format_ms(value: float) -> str:
     """Three significant digits, without an exponent."""
     return f"{value:.3g}" if value < 999.5 else f"{value:.0f}"
 
 
-def _times(value: float) -> str:
+def format_times(value: float) -> str:
     return f"{value:.2f}" if value < 9.95 else f"{value:.1f}" if value < 99.5 else f"{value:.0f}"
 
 
 def _spread(ratio: Record) -> str:
-    return f"{_times(ratio['q1'])} to {_times(ratio['q3'])}"
+    return f"{format_times(ratio['q1'])} to {format_times(ratio['q3'])}"
 
 
 def _share(ratio: Record) -> str:
@@ -42,8 +42,8 @@ def terminal_lines(record: Record) -> list[str]:
     lines, bound = [], record["bound"]
     for peer, ratio in record["speedup"].items():
         lines.append(
-            f"{name} {_ms(record['ms'][OURS]['q1']):>9} {peer:<14} "
-            f"{_ms(record['ms'][peer]['q1']):>9} {_times(ratio['median']) + 'x':>8}  "
+            f"{name} {format_ms(record['ms'][OURS]['q1']):>9} {peer:<14} "
+            f"{format_ms(record['ms'][peer]['q1']):>9} {format_times(ratio['median']) + 'x':>8}  "
             f"{_spread(ratio):<15} {_share(bound['share']):>8} {bound['by']:<5} "
             f"{_share(bound['peak_share']):>7} {_share(bound['large_share']):>14}"
         )
@@ -53,8 +53,8 @@ def terminal_lines(record: Record) -> list[str]:
 def terminal_summary(summary: Sequence[Record]) -> list[str]:
     """The summary as sentences, one a cell, mode and peer."""
     return [
-        f"{s['cell']} {s['mode']} against {s['peer']}: {_times(s['geometric_mean'])}x in the "
-        f"geometric mean of {s['rows']}, least {_times(s['least'])}x at {s['least_row']}"
+        f"{s['cell']} {s['mode']} against {s['peer']}: {format_times(s['geometric_mean'])}x in the "
+        f"geometric mean of {s['rows']}, least {format_times(s['least'])}x at {s['least_row']}"
         for s in summary
     ]
 
@@ -87,8 +87,8 @@ def _peer_cells(record: Record | None, peer: str, *, detailed: bool) -> list[str
     if peer not in record["speedup"]:  # it has no such mode
         return [""] * width
     ratio = record["speedup"][peer]
-    times = [_ms(record["ms"][name]["q1"]) for name in (OURS, peer)]
-    cells = [*times, f"**{_times(ratio['median'])}**"]
+    times = [format_ms(record["ms"][name]["q1"]) for name in (OURS, peer)]
+    cells = [*times, f"**{format_times(ratio['median'])}**"]
     if detailed:
         bound = record["bound"]
         cells += [_spread(ratio), f"{_share(bound['share'])} {bound['by']}"]

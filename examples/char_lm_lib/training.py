@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from shared_lib.command_line import BadInput
 from shared_lib.interruption import StopSignal
 from shared_lib.layers import State, map_state
+from shared_lib.progress import progress
 from shared_lib.timing import LayerTimer
 
 from . import checkpoint
@@ -203,15 +203,15 @@ class Trainer:
         self.progress.forward_seconds = self.timer.forward
         self.progress.backward_seconds = self.timer.backward
 
-    def _progress_bar(self) -> tqdm:
+    def _progress_bar(self) -> Any:
         size = self.args.batch * self.args.steps
-        return tqdm(
+        return progress(
             desc=f"{self.backend}, epoch {self.progress.epoch + 1} of {self.args.epochs}",
             initial=self.progress.segment * size,
             total=len(self.segments) * size,
             unit="char",
             unit_scale=True,
-            leave=False,
+            lines=0,  # each epoch has one anyway
             disable=not self.team.leads,
         )
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
+
+from shared_lib.progress import progress
 
 from .network import DecisionNet
 from .task import COHERENCES, DECISION, RIGHT, Trials, draw, draw_mixed
@@ -37,7 +38,7 @@ def train(model: DecisionNet, steps: int, batch: int, lr: float, seed: int) -> l
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     losses = []
-    for _ in (bar := tqdm(range(steps), desc="training", unit="step", leave=False)):
+    for _ in (bar := progress(range(steps), desc="training", lines=10)):
         trials = draw_mixed(batch, generator)
         optimizer.zero_grad()
         loss = loss_of(*model(trials.inputs), trials)

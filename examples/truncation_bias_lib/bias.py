@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+
+from shared_lib.progress import progress
 
 from .modes import FULL, Modes
 from .problem import Adder, draw, loss_of
@@ -68,7 +69,7 @@ def measure(settings: Settings, modes: Modes, trained: Run, weights: str, draws:
     truncations = {mode: make(settings.seed) for mode, make in modes.items()}
     gradients: dict[str, list[Tensor]] = {mode: [] for mode in modes}
     title = f"T = {steps}, loss {loss}: bias, {weights}"
-    for _ in tqdm(range(draws), desc=title, unit="draw", leave=False):
+    for _ in progress(range(draws), desc=title, unit="draw"):
         inputs, targets = draw(steps, settings.batch, sequences)
         for mode, truncation in truncations.items():
             gradients[mode].append(gradient(model, inputs, targets, loss, truncation))

@@ -5,7 +5,8 @@ import time
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
+
+from shared_lib.progress import progress
 
 from .modes import FULL, Modes
 from .problem import Adder, draw, loss_of
@@ -34,7 +35,7 @@ def measure(settings: Settings, modes: Modes, steps: int, rounds: int) -> list[C
     inputs, targets = draw(steps, settings.batch, torch.Generator().manual_seed(settings.seed))
     truncations = {mode: make(settings.seed) for mode, make in modes.items()}
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
-    for round_ in tqdm(range(rounds + 1), desc=f"T = {steps}: cost", unit="round", leave=False):
+    for round_ in progress(range(rounds + 1), desc=f"T = {steps}: cost", unit="round"):
         for mode, truncation in truncations.items():
             begun = time.perf_counter()
             optimizer.zero_grad()

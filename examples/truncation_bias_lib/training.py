@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
+
+from shared_lib.progress import progress
 
 from .modes import Modes
 from .problem import LEARNT, VARIANCE, Adder, draw, held_out_error, loss_of
@@ -60,11 +61,9 @@ def train(settings: Settings, modes: Modes, mode: str, steps: int, loss: str) ->
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
 
     run = Run(steps, loss, mode, [(0, held_out_error(model, *held_out))], _copy(model))
-    bar = tqdm(
+    bar = progress(
         range(1, settings.max_steps + 1),
         desc=f"T = {steps}, loss {loss}: {mode}",
-        unit="step",
-        leave=False,
     )
     with bar:
         for step in bar:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastbptt
-from benchmarks import compare, readme
+from benchmarks import compare
 from benchmarks.common import contenders, rows, timing, workload
 from benchmarks.common.rows import BACKWARD, FORWARD, GRID, Row
 from benchmarks.cpu import results, tables
@@ -280,8 +280,6 @@ def test_what_was_measured_survives_an_interruption(tmp_path, monkeypatch):
         (["--budget", "-1"], "must be seconds from 0"),
         (["--budget", "nan"], "must be seconds from 0"),
         (["--out", __file__], "argument --out: cannot write to"),
-        (["--update-readme", __file__ + ".md"], "No such file"),
-        (["--update-readme", __file__], "needs one <!-- benchmark:start"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_timing(
@@ -319,49 +317,6 @@ def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     assert compare.main([*RNN, "--rows", "12,2,8", *FAST, "--out", str(folder)]) == 0
     return results.load(folder / "compare.json"), folder
-
-
-def test_readme_gets_the_table_between_its_markers(measured, tmp_path, capsys):
-    _, folder = measured
-    page = tmp_path / "README.md"
-    page.write_text(f"# Top\n{readme.START}\nold\n{readme.END}\nbottom\n")
-    arguments = ["--results", str(folder / "compare.json"), "--readme", str(page)]
-    assert readme.main([*arguments, "--check"]) == 1
-    assert "old" in page.read_text()
-    assert readme.main(arguments) == 0
-    text = page.read_text()
-    assert text.startswith(f"# Top\n{readme.START}\n| RNN (tanh): T,B,H |")
-    assert text.endswith(f"\n{readme.END}\nbottom\n")
-    assert "| 12,2,8 | `torch.nn.RNN` |" in text
-    assert "old" not in text
-    assert readme.main([*arguments, "--check"]) == 0
-    assert readme.main(arguments) == 0
-    assert page.read_text() == text
-    assert "was up to date" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "text", ["", readme.START, readme.END + readme.START, 2 * (readme.START + readme.END)]
-)
-def test_readme_without_its_markers_is_refused(measured, text):
-    with pytest.raises(ValueError, match="needs one"):
-        readme.rendered(measured[0], text)
-
-
-def test_readme_takes_no_failed_or_partial_results(measured):
-    text = readme.START + readme.END
-    for change in ({"complete": False}, {"records": [{"error": "wrong"}]}):
-        with pytest.raises(ValueError, match="cut off or has FAILED"):
-            readme.rendered(measured[0] | change, text)
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"records": []}'])
-def test_foreign_results_are_refused(text, tmp_path, capsys):
-    path = tmp_path / "compare.json"
-    path.write_text(text)
-    with pytest.raises(SystemExit):
-        readme.main(["--results", str(path), "--readme", __file__])
-    assert "error:" in capsys.readouterr().err
 
 
 def test_tables_show_failures_and_several_peers(measured):

@@ -275,7 +275,7 @@ def test_bad_option(run, tmp_path, arguments, message):
 def test_ctrl_c_ends_cleanly(tmp_path):
     log = tmp_path / "out.log"
     process = start("truncation_bias.py", tmp_path / "out", *TINY, "--draws=1000000")
-    status = interrupt(process, signal.SIGINT, lambda: "bias, start" in log.read_text())
+    status = interrupt(process, signal.SIGINT, lambda: "loss every: full" in log.read_text())
     log = log.read_text()
     assert status == 128 + signal.SIGINT and "Traceback" not in log
     assert "interrupted: no picture was written" in log

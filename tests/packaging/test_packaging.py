@@ -51,6 +51,9 @@ def test_wheel_ships_python_the_typing_marker_and_headers_for_cells_only(checkou
     done = python("setup.py", "-q", "build_py", "--build-lib", tmp_path, cwd=checkout)
     assert done.returncode == 0, done.stderr
     shipped = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    stubs = {str(path.relative_to(ROOT)) for path in (ROOT / "fastbptt").glob("*.pyi")}
+    assert stubs and stubs <= shipped
+    shipped -= stubs
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "fastbptt").rglob("*.py")}
     native = {f"fastbptt/_include/{header}" for header in _compiler.HEADERS + _nvrtc.HEADERS}
     assert shipped == sources | native | {"fastbptt/py.typed"}

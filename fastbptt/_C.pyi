@@ -1,0 +1,51 @@
+"""The compiled part: what of it Python calls."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+def network(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    bidirectional: bool,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    cell: str,
+    dropout: float,
+    k1: int,
+    k2: int,
+    last_only: bool,
+    recompute: bool,
+    resets: Tensor | None,
+    kappa: Tensor | None,
+    /,
+) -> tuple[Tensor, Tensor, Tensor]: ...
+def check_forward(
+    input: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    cell: str,
+    resets: Tensor | None,
+    /,
+) -> None: ...
+def check_backward(*arguments: object) -> None: ...
+def autocast_weights(weights: Sequence[Tensor], input: Tensor, /) -> list[Tensor]: ...
+def user_cell(call: int, goes_back: bool, /) -> None: ...
+def user_cell_steps(call: int, goes_back: bool, /, *products: Tensor | None) -> int: ...
+def cpu_isa() -> str: ...
+def cpu_isas() -> list[str]: ...
+def set_cpu_isa(isa: str, /) -> None: ...
+def cuda_built() -> bool: ...
+def release_workspace() -> None: ...
+def workspace_limit() -> int: ...
+def set_workspace_limit(bytes: int, /) -> None: ...
+def stack_limit() -> int: ...
+def set_stack_limit(bytes: int, /) -> None: ...
