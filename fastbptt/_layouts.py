@@ -7,6 +7,7 @@ each of them. :func:`run_windows_together` does the same in one run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -77,32 +78,32 @@ def run_windows_together(
             for own, given in zip(after, states, strict=True)
         )
 
-    firsts = range(0, T, k1)
-    begins = [max(0, first - (k2 - k1)) for first in firsts]
+    begins = [max(0, first - (k2 - k1)) for first in range(0, T, k1)]
     length = min(k2, T)
     count = sum(begin + length <= T for begin in begins)
     if count > 0:
-        steps = torch.tensor(begins[:count]) + torch.arange(length)[:, None]  # [length, count]
-        index = steps.flatten().to(input.device)
+        # Made on the device, which nothing here waits for.
+        arange = partial(torch.arange, device=input.device)
+        begin = (arange(0, T, k1) - (k2 - k1)).clamp(min=0)
+        steps = (begin[:count] + arange(length)[:, None]).flatten()
 
         def of_windows(x: Tensor) -> Tensor:
-            return x.index_select(0, index).view(length, count * B, *x.shape[2:])
+            return x.index_select(0, steps).view(length, count * B, *x.shape[2:])
 
         batch = per_step.map(of_windows)
         output, last = stack(of_windows(input), entering(begins[:count]), batch)
         last = tuple(state[:, -B:] for state in last)
-        # The places in [length, count] of each step whose output counts.
-        window = torch.arange(T) // k1
-        ends = torch.tensor([min(first + k1, T) - 1 for first in firsts])
-        t = ends if truncation.last_only else torch.arange(T)
-        t = t[window[t] < count]
-        place = (t - torch.tensor(begins)[window[t]]) * count + window[t]
-        counted = output.reshape(length * count, B, -1).index_select(0, place.to(input.device))
-        outputs = outputs.index_copy(0, t.to(input.device), counted)
+        # The steps whose outputs count, and their places in [length, count].
+        t = arange(min(count * k1, T))
+        if truncation.last_only:
+            t = (arange(0, T, k1)[:count] + k1).clamp(max=T) - 1
+        place = (t - begin[t // k1]) * count + t // k1
+        counted = output.reshape(length * count, B, -1).index_select(0, place)
+        outputs = outputs.index_copy(0, t, counted)
     if count < len(begins):
         rest = slice(begins[-1], T)
         output, last = stack(input[rest], entering(begins[-1:]), per_step.of(rest))
-        first = T - 1 if truncation.last_only else firsts[-1]
+        first = T - 1 if truncation.last_only else k1 * count
         outputs = torch.cat([outputs[:first], output[first - begins[-1] :]])
     return outputs, last
 
