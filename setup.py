@@ -34,6 +34,7 @@ SOURCES = [
     "csrc/cpu/isa_avx512_bf16.cpp",
     "csrc/cpu/isa_avx512.cpp",
     "csrc/cpu/isa_avx2.cpp",
+    "csrc/cpu/isa_neon.cpp",
     "csrc/cpu/isa_baseline.cpp",
     "csrc/user_cell/call.cpp",
 ]

@@ -24,6 +24,8 @@ std::vector<Candidate> candidates() {
           {&kAvx512Kernels, avx512},
           {&kAvx2Kernels, avx2},
           {&kBaselineKernels, true}};
+#elif defined(__aarch64__)
+  return {{&kNeonKernels, true}, {&kBaselineKernels, true}};
 #else
   return {{&kBaselineKernels, true}};
 #endif

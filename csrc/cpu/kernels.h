@@ -64,7 +64,8 @@ struct KernelTable {
 };
 
 // The instruction sets that were built, best first.
-extern const KernelTable kAvx512Bf16Kernels, kAvx512Kernels, kAvx2Kernels, kBaselineKernels;
+extern const KernelTable kAvx512Bf16Kernels, kAvx512Kernels, kAvx2Kernels, kNeonKernels,
+    kBaselineKernels;
 
 // Those that this processor can run, best first.
 std::vector<std::string> runnable_isas();

@@ -28,6 +28,9 @@ int usable_cores() {
 inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  // `yield` does nothing on most processors; this waits about as long as x86's pause.
+  asm volatile("isb" ::: "memory");
 #endif
 }
 

@@ -13,13 +13,21 @@
 namespace fastbptt {
 namespace {
 
-// 32 registers with AVX-512, else 16: what accumulators leave must hold the operands.
-constexpr int kAccumulators = kVecBytes == 64 ? 24 : 12;
-constexpr int kStripVecs = kVecBytes == 64 ? 4 : 2;  // vectors in a tile's row
+// 32 registers with AVX-512 and NEON, else 16: what accumulators leave must hold the operands.
+#if defined(FASTBPTT_AVX512) || defined(FASTBPTT_NEON)
+constexpr int kAccumulators = 24, kStripVecs = 4;  // vectors in a tile's row
+#else
+constexpr int kAccumulators = 12, kStripVecs = 2;
+#endif
 constexpr int kPanelVecs = kVecBytes == 64 ? 4 : 8;  // in the strips that share a row's epilogue
 constexpr int kMaxRows = 8;
-// Multiply-adds that must be under way at once to hide their latency (4 cycles, 2 a cycle).
+// Multiply-adds that must be under way at once to hide their latency (4 cycles, 2 a cycle; some
+// processors have more units for NEON's short registers).
+#ifdef FASTBPTT_NEON
+constexpr int kInFlight = 12;
+#else
 constexpr int kInFlight = 8;
+#endif
 
 // Values of k that stand side by side in a lane.
 template <typename scalar_t>
@@ -140,7 +148,7 @@ void tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* strip, int64_
     const int64_t end = min(K, k + kSumLength * parts);
     V acc[parts][rows][vecs] = {};
     for (; k + parts * P <= end; k += parts * P) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int part = 0; part < parts; ++part) {
         multiply_add<scalar_t, left, false>(acc[part], a, lda, strip, k + part * P);
       }
@@ -156,7 +164,7 @@ void tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* strip, int64_
 #pragma GCC unroll 8
       for (int v = 0; v < vecs; ++v) {
         V sum = acc[0][i][v];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int part = 1; part < parts; ++part) sum += acc[part][i][v];
         Accumulator<scalar_t>* to = c + i * ldc + v * W;
         store(to, accumulate ? load(to) + sum : sum);

@@ -1,7 +1,8 @@
 // The vector register of one instruction set, on the compiler's vector extension. The including
 // file has defined FASTBPTT_VEC_BYTES and chosen the target; another processor needs another width
-// and, where it has them, masked loads. What the target has is said by FASTBPTT_AVX512, _F16C and
-// _AVX512_BF16, since `#pragma GCC target` does not define the compiler's own macros in C++.
+// and, where it has them, masked loads. What the target has is said by FASTBPTT_AVX512, _F16C,
+// _AVX512_BF16 and _NEON, since `#pragma GCC target` does not define the compiler's own macros in
+// C++.
 #pragma once
 
 #include <cstdint>
@@ -58,6 +59,8 @@ inline Vec<float> widen(HalfBits bits) {
     const FloatBits wide = (FloatBits)_mm512_maskz_cvtepu16_epi32(__mmask16(-1), (__m256i)bits);
 #elif defined(FASTBPTT_F16C)
     const FloatBits wide = (FloatBits)_mm256_cvtepu16_epi32((__m128i)bits);
+#elif defined(FASTBPTT_NEON)
+    const FloatBits wide = (FloatBits)vmovl_u16((uint16x4_t)bits);
 #else
     const FloatBits wide = __builtin_convertvector(bits, FloatBits);
 #endif
@@ -67,6 +70,8 @@ inline Vec<float> widen(HalfBits bits) {
     return _mm512_maskz_cvtph_ps(__mmask16(-1), (__m256i)bits);  // all; without a mask GCC 12 warns
 #elif defined(FASTBPTT_F16C)
     return _mm256_cvtph_ps((__m128i)bits);
+#elif defined(FASTBPTT_NEON)
+    return (Vec<float>)vcvt_f32_f16((float16x4_t)bits);
 #endif
   }
 }
@@ -88,6 +93,8 @@ inline HalfBits narrow(Vec<float> x) {
                                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(FASTBPTT_F16C)
     return (HalfBits)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(FASTBPTT_NEON)
+    return (HalfBits)vcvt_f16_f32((float32x4_t)x);
 #endif
   }
 }
