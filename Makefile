@@ -25,10 +25,10 @@ die = { echo "error:" $(1) >&2; exit 1; }
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test clients bench cuda-check lint format clean distclean python lint-tools FORCE
+.PHONY: help run test clients bench cuda-check aarch64-test lint format clean distclean python lint-tools FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: build/.installed ## train the example with torch.nn.RNN and with fastbptt and compare
 	@$(PY) examples/char_lm.py --backend both $(ARGS)
@@ -47,6 +47,10 @@ cuda-check: build/.installed ## compile the CUDA kernels and print what they tak
 	@$(PY) -c 'import importlib.metadata as m; m.version("nvidia-cuda-nvdisasm")' 2>/dev/null || \
 		command -v nvdisasm >/dev/null || $(PIP_INSTALL) "nvidia-cuda-nvdisasm>=13"
 	@$(PY) tools/cuda_check.py $(ARGS)
+
+aarch64-test: python ## build for AArch64 and test in an emulated processor (needs Debian's cross compiler, qemu)
+	@$(PIP_INSTALL) $(BUILD_TOOLS)
+	@PATH="$$(dirname $(PY)):$$PATH" $(PY) tools/aarch64_test.py $(ARGS)
 
 CLANG_FORMAT = find csrc tests tools benchmarks/gpu -type f -name "*.h" -o -name "*.cpp" -o -name "*.cu*" -o -name "*.inc" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
 

@@ -34,6 +34,7 @@ SOURCES = [
     "csrc/cpu/isa_avx512_bf16.cpp",
     "csrc/cpu/isa_avx512.cpp",
     "csrc/cpu/isa_avx2.cpp",
+    "csrc/cpu/isa_neon_bf16.cpp",
     "csrc/cpu/isa_neon.cpp",
     "csrc/cpu/isa_baseline.cpp",
     "csrc/user_cell/call.cpp",
@@ -64,12 +65,27 @@ CUDA_SOURCES = [
 # first run it; 9.0a's would run on no other card.
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 NVCC_FLAGS = ["-O3", "-DNDEBUG", "-lineinfo"]
+
+
+def openmp() -> tuple[list[str], list[str]]:
+    """Flags to compile and to link with OpenMP, whose runtime is to be torch's own: two clash."""
+    if sys.platform != "darwin":
+        return ["-fopenmp"], ["-fopenmp"]
+    # Apple's clang has no header of it, and torch's wheel has the library alone.
+    places = (os.environ.get("OMP_PREFIX"), "/opt/homebrew/opt/libomp", "/usr/local/opt/libomp")
+    headers = [f"{place}/include" for place in places if place]
+    found = [f"-I{folder}" for folder in headers if Path(folder, "omp.h").exists()]
+    runtime = Path(torch.__file__).parent / "lib" / "libomp.dylib"
+    return ["-Xclang", "-fopenmp", *found[:1]], [str(runtime)]
+
+
+OPENMP_COMPILE, LINK_FLAGS = openmp()
 # Non-finite values keep their meaning: nothing here assumes that NaN and infinity do not occur.
 COMPILE_FLAGS = [
     "-O3",
     "-DNDEBUG",
     "-g1",  # line tables for profilers; torch's headers make anything more very large
-    "-fopenmp",
+    *OPENMP_COMPILE,
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -77,7 +93,6 @@ COMPILE_FLAGS = [
     "-Wall",
     "-Wextra",
 ]
-LINK_FLAGS = ["-fopenmp"]
 
 # torch looks for ninja on PATH, which lacks an environment's scripts unless it has been activated.
 os.environ["PATH"] = os.pathsep.join(

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <thread>
 
 namespace fastbptt {
 namespace {
@@ -21,8 +22,12 @@ int64_t now() {
 }
 
 int usable_cores() {
+#if defined(__linux__)
   cpu_set_t set;
   return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+#else
+  return std::max(1, int(std::thread::hardware_concurrency()));
+#endif
 }
 
 inline void relax() {

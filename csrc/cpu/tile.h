@@ -38,7 +38,7 @@ template <typename scalar_t>
 struct OperandOf {
   using type = Accumulator<scalar_t>;
 };
-#ifdef FASTBPTT_AVX512_BF16
+#ifdef FASTBPTT_MULTIPLIES_PAIRS
 template <>
 struct OperandOf<bfloat16_t> {
   using type = bfloat16_t;
@@ -60,8 +60,10 @@ inline void store_operand(Operand<scalar_t>* p, Vec<scalar_t> v) {
 // sum + x * y, or where lanes hold pairs, sum plus the products of both.
 template <typename scalar_t>
 inline Vec<scalar_t> add_product(Vec<scalar_t> sum, Vec<scalar_t> x, Vec<scalar_t> y) {
-#ifdef FASTBPTT_AVX512_BF16
-  if constexpr (kPair<scalar_t> == 2) return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
+#ifdef FASTBPTT_MULTIPLIES_PAIRS
+  if constexpr (kPair<scalar_t> == 2) {
+    return add_products_of_pairs(sum, (FloatBits)x, (FloatBits)y);
+  }
 #endif
   return sum + x * y;
 }
@@ -117,7 +119,7 @@ template <typename scalar_t, Left left, bool alone, int rows, int vecs>
       }
     }
   } else {
-#ifdef FASTBPTT_AVX512_BF16
+#ifdef FASTBPTT_MULTIPLIES_PAIRS
     FloatBits b[vecs];
 #pragma GCC unroll 8
     for (int v = 0; v < vecs; ++v) __builtin_memcpy(&b[v], at(v), sizeof b[v]);
@@ -126,9 +128,9 @@ template <typename scalar_t, Left left, bool alone, int rows, int vecs>
       const bfloat16_t* from = left == Left::kByRow ? a + i * lda + k : a + k * rows + 2 * i;
       uint32_t pair = from->bits;
       if constexpr (!alone) __builtin_memcpy(&pair, from, sizeof pair);
-      const __m512bh x = (__m512bh)(pair - FloatBits{});
+      const FloatBits x = pair - FloatBits{};
 #pragma GCC unroll 8
-      for (int v = 0; v < vecs; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], x, (__m512bh)b[v]);
+      for (int v = 0; v < vecs; ++v) sum[i][v] = add_products_of_pairs(sum[i][v], x, b[v]);
     }
 #endif
   }

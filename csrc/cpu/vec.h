@@ -1,8 +1,8 @@
 // The vector register of one instruction set, on the compiler's vector extension. The including
 // file has defined FASTBPTT_VEC_BYTES and chosen the target; another processor needs another width
-// and, where it has them, masked loads. What the target has is said by FASTBPTT_AVX512, _F16C,
-// _AVX512_BF16 and _NEON, since `#pragma GCC target` does not define the compiler's own macros in
-// C++.
+// and, where it has them, masked loads. What the target has is said by FASTBPTT_AVX512, _F16C, _NEON,
+// and _AVX512_BF16 or _NEON_BF16, since FASTBPTT_TARGET does not define the compiler's own macros
+// in C++.
 #pragma once
 
 #include <cstdint>
@@ -82,6 +82,8 @@ inline HalfBits narrow(Vec<float> x) {
   if constexpr (std::is_same_v<scalar_t, bfloat16_t>) {
 #if defined(FASTBPTT_AVX512_BF16)
     return (HalfBits)_mm512_cvtneps_pbh(x);  // flushes denormal numbers to zero
+#elif defined(FASTBPTT_NEON_BF16)
+    return (HalfBits)vcvt_bf16_f32((float32x4_t)x);
 #else
     const FloatBits bits = (FloatBits)x, upper = bits >> 16;
     const FloatBits rounded = (bits + (0x7fff + (upper & 1))) >> 16;
@@ -108,6 +110,19 @@ inline Vec<scalar_t> round_to(Vec<scalar_t> x) {
     return x;
   }
 }
+
+// sum plus the products of both bfloat16 of each lane. Denormal numbers are taken for zero.
+#if defined(FASTBPTT_AVX512_BF16)
+#define FASTBPTT_MULTIPLIES_PAIRS
+inline Vec<float> add_products_of_pairs(Vec<float> sum, FloatBits x, FloatBits y) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
+}
+#elif defined(FASTBPTT_NEON_BF16)
+#define FASTBPTT_MULTIPLIES_PAIRS
+inline Vec<float> add_products_of_pairs(Vec<float> sum, FloatBits x, FloatBits y) {
+  return (Vec<float>)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)x, (bfloat16x8_t)y);
+}
+#endif
 
 // --- Loads and stores ----------------------------------------------------------------------------
 
