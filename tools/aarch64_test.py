@@ -25,8 +25,8 @@ PACKAGES = (
     *("expecttest", "hypothesis", "numpy", "pytest", "setuptools"),
 )
 DEBIAN = ("python3", "libpython3-dev", "python3-distutils", "libgomp1", "libstdc++6")
-#: The processor that qemu emulates: of ARMv8.2, without SVE.
-PROCESSOR = "neoverse-n1"
+#: All that qemu emulates but SVE: with it torch's own kernels meet an unknown instruction.
+PROCESSOR = "max,sve=off"
 TESTS = (
     "tests/kernels",
     *("tests/truncation/test_modes.py", "tests/truncation/test_resets.py"),
@@ -77,7 +77,7 @@ def fetch_system() -> None:
 
 
 def write_python() -> str:
-    """A program that runs that Python in qemu, and so the processes that tests start; its version."""
+    """Makes a program that runs that Python, and so what tests start, in qemu; its version."""
     real = next(path for path in SYSTEM.glob("usr/bin/python3.*") if path.name[-1].isdigit())
     PYTHON.write_text(
         f"#!/bin/sh\nexport PYTHONHOME={SYSTEM}/usr PYTHONPATH=${{PYTHONPATH-{SITE}}}\n"
@@ -100,8 +100,9 @@ def fetch_packages(version: str) -> None:
 def prepare() -> None:
     """Fetches what is not there yet."""
     stamp = HOME / ".fetched"
-    wanted = "\n".join((TORCH, PROCESSOR, *PACKAGES, *DEBIAN, str(HOME)))
+    wanted = "\n".join((TORCH, *PACKAGES, *DEBIAN))
     if stamp.exists() and stamp.read_text() == wanted:
+        write_python()
         return
     say(f"fetching a Python for AArch64 by apt-get and {TORCH} by pip into {HOME} (250 MB)")
     for folder in (SYSTEM, SITE):

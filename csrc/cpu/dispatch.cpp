@@ -44,8 +44,7 @@ bool has_bf16_products() {
 std::vector<Candidate> candidates() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl");
@@ -55,7 +54,8 @@ std::vector<Candidate> candidates() {
           {&kAvx2Kernels, avx2},
           {&kBaselineKernels, true}};
 #elif defined(FASTBPTT_HAS_NEON_BF16)
-  return {{&kNeonBf16Kernels, has_bf16_products()}, {&kNeonKernels, true}, {&kBaselineKernels, true}};
+  return {
+      {&kNeonBf16Kernels, has_bf16_products()}, {&kNeonKernels, true}, {&kBaselineKernels, true}};
 #elif defined(__aarch64__)
   return {{&kNeonKernels, true}, {&kBaselineKernels, true}};
 #else

@@ -20,8 +20,8 @@ FASTBPTT_TARGET("arch=armv8.2-a+bf16")
 
 namespace fastbptt {
 
-extern const KernelTable kNeonBf16Kernels = {
-    "neon_bf16", &kNeonKernels, nullptr, nullptr, nullptr, &kKernels<bfloat16_t>};
+extern const KernelTable kNeonBf16Kernels = {"neon_bf16", &kNeonKernels, nullptr,
+                                             nullptr,     nullptr,       &kKernels<bfloat16_t>};
 
 }  // namespace fastbptt
 FASTBPTT_TARGET_END
