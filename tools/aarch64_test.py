@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / "build" / "aarch64"
 SYSTEM, SITE, PYTHON = HOME / "system", HOME / "site", HOME / "python"
+TREE = HOME / "tree"  # the package, and what else of a checkout the tests need
 COMPILER = "aarch64-linux-gnu-g++"
 #: The last version of torch whose wheels for AArch64 on PyPI need no CUDA.
 TORCH = "torch==2.10.0"
@@ -114,20 +115,22 @@ def prepare() -> None:
 
 
 def build() -> None:
-    """Builds the package in place, as setup.py does, run by the emulated Python.
-
-    The module's name says for which processor it is, so that this machine's own stays.
-    """
+    """Builds the package as setup.py does, run by the emulated Python."""
     say(f"building fastbptt with {COMPILER}")
     headers = [SYSTEM / "usr/include", *SYSTEM.glob("usr/include/python3.*")]
     flags = " ".join(f"-idirafter {path}" for path in headers)
     env = {**os.environ, "CC": COMPILER.replace("g++", "gcc"), "CXX": COMPILER}
     env |= {"CFLAGS": flags, "FASTBPTT_CUDA": "0"}
-    command = [PYTHON, "setup.py", "-q", "build_ext", "--inplace", "--build-temp", HOME / "objects"]
+    folders = ["--build-lib", TREE, "--build-temp", HOME / "objects"]
+    command = [PYTHON, "setup.py", "-q", "build", *folders]
     with (HOME / "build.log").open("w") as log:
         done = subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
     if done.returncode != 0:
         sys.exit(f"error: the build failed, see {log.name}")
+    # Beside the built package stands what else a checkout has.
+    for path in ROOT.iterdir():
+        if path.name not in ("fastbptt", "build", ".git") and not (TREE / path.name).exists():
+            (TREE / path.name).symlink_to(path)
 
 
 def run(arguments: list[str]) -> int:
@@ -142,7 +145,7 @@ def run(arguments: list[str]) -> int:
     )
     left_out = [argument for test in LEFT_OUT for argument in ("--deselect", test)]
     tests = arguments or [*TESTS, *left_out, "-q"]
-    return subprocess.run([PYTHON, "-c", script, *tests], cwd=ROOT, env=env).returncode
+    return subprocess.run([PYTHON, "-c", script, *tests], cwd=TREE, env=env).returncode
 
 
 def main() -> None:
