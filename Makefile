@@ -28,10 +28,10 @@ die = { echo "error:" $(1) >&2; exit 1; }
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test clients bench cuda-check wheel wheel-test lint format clean distclean python lint-tools FORCE
+.PHONY: help run test clients bench cuda-check wheel wheel-test aarch64-test lint format clean distclean python lint-tools FORCE
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 run: build/.installed ## train the example with torch.nn.RNN and with fastbptt and compare
 	@$(PY) examples/char_lm.py --backend both $(ARGS)
@@ -68,6 +68,10 @@ wheel: python ## build the wheel for all versions of torch into dist/ (downloads
 wheel-test: python ## install the wheel into clean environments and test it (2 minutes for each, ARGS="--pairs 3.12:2.13" for one)
 	@ls dist/*.whl >/dev/null 2>&1 || $(call die,"there is no wheel in dist: run make wheel")
 	@$(PY) tools/wheel_test.py $$(ls -t dist/*.whl | head -n 1) $(ARGS)
+
+aarch64-test: python ## build for AArch64 and test in an emulated processor (needs Debian's cross compiler, qemu)
+	@$(PIP_INSTALL) $(BUILD_TOOLS)
+	@PATH="$$(dirname $(PY)):$$PATH" $(PY) tools/aarch64_test.py $(ARGS)
 
 CLANG_FORMAT = find csrc tests tools benchmarks/gpu -type f -name "*.h" -o -name "*.cpp" -o -name "*.cu*" -o -name "*.inc" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
 

@@ -27,6 +27,8 @@ KERNEL_SOURCES = [
     "csrc/cpu/isa_avx512_bf16.cpp",
     "csrc/cpu/isa_avx512.cpp",
     "csrc/cpu/isa_avx2.cpp",
+    "csrc/cpu/isa_neon_bf16.cpp",
+    "csrc/cpu/isa_neon.cpp",
     "csrc/cpu/isa_baseline.cpp",
 ]
 TORCH_SOURCES = [
@@ -76,13 +78,27 @@ CUDA_SOURCES = [
 # first run it; 9.0a's would run on no other card.
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 NVCC_FLAGS = ["-O3", "-DNDEBUG", "-lineinfo"]
+
+
+def openmp() -> tuple[list[str], list[str]]:
+    """Flags to compile and to link with OpenMP, whose runtime is to be torch's own: two clash."""
+    if sys.platform != "darwin":
+        return ["-fopenmp"], []  # none is named: torch's is found, as one of its libraries
+    # Apple's clang has no header of it, and torch's wheel has the library alone.
+    places = (os.environ.get("OMP_PREFIX"), "/opt/homebrew/opt/libomp", "/usr/local/opt/libomp")
+    headers = [f"{place}/include" for place in places if place]
+    found = [f"-I{folder}" for folder in headers if Path(folder, "omp.h").exists()]
+    runtime = Path(torch.__file__).parent / "lib" / "libomp.dylib"
+    return ["-Xclang", "-fopenmp", *found[:1]], [str(runtime)]
+
+
+OPENMP_COMPILE, OPENMP_LINK = openmp()
 # Non-finite values keep their meaning: nothing here assumes that NaN and infinity do not occur.
 COMPILE_FLAGS = [
     "-O3",
     "-DNDEBUG",
     "-g1",  # line tables for profilers; torch's headers make anything more very large
-    # When it is linked no OpenMP runtime is named: torch's own is found, as one of its libraries.
-    "-fopenmp",
+    *OPENMP_COMPILE,
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-fno-trapping-math",
@@ -191,6 +207,7 @@ if __name__ == "__main__":
                 include_dirs=include_dirs,
                 depends=sorted(set(glob("csrc/**/*.*", recursive=True)) - set(sources)),
                 extra_compile_args=flags,
+                extra_link_args=OPENMP_LINK,
             )
         ],
         cmdclass={"build_ext": IncrementalBuild, "build_py": BuildWithHeaders},

@@ -20,6 +20,7 @@ INSTRUCTION_SETS = {
         ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"),
     ),
     "avx2": (32, "FASTBPTT_F16C", ("-mavx2", "-mfma", "-mf16c")),
+    "neon": (16, "FASTBPTT_NEON", ()),
     "baseline": (16, None, ()),
 }
 

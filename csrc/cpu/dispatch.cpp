@@ -1,3 +1,11 @@
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -11,11 +19,32 @@ struct Candidate {
   bool runs_here;
 };
 
+#if defined(__x86_64__)
+// Clang's __builtin_cpu_supports does not know it.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
+#if defined(FASTBPTT_HAS_NEON_BF16)
+bool has_bf16_products() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP2) & (1 << 14);  // HWCAP2_BF16, which older headers lack
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has;
+#else
+  return false;
+#endif
+}
+#endif
+
 std::vector<Candidate> candidates() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl");
@@ -24,6 +53,11 @@ std::vector<Candidate> candidates() {
           {&kAvx512Kernels, avx512},
           {&kAvx2Kernels, avx2},
           {&kBaselineKernels, true}};
+#elif defined(FASTBPTT_HAS_NEON_BF16)
+  return {
+      {&kNeonBf16Kernels, has_bf16_products()}, {&kNeonKernels, true}, {&kBaselineKernels, true}};
+#elif defined(__aarch64__)
+  return {{&kNeonKernels, true}, {&kBaselineKernels, true}};
 #else
   return {{&kBaselineKernels, true}};
 #endif

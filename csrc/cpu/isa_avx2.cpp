@@ -4,7 +4,7 @@
 
 #include "cpu/kernels.h"
 
-#pragma GCC target("avx2,fma,f16c")
+FASTBPTT_TARGET("avx2,fma,f16c")
 #define FASTBPTT_VEC_BYTES 32
 #define FASTBPTT_F16C
 #include "cpu/kernels.inc"
@@ -23,4 +23,5 @@ extern const KernelTable kAvx2Kernels = {"avx2",
                                          &kUserKernels<double>};
 
 }  // namespace fastbptt
+FASTBPTT_TARGET_END
 #endif

@@ -4,7 +4,7 @@
 
 #include "cpu/kernels.h"
 
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+FASTBPTT_TARGET("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define FASTBPTT_VEC_BYTES 64
 #define FASTBPTT_AVX512
 #include "cpu/kernels.inc"
@@ -23,4 +23,5 @@ extern const KernelTable kAvx512Kernels = {"avx512",
                                            &kUserKernels<double>};
 
 }  // namespace fastbptt
+FASTBPTT_TARGET_END
 #endif

@@ -6,7 +6,7 @@
 
 #include "cpu/kernels.h"
 
-#pragma GCC target("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+FASTBPTT_TARGET("avx512bf16,avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 #define FASTBPTT_VEC_BYTES 64
 #define FASTBPTT_AVX512
 #define FASTBPTT_AVX512_BF16
@@ -18,4 +18,5 @@ extern const KernelTable kAvx512Bf16Kernels = {
     "avx512_bf16", &kAvx512Kernels, nullptr, nullptr, nullptr, &kKernels<bfloat16_t>};
 
 }  // namespace fastbptt
+FASTBPTT_TARGET_END
 #endif

@@ -1,6 +1,9 @@
 // The kernels of one instruction set, and the choice of the set that runs.
 #pragma once
 
+// Those of the standard's headers that kernels.inc uses are included here, before the target is chosen.
+#include <algorithm>
+#include <cmath>
 #include <deque>
 #include <string>
 #include <type_traits>
@@ -12,6 +15,17 @@
 #include "cpu/waves.h"
 #include "params.h"
 #include "user_cell/interface.h"
+
+// What follows may use these instructions, up to FASTBPTT_TARGET_END.
+#define FASTBPTT_PRAGMA(...) _Pragma(#__VA_ARGS__)
+#ifdef __clang__
+#define FASTBPTT_TARGET(isa) \
+  FASTBPTT_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define FASTBPTT_TARGET_END FASTBPTT_PRAGMA(clang attribute pop)
+#else
+#define FASTBPTT_TARGET(isa) FASTBPTT_PRAGMA(GCC target(isa))
+#define FASTBPTT_TARGET_END
+#endif
 
 namespace fastbptt {
 
@@ -68,7 +82,13 @@ struct KernelTable {
 };
 
 // The instruction sets that were built, best first.
-extern const KernelTable kAvx512Bf16Kernels, kAvx512Kernels, kAvx2Kernels, kBaselineKernels;
+extern const KernelTable kAvx512Bf16Kernels, kAvx512Kernels, kAvx2Kernels, kNeonBf16Kernels,
+    kNeonKernels, kBaselineKernels;
+
+// Whether the compiler has NEON's products of bfloat16 where they are asked for by FASTBPTT_TARGET.
+#if defined(__aarch64__) && (!defined(__clang__) || __clang_major__ >= 16)
+#define FASTBPTT_HAS_NEON_BF16
+#endif
 
 // Those that this processor can run, best first.
 std::vector<std::string> runnable_isas();

@@ -3,6 +3,8 @@
 // [panel][strip][k / 2][vectors][2].
 #pragma once
 
+#include <utility>
+
 #include "cpu/tile.h"
 
 namespace fastbptt {
@@ -80,26 +82,32 @@ inline void for_each_unit_vec(const Packed<scalar_t>& b, int64_t panel, Fn&& fn)
   }
 }
 
+// Swaps a's blocks of `size` lanes at odd places for b's at even ones.
+template <typename scalar_t, int size, int... lane>
+[[gnu::always_inline]] inline void swap_blocks(Vec<scalar_t>& a, Vec<scalar_t>& b,
+                                               std::integer_sequence<int, lane...>) {
+  constexpr int W = sizeof...(lane);
+#ifdef __clang__
+  const auto low = __builtin_shufflevector(a, b, (lane & size ? W + lane - size : lane)...);
+  b = __builtin_shufflevector(a, b, (lane & size ? W + lane : lane + size)...);
+#else
+  using Lanes = typename VecTypes<Accumulator<scalar_t>>::bits;
+  const auto low = __builtin_shuffle(a, b, Lanes{(lane & size ? W + lane - size : lane)...});
+  b = __builtin_shuffle(a, b, Lanes{(lane & size ? W + lane : lane + size)...});
+#endif
+  a = low;
+}
+
 // Transposes a W x W block held in W vectors: log2(W) rounds that swap ever smaller blocks.
-template <typename scalar_t>
+template <typename scalar_t, int size = kLanes<scalar_t> / 2>
 inline void transpose_block(Vec<scalar_t> (&x)[kLanes<scalar_t>]) {
   constexpr int W = kLanes<scalar_t>;
-  typename VecTypes<Accumulator<scalar_t>>::bits low, high;
-#pragma GCC unroll 8
-  for (int half = W / 2; half > 0; half /= 2) {
 #pragma GCC unroll 16
-    for (int lane = 0; lane < W; ++lane) {
-      low[lane] = lane & half ? W + lane - half : lane;
-      high[lane] = lane & half ? W + lane : lane + half;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i) {
-      if (i & half) continue;
-      const auto a = x[i], b = x[i + half];
-      x[i] = __builtin_shuffle(a, b, low);
-      x[i + half] = __builtin_shuffle(a, b, high);
-    }
+  for (int i = 0; i < W; ++i) {
+    if (i & size) continue;
+    swap_blocks<scalar_t, size>(x[i], x[i + size], std::make_integer_sequence<int, W>());
   }
+  if constexpr (size > 1) transpose_block<scalar_t, size / 2>(x);
 }
 
 // Numbers in a vector's worth of packed memory.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <thread>
 
 namespace fastbptt {
 namespace {
@@ -21,13 +22,20 @@ int64_t now() {
 }
 
 int usable_cores() {
+#if defined(__linux__)
   cpu_set_t set;
   return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+#else
+  return std::max(1, int(std::thread::hardware_concurrency()));
+#endif
 }
 
 inline void relax() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  // `yield` does nothing on most processors; this waits about as long as x86's pause.
+  asm volatile("isb" ::: "memory");
 #endif
 }
 

@@ -13,13 +13,21 @@
 namespace fastbptt {
 namespace {
 
-// 32 registers with AVX-512, else 16: what accumulators leave must hold the operands.
-constexpr int kAccumulators = kVecBytes == 64 ? 24 : 12;
-constexpr int kStripVecs = kVecBytes == 64 ? 4 : 2;  // vectors in a tile's row
+// 32 registers with AVX-512 and NEON, else 16: what accumulators leave must hold the operands.
+#if defined(FASTBPTT_AVX512) || defined(FASTBPTT_NEON)
+constexpr int kAccumulators = 24, kStripVecs = 4;  // vectors in a tile's row
+#else
+constexpr int kAccumulators = 12, kStripVecs = 2;
+#endif
 constexpr int kPanelVecs = kVecBytes == 64 ? 4 : 8;  // in the strips that share a row's epilogue
 constexpr int kMaxRows = 8;
-// Multiply-adds that must be under way at once to hide their latency (4 cycles, 2 a cycle).
+// Multiply-adds that must be under way at once to hide their latency (4 cycles, 2 a cycle; some
+// processors have more units for NEON's short registers).
+#ifdef FASTBPTT_NEON
+constexpr int kInFlight = 12;
+#else
 constexpr int kInFlight = 8;
+#endif
 
 // Values of k that stand side by side in a lane.
 template <typename scalar_t>
@@ -30,7 +38,7 @@ template <typename scalar_t>
 struct OperandOf {
   using type = Accumulator<scalar_t>;
 };
-#ifdef FASTBPTT_AVX512_BF16
+#ifdef FASTBPTT_MULTIPLIES_PAIRS
 template <>
 struct OperandOf<bfloat16_t> {
   using type = bfloat16_t;
@@ -52,8 +60,10 @@ inline void store_operand(Operand<scalar_t>* p, Vec<scalar_t> v) {
 // sum + x * y, or where lanes hold pairs, sum plus the products of both.
 template <typename scalar_t>
 inline Vec<scalar_t> add_product(Vec<scalar_t> sum, Vec<scalar_t> x, Vec<scalar_t> y) {
-#ifdef FASTBPTT_AVX512_BF16
-  if constexpr (kPair<scalar_t> == 2) return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
+#ifdef FASTBPTT_MULTIPLIES_PAIRS
+  if constexpr (kPair<scalar_t> == 2) {
+    return add_products_of_pairs(sum, (FloatBits)x, (FloatBits)y);
+  }
 #endif
   return sum + x * y;
 }
@@ -109,7 +119,7 @@ template <typename scalar_t, Left left, bool alone, int rows, int vecs>
       }
     }
   } else {
-#ifdef FASTBPTT_AVX512_BF16
+#ifdef FASTBPTT_MULTIPLIES_PAIRS
     FloatBits b[vecs];
 #pragma GCC unroll 8
     for (int v = 0; v < vecs; ++v) __builtin_memcpy(&b[v], at(v), sizeof b[v]);
@@ -118,9 +128,9 @@ template <typename scalar_t, Left left, bool alone, int rows, int vecs>
       const bfloat16_t* from = left == Left::kByRow ? a + i * lda + k : a + k * rows + 2 * i;
       uint32_t pair = from->bits;
       if constexpr (!alone) __builtin_memcpy(&pair, from, sizeof pair);
-      const __m512bh x = (__m512bh)(pair - FloatBits{});
+      const FloatBits x = pair - FloatBits{};
 #pragma GCC unroll 8
-      for (int v = 0; v < vecs; ++v) sum[i][v] = _mm512_dpbf16_ps(sum[i][v], x, (__m512bh)b[v]);
+      for (int v = 0; v < vecs; ++v) sum[i][v] = add_products_of_pairs(sum[i][v], x, b[v]);
     }
 #endif
   }
@@ -140,7 +150,7 @@ void tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* strip, int64_
     const int64_t end = min(K, k + kSumLength * parts);
     V acc[parts][rows][vecs] = {};
     for (; k + parts * P <= end; k += parts * P) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int part = 0; part < parts; ++part) {
         multiply_add<scalar_t, left, false>(acc[part], a, lda, strip, k + part * P);
       }
@@ -156,7 +166,7 @@ void tile(const Operand<scalar_t>* a, int64_t lda, const scalar_t* strip, int64_
 #pragma GCC unroll 8
       for (int v = 0; v < vecs; ++v) {
         V sum = acc[0][i][v];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int part = 1; part < parts; ++part) sum += acc[part][i][v];
         Accumulator<scalar_t>* to = c + i * ldc + v * W;
         store(to, accumulate ? load(to) + sum : sum);

@@ -11,9 +11,9 @@ namespace fastbptt {
 namespace {
 
 // Rows and columns whose sums are in registers at once, and rows that share what is read of a matrix.
-constexpr int kDotRows = kVecBytes == 64 ? 6 : 3;
 template <typename scalar_t>
 constexpr int kDotColumns = kLanes<scalar_t> < 4 ? kLanes<scalar_t> : 4;
+constexpr int kDotRows = kAccumulators / 4;
 constexpr int64_t kUnpackedRows = 24;
 
 // sums[i][c] = the products of row i of `a` and row c of `w`, in the lanes of a vector. Pairs lie side

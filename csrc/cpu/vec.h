@@ -1,7 +1,8 @@
 // The vector register of one instruction set, on the compiler's vector extension. The including
 // file has defined FASTBPTT_VEC_BYTES and chosen the target; another processor needs another width
-// and, where it has them, masked loads. What the target has is said by FASTBPTT_AVX512, _F16C and
-// _AVX512_BF16, since `#pragma GCC target` does not define the compiler's own macros in C++.
+// and, where it has them, masked loads. What the target has is said by FASTBPTT_AVX512, _F16C, _NEON,
+// and _AVX512_BF16 or _NEON_BF16, since FASTBPTT_TARGET does not define the compiler's own macros
+// in C++.
 #pragma once
 
 #include <cstdint>
@@ -58,6 +59,8 @@ inline Vec<float> widen(HalfBits bits) {
     const FloatBits wide = (FloatBits)_mm512_maskz_cvtepu16_epi32(__mmask16(-1), (__m256i)bits);
 #elif defined(FASTBPTT_F16C)
     const FloatBits wide = (FloatBits)_mm256_cvtepu16_epi32((__m128i)bits);
+#elif defined(FASTBPTT_NEON)
+    const FloatBits wide = (FloatBits)vmovl_u16((uint16x4_t)bits);
 #else
     const FloatBits wide = __builtin_convertvector(bits, FloatBits);
 #endif
@@ -67,6 +70,8 @@ inline Vec<float> widen(HalfBits bits) {
     return _mm512_maskz_cvtph_ps(__mmask16(-1), (__m256i)bits);  // all; without a mask GCC 12 warns
 #elif defined(FASTBPTT_F16C)
     return _mm256_cvtph_ps((__m128i)bits);
+#elif defined(FASTBPTT_NEON)
+    return (Vec<float>)vcvt_f32_f16((float16x4_t)bits);
 #endif
   }
 }
@@ -77,6 +82,8 @@ inline HalfBits narrow(Vec<float> x) {
   if constexpr (std::is_same_v<scalar_t, bfloat16_t>) {
 #if defined(FASTBPTT_AVX512_BF16)
     return (HalfBits)_mm512_cvtneps_pbh(x);  // flushes denormal numbers to zero
+#elif defined(FASTBPTT_NEON_BF16)
+    return (HalfBits)vcvt_bf16_f32((float32x4_t)x);
 #else
     const FloatBits bits = (FloatBits)x, upper = bits >> 16;
     const FloatBits rounded = (bits + (0x7fff + (upper & 1))) >> 16;
@@ -88,6 +95,8 @@ inline HalfBits narrow(Vec<float> x) {
                                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #elif defined(FASTBPTT_F16C)
     return (HalfBits)_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(FASTBPTT_NEON)
+    return (HalfBits)vcvt_f16_f32((float32x4_t)x);
 #endif
   }
 }
@@ -101,6 +110,19 @@ inline Vec<scalar_t> round_to(Vec<scalar_t> x) {
     return x;
   }
 }
+
+// sum plus the products of both bfloat16 of each lane. Denormal numbers are taken for zero.
+#if defined(FASTBPTT_AVX512_BF16)
+#define FASTBPTT_MULTIPLIES_PAIRS
+inline Vec<float> add_products_of_pairs(Vec<float> sum, FloatBits x, FloatBits y) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)y);
+}
+#elif defined(FASTBPTT_NEON_BF16)
+#define FASTBPTT_MULTIPLIES_PAIRS
+inline Vec<float> add_products_of_pairs(Vec<float> sum, FloatBits x, FloatBits y) {
+  return (Vec<float>)vbfdotq_f32((float32x4_t)sum, (bfloat16x8_t)x, (bfloat16x8_t)y);
+}
+#endif
 
 // --- Loads and stores ----------------------------------------------------------------------------
 

@@ -413,7 +413,7 @@ def test_infinite_gradients_do_not_pass_a_closed_gate(direction, either):
 
 
 def test_another_instruction_set_than_the_forward_passs():
-    isas = [isa for isa in fastbptt._C.cpu_isas() if isa != "avx512_bf16"]
+    isas = [isa for isa in fastbptt._C.cpu_isas() if not isa.endswith("_bf16")]
     if len(isas) < 2:
         pytest.skip("there is one instruction set")
     before = fastbptt._C.cpu_isa()
