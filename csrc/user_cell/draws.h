@@ -22,6 +22,8 @@ typedef uint64_t Words __attribute__((vector_size(kVecBytes)));
   return (Words)_mm512_maskz_mul_epu32(__mmask8(-1), (__m512i)a, (__m512i)factors);
 #elif defined(FASTBPTT_F16C)
   return (Words)_mm256_mul_epu32((__m256i)a, (__m256i)factors);
+#elif defined(FASTBPTT_NEON)
+  return (Words)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)factors));
 #else
   return (a & 0xffffffff) * factors;
 #endif
