@@ -134,7 +134,7 @@ def test_every_number_passes_through(dtype, isa_of_16_bits):
     x = every_number(dtype)
     one, zero = torch.ones(1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
     expected = x.clone()
-    if isa_of_16_bits.endswith("_bf16") and dtype == torch.bfloat16:  # denormals are 0 there
+    if isa_of_16_bits.endswith("_bf16") and dtype == torch.bfloat16:  # products flush denormals
         expected[expected.abs() < torch.finfo(dtype).tiny] = 0
     for shape in [(1, x.numel(), 1), (x.numel(), 1, 1)]:  # all rows at once, and one alone
         resets = torch.ones(shape[:2], dtype=torch.bool)  # 0 times infinity would be NaN
