@@ -16,11 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fastbptt
+from fastbptt import _cell_network, _loops
 
 Results = dict[str, Tensor]
 States = Tensor | tuple[Tensor, Tensor]  # what a call takes and returns: h, or an LSTM's (h, c)
@@ -181,6 +183,18 @@ def one_thread():
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def refuse_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes it an error where a network of cells falls back to plain loops."""
+    unroll_of = _cell_network.unroll_of
+
+    def checked(*args):
+        unroll = unroll_of(*args)
+        assert unroll is not _loops.unroll
+        return unroll
+
+    monkeypatch.setattr(_cell_network, "unroll_of", checked)
 
 
 CACHES: list[Callable] = []  # of `once`; cleared after each file of tests

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from common import refuse_loops
 from emulation import user_cells
 from fastbptt import _cell_network, _compiled, _compiler, _loops
 
@@ -34,14 +35,7 @@ def plain(monkeypatch):
 @pytest.fixture
 def compiled(monkeypatch, compiler):
     """Runs them by compiled steps, and fails where a network falls back to loops."""
-    unroll_of = _cell_network.unroll_of
-
-    def checked(*args):
-        unroll = unroll_of(*args)
-        assert unroll is not _loops.unroll
-        return unroll
-
-    monkeypatch.setattr(_cell_network, "unroll_of", checked)
+    refuse_loops(monkeypatch)
 
 
 @pytest.fixture

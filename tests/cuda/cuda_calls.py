@@ -16,6 +16,7 @@ from common import (
     CELLS,
     Case,
     Results,
+    assert_matches,
     cotangent,
     once,
     parts,
@@ -218,3 +219,28 @@ TWICE = [
     )
 ]
 TWICE += [Call(Case(6, 4, 3, 33, cell="lstm", proj=7, bidirectional=True))]
+
+
+def check_replay(call: Callable, x: Tensor, resets: Tensor, module: torch.nn.Module) -> None:
+    """A call's results and gradients, captured once in a graph and replayed with other numbers."""
+    leaves = [x, *module.parameters()]
+
+    def run():
+        outputs = tensors_of(call())
+        return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        weights = [cotangent(t, i) for i, t in enumerate(tensors_of(call()))]
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+        resets.copy_(~resets)
+    graph.replay()
+    actual = [result.clone() for result in results]
+    assert_matches(dict(enumerate(actual)), dict(enumerate(run())), rtol=0)

@@ -18,7 +18,6 @@ from common import (
     Case,
     assert_as_exact,
     assert_matches,
-    cotangent,
     parts,
     step,
     tensors_of,
@@ -224,27 +223,7 @@ def test_graph(call):
     module, (x, hx) = call.module().cuda(), call.case.data()
     x, hx, resets = x.cuda().requires_grad_(), on_states(hx, "cuda"), call.make_resets().cuda()
     cut = {"truncation": call.make_truncation(), "resets": resets}
-    leaves = [x, *module.parameters()]
-
-    def run():
-        outputs = tensors_of(module(x, hx, **cut))
-        return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        weights = [cotangent(t, i) for i, t in enumerate(tensors_of(module(x, hx, **cut)))]
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run()
-    with torch.no_grad():
-        x.copy_(torch.randn_like(x))
-        resets.copy_(~resets)
-    graph.replay()
-    actual = [result.clone() for result in results]
-    assert_matches(dict(enumerate(actual)), dict(enumerate(run())), rtol=0)
+    cuda_calls.check_replay(lambda: module(x, hx, **cut), x, resets, module)
 
 
 def test_packed_input_in_a_graph_is_refused():

@@ -9,7 +9,8 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import by_hand
-from common import assert_as_exact, assert_matches, cotangent, parts, step, tensors_of
+import cuda_calls
+from common import assert_as_exact, assert_matches, parts, refuse_loops, step, tensors_of
 from fastbptt import TBPTT, Chunked, Gated, Recurrent, _cell_network, _loops, cells
 from shipped import SHIPPED
 from test_shipped_cells import Net
@@ -25,14 +26,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def by_kernels(monkeypatch):
     """Fails where a network on the GPU falls back to loops."""
-    unroll_of = _cell_network.unroll_of
-
-    def checked(*args):
-        unroll = unroll_of(*args)
-        assert unroll is not _loops.unroll
-        return unroll
-
-    monkeypatch.setattr(_cell_network, "unroll_of", checked)
+    refuse_loops(monkeypatch)
 
 
 def by_loops(call):
@@ -154,28 +148,7 @@ def test_graph(name):
     net, x = net_of(name, truncation=Chunked(7), clip_grad=0.5)
     net, x = net.to(DEVICE), x.to(DEVICE).requires_grad_()
     resets = torch.rand(23, 5, device=DEVICE) < 0.2
-    leaves = [x, *net.parameters()]
-
-    def run():
-        outputs = tensors_of(net(x, resets=resets))
-        return [*outputs, *torch.autograd.grad(outputs, leaves, weights)]
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        outputs = tensors_of(net(x, resets=resets))
-        weights = [cotangent(t, i) for i, t in enumerate(outputs)]
-        run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run()
-    with torch.no_grad():
-        x.copy_(torch.randn_like(x))
-        resets.copy_(~resets)
-    graph.replay()
-    actual = [result.clone() for result in results]
-    assert_matches(dict(enumerate(actual)), dict(enumerate(run())), rtol=0)
+    cuda_calls.check_replay(lambda: net(x, resets=resets), x, resets, net)
 
 
 def test_stream():
