@@ -181,19 +181,21 @@ def run_layout(
         ValueError: gates or resets have another shape, or windows overlap (k1 < k2) in a
             bidirectional network.
     """
-    if bidirectional and isinstance(truncation, Windowed) and truncation.k1 < truncation.k2:
+    overlap = isinstance(truncation, Windowed) and truncation.k1 < truncation.k2
+    if bidirectional and overlap:
         raise ValueError(
             f"truncation={truncation} has windows that overlap, so the module must not be "
             "bidirectional: in reverse no state is known where a window begins"
         )
     masks = tuple(masks)
     rest = PerStep(inputs=tuple(inputs), reset_to=tuple(reset_to), clip_grad=clip_grad)
+    windows = run_windows_together if by_rows else run_windows
     if isinstance(input, PackedSequence):
-        overlap = isinstance(truncation, Windowed) and truncation.k1 < truncation.k2
-        if by_rows and not overlap:
-            return _run_rows(stack, input, states, truncation, resets, masks, rest)
-        windows = run_windows_together if by_rows else run_windows
-        return _run_packed(stack, input, states, truncation, resets, masks, rest, windows)
+        run = _run_rows if by_rows and not overlap else partial(_run_packed, windows)
+        output, states = run(stack, input, states, truncation, resets, masks, rest)
+        if input.unsorted_indices is not None:
+            states = tuple(state.index_select(1, input.unsorted_indices) for state in states)
+        return PackedSequence(output, *input[1:]), states
     is_unbatched = input.dim() == 2  # a batch of one
 
     def time_first(x: Tensor) -> Tensor:
@@ -208,7 +210,6 @@ def run_layout(
         states = tuple(state.unsqueeze(1) for state in states)
     kappa, resets = by_step(*input.shape[:2], truncation, resets, input.device)[:2]
     per_step = rest._replace(kappa=kappa, resets=resets, masks=masks)
-    windows = run_windows_together if by_rows else run_windows
     output, states = run_padded(stack, input, states, per_step, truncation, windows)
     if is_unbatched:
         return output.squeeze(1), tuple(state.squeeze(1) for state in states)
@@ -226,6 +227,7 @@ def _by_length(
 
 
 def _run_packed(
+    windows: Callable[..., tuple[Tensor, States]],
     stack: Stack,
     input: PackedSequence,
     states: States,
@@ -233,10 +235,12 @@ def _run_packed(
     resets: Tensor | None,
     masks: tuple[Tensor, ...],
     rest: PerStep,
-    windows: Callable[..., tuple[Tensor, States]],
-) -> tuple[PackedSequence, States]:
-    """Every sequence by itself, as a batch of one: what packing means, without its tricks."""
-    data, batch_sizes, sorted_indices, unsorted_indices = input
+) -> tuple[Tensor, States]:
+    """Every sequence by itself, as a batch of one: what packing means, without its tricks.
+
+    Returns output and states in the order of the data.
+    """
+    data, batch_sizes, sorted_indices, _ = input
     sizes = batch_sizes.tolist()
     kappa, resets = by_step(len(sizes), sizes[0], truncation, resets, data.device)[:2]
     states, per_step = _by_length(sorted_indices, states, rest._replace(kappa=kappa, resets=resets))
@@ -255,11 +259,8 @@ def _run_packed(
         finals.append(last)
 
     back = torch.tensor(all_rows, device=data.device).argsort()  # from sequence by sequence to data
-    output = PackedSequence(torch.cat(outputs)[back], batch_sizes, sorted_indices, unsorted_indices)
     states = tuple(torch.cat(of_all, dim=1) for of_all in zip(*finals, strict=True))
-    if unsorted_indices is not None:
-        states = tuple(state.index_select(1, unsorted_indices) for state in states)
-    return output, states
+    return torch.cat(outputs)[back], states
 
 
 def _run_rows(
@@ -270,9 +271,9 @@ def _run_rows(
     resets: Tensor | None,
     masks: tuple[Tensor, ...],
     rest: PerStep,
-) -> tuple[PackedSequence, States]:
-    """A packed batch as it is; windows lie side by side."""
-    data, batch_sizes, sorted_indices, unsorted_indices = input
+) -> tuple[Tensor, States]:
+    """A packed batch as it is; windows lie side by side. Returns as :func:`_run_packed`."""
+    data, batch_sizes, sorted_indices, _ = input
     row, there = rows_of(batch_sizes)
     kappa, resets = by_step(*row.shape, truncation, resets, data.device)[:2]
     states, per_step = _by_length(sorted_indices, states, rest._replace(kappa=kappa, resets=resets))
@@ -288,9 +289,7 @@ def _run_rows(
     output, states = stack(data, states, per_step)
     if is_end is not None:
         output = torch.where(is_end[:, None].to(data.device), output, output.detach())
-    if unsorted_indices is not None:
-        states = tuple(state.index_select(1, unsorted_indices) for state in states)
-    return PackedSequence(output, *input[1:]), states
+    return output, states
 
 
 def by_step(
