@@ -9,6 +9,7 @@
 //
 //     cd csrc/cuda && nvcc -O3 -std=c++17 -arch=sm_90 -I .. -o ../../build/divisions
 //         ../../benchmarks/gpu/divisions.cu persistent_half.cu persistent_tf32.cu persistent_float.cu
+//         lane_half.cu lane_float.cu
 //     echo lstm fp16 fwd cluster 512 16 1024 | build/divisions
 
 #include <cuda_fp16.h>

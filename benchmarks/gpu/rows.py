@@ -26,7 +26,7 @@ PRECISIONS = {
     "fp32": torch.float32,
     "tf32": torch.float32,  # with the tensor cores' rounding of what is multiplied
 }
-KERNELS = ("stepwise", "resident", "cluster", "grid")
+KERNELS = ("stepwise", "lane", "resident", "cluster", "grid")
 AUTO = "auto"  # the launcher's own choice
 KERNEL_VARIABLE = "FASTBPTT_CUDA_KERNEL"  # read at every call: AUTO or one of KERNELS
 

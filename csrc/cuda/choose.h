@@ -1,6 +1,7 @@
 // Which kernel runs a recurrence.
 //
 //   stepwise  a library product and a kernel a step: any size and dtype, LSTM projections too
+//   lane      a block runs one lane, and its threads' registers hold W_hh: few hidden units
 //   resident  one block keeps W_hh, and its tile of the batch, for all steps
 //   cluster   2 to 16 blocks of a cluster share W_hh (sm_90)
 //   grid      as many blocks as the device holds at once share W_hh; they exchange through L2
@@ -15,6 +16,7 @@
 #include <tuple>
 
 #include "cuda/divide.h"
+#include "cuda/lane_shape.h"
 #include "cuda/wish.h"
 
 namespace fastbptt {
@@ -28,6 +30,7 @@ struct Plan {
   bool exists() const { return tiling.warps > 0; }
   Kernel kernel() const {
     return !exists()             ? Kernel::kStepwise
+           : tiling.parts > 0    ? Kernel::kLane
            : tiling.is_grid      ? Kernel::kGrid
            : tiling.cluster == 1 ? Kernel::kResident
                                  : Kernel::kCluster;
@@ -85,6 +88,16 @@ Plan choose_plan(const Divided& d, int64_t lanes, bool is_replayed, const Wish& 
   Plan best{};
   const bool must_beat = wish.kernel == Kernel::kAuto;
   if (must_beat) best.cycles = stepwise_cycles(d, lanes, is_replayed);
+  if (wish.kernel == Kernel::kLane || must_beat) {
+    const Tiling tiling = divide_lane(d);
+    const int64_t at_once = tiling.warps > 0 ? blocks_at_once(tiling) : 0;
+    if (at_once > 0) {
+      const int64_t waves = ceil_div(lanes, at_once);
+      const int64_t blocks = ceil_div(std::min(lanes, at_once), limits.multiprocessors);
+      const int64_t cycles = waves * lane_cycles(d, tiling, blocks);
+      if (!must_beat || cycles < best.cycles) best = {tiling, at_once, waves, cycles};
+    }
+  }
   std::map<std::tuple<bool, int, int, int>, int64_t> answers;
   for_each_shape(d, wish, limits, [&](Blocks2d blocks, bool is_grid) {
     for (blocks.lanes = 1; blocks.lanes <= std::min<int64_t>(kTileLanes, lanes); ++blocks.lanes) {

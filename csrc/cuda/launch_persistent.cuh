@@ -15,6 +15,7 @@ struct Pass;
 
 template <typename Cell, typename Product, typename scalar_t>
 struct Pass<Cell, Product, FwdRecurrence<scalar_t>> {
+  using Params = FwdRecurrence<scalar_t>;
   using Step = FwdStep<Cell, scalar_t>;
   using Place = FwdPlace;
   template <Reach reach>
@@ -24,6 +25,7 @@ struct Pass<Cell, Product, FwdRecurrence<scalar_t>> {
 
 template <typename Cell, typename Product, typename scalar_t>
 struct Pass<Cell, Product, BwdRecurrence<scalar_t>> {
+  using Params = BwdRecurrence<scalar_t>;
   using Step = BwdStep<Cell, scalar_t>;
   using Place = typename Step::Place;
   template <Reach reach>
@@ -32,8 +34,9 @@ struct Pass<Cell, Product, BwdRecurrence<scalar_t>> {
 };
 
 template <typename P>
-auto kernel_of(const Tiling& tiling) {
-  return tiling.is_grid        ? P::template kOf<Reach::kGrid>
+PersistentKernel<typename P::Params> kernel_of(CellKind cell, const Tiling& tiling) {
+  return tiling.parts > 0      ? lane_kernel<typename P::Params>(cell, tiling)
+         : tiling.is_grid      ? P::template kOf<Reach::kGrid>
          : tiling.cluster == 1 ? P::template kOf<Reach::kBlock>
                                : P::template kOf<Reach::kCluster>;
 }
@@ -73,9 +76,9 @@ Plan find_plan(CellKind cell, int64_t H, int64_t lanes, bool is_replayed, const 
         divided.inputs != P::Step::kInputs || divided.results != P::Step::kResults) {
       throw std::logic_error("tiling.h counts other numbers of a step than step.cuh has");
     }
-    const auto blocks_at_once = [](const Tiling& tiling) {
+    const auto blocks_at_once = [&](const Tiling& tiling) {
       const Grid grid = grid_of(tiling, 1);
-      return tiling.cluster * resident_clusters(kernel_of<P>(tiling), grid);
+      return tiling.cluster * resident_clusters(kernel_of<P>(cell, tiling), grid);
     };
     result = choose_plan(divided, lanes, is_replayed, wish, device_limits(), blocks_at_once);
     plan_cache().put(key, result);
@@ -90,7 +93,7 @@ void launch_persistent(CellKind cell, const Params& p, const Plan& plan, GridMem
     using P = Pass<decltype(c), Product, Params>;
     const int64_t lanes = p.num_lanes(), teams = plan.teams(lanes);
     const int64_t tiles = ceil_div(lanes, plan.tiling.lanes);
-    const auto kernel = kernel_of<P>(plan.tiling);
+    const auto kernel = kernel_of<P>(cell, plan.tiling);
     for (int64_t tile = 0; tile < tiles; tile += teams) {
       memory.first_lane = tile * plan.tiling.lanes;
       const Grid grid = grid_of(plan.tiling, std::min(teams, tiles - tile));

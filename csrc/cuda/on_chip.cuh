@@ -10,6 +10,7 @@
 #pragma once
 
 #include "cuda/product.cuh"
+#include "cuda/step_memory.cuh"
 
 namespace fastbptt {
 namespace {
@@ -17,27 +18,27 @@ namespace {
 // Step: of step.cuh; Place: what a lane's steps have, computed for kPlaceSteps steps at a time: its
 // loads, each of which waits for another, are then waited for once in so many steps.
 template <typename Product, typename Step, typename Place, bool kTransposed>
-struct OnChip {
+struct OnChip : StepMemory<Step, Place, kRing> {
+  using Base = StepMemory<Step, Place, kRing>;
+  using Base::inputs, Base::results, Base::place, Base::tiling;
+  using typename Base::Group;
   using scalar_t = typename Product::scalar_t;
   using x_t = typename Product::x_t;
   static constexpr TileShape kShape = tile_shape(Product::kArithmetic);
   static constexpr int kGroup = 16 / int(sizeof(x_t));  // numbers that are taken together
-  using Group = Packed<uint32_t, 4>;
 
-  const Tiling& tiling;
-  const SharedBase shared = opaque(shared_base());
   // Found once, since a division takes as long as a tile; see begin_step().
-  int team = int(blockIdx.x) / tiling.team();
+  int team = int(blockIdx.x) / this->tiling.team();
   // Of the thread's pair: its lane, or one that there is not.
-  int lane = int(threadIdx.x) / tiling.units;
+  int lane = int(threadIdx.x) / this->tiling.units;
   int carried = -1;  // what the thread carries, packed: see carried_pair()
   // Where the warp's product reads of x (bytes; -1: it has none) and puts its sums, and where the
   // pair's begin.
   int product_x, product_sums, own_sums;
-  int tiles = tiling.row_tiles << 16 | tiling.column_tiles;  // the product's
+  int tiles = this->tiling.row_tiles << 16 | this->tiling.column_tiles;  // the product's
   uint32_t w[kShape.held][4];
 
-  __device__ explicit OnChip(const Tiling& tiling) : tiling(tiling) {
+  __device__ explicit OnChip(const Tiling& tiling) : Base(tiling) {
     const int warp = threadIdx.x / kWarp;
     const int column_warp = warp / tiling.row_warps, row_warp = warp % tiling.row_warps;
     const int x_numbers = column_warp * tiling.column_tiles * kShape.columns +
@@ -96,30 +97,18 @@ struct OnChip {
 
   // --- Shared memory -------------------------------------------------------------------------------
 
-  template <typename T>
-  __device__ T* at(int offset) const {
-    return shared_at<T>(shared, offset);
+  __device__ x_t* x(int buffer) const {
+    return this->template at<x_t>(tiling.shared.x) + buffer * x_numbers();
   }
-  __device__ x_t* x(int buffer) const { return at<x_t>(tiling.shared.x) + buffer * x_numbers(); }
   __device__ int x_numbers() const { return tiling.lanes * tiling.shared.x_stride; }
   // Forward, before the warps' sums stand the biases: what all of them begin with.
   static constexpr int kBiases = kTransposed ? 0 : 1;
-  __device__ float* sums() const { return at<float>(tiling.shared.sums); }
-  // Input i of the step's pairs, and result i.
-  __device__ scalar_t* inputs(int step, int i) const {
-    return at<scalar_t>(tiling.shared.inputs) + (step % kRing * Step::kInputs + i) * tiling.pairs();
-  }
-  __device__ scalar_t* results(int step, int i) const {
-    return at<scalar_t>(tiling.shared.results) + (step % 2 * Step::kResults + i) * tiling.pairs();
-  }
-  __device__ Place& place(int step, int lane) const {
-    return at<Place>(tiling.shared.places)[step % (2 * kPlaceSteps) * tiling.lanes + lane];
-  }
+  __device__ float* sums() const { return this->template at<float>(tiling.shared.sums); }
   // A tile beyond the registers, four of a thread's at a time.
   __device__ Group& tile_in_shared(int extra_tile, int row_tile) const {
     const int row = int(threadIdx.x) / kWarp * tiling.row_tiles + row_tile;
     const int tile = row * tiling.extra_tiles + extra_tile;
-    return at<Group>(tiling.shared.weights)[tile * kWarp + threadIdx.x % kWarp];
+    return this->template at<Group>(tiling.shared.weights)[tile * kWarp + threadIdx.x % kWarp];
   }
 
   // --- W -------------------------------------------------------------------------------------------
@@ -215,28 +204,12 @@ struct OnChip {
     *reinterpret_cast<T*>(to) = *reinterpret_cast<const T*>(results(step, i) + carried_pair());
   }
 
-  // Of the thread's pair.
-  __device__ typename Step::Inputs own_inputs(int step) const {
-    const scalar_t* from = inputs(step, 0) + threadIdx.x;
-    typename Step::Inputs result;
-    FASTBPTT_UNROLL
-    for (int i = 0; i < Step::kInputs; ++i) result.values[i] = from[i * tiling.pairs()];
-    return result;
-  }
-  __device__ void keep_results(int step, const typename Step::Results& kept) const {
-    scalar_t* const to = results(step, 0) + threadIdx.x;
-    FASTBPTT_UNROLL
-    for (int i = 0; i < Step::kResults; ++i) {
-      to[i * tiling.pairs()] = from_acc<scalar_t>(kept.values[i]);
-    }
-  }
-
   // --- The product -----------------------------------------------------------------------------------
 
   // Of x in the buffer, into sums; a barrier has to follow.
   __device__ void multiply(int buffer) const {
     if (product_x < 0) return;
-    const x_t* const from = at<x_t>(product_x) + buffer * x_numbers();
+    const x_t* const from = this->template at<x_t>(product_x) + buffer * x_numbers();
     if (tiles >> 16 == 2) {
       multiply_rows<2>(from);
     } else {
@@ -246,7 +219,7 @@ struct OnChip {
 
   template <int kRows>
   __device__ void multiply_rows(const x_t* from) const {
-    float* const to = at<float>(product_sums);
+    float* const to = this->template at<float>(product_sums);
     if constexpr (Product::kArithmetic != Arithmetic::kFma) {
       multiply_lanes<kRows, TileSums>(from, tiling.lanes, to);
     } else if (tiling.lanes == 1) {
@@ -303,7 +276,7 @@ struct OnChip {
   // The warps' sums of n rows of W, `apart` from each other, added up in a fixed order.
   template <int n>
   __device__ void sums_of(int apart, float (&totals)[n]) const {
-    const float* from = at<float>(own_sums);
+    const float* from = this->template at<float>(own_sums);
     const int stride = tiling.lanes * tiling.shared.sum_stride;
     // Of two warps, or biases and two, no load waits for another, nor for a branch.
     const int warps = tiling.column_warps;

@@ -10,13 +10,6 @@
 namespace fastbptt {
 namespace {
 
-// Numbers of a step's inputs and results, beside each other, that a thread may take at a time.
-template <typename Step>
-__device__ int stretch_of(const typename Step::Params& p) {
-  constexpr int kSize = int(sizeof(typename Step::scalar_t));
-  return Step::is_aligned(p, 16) ? 16 / kSize : Step::is_aligned(p, 4) ? 4 / kSize : 1;
-}
-
 // Lanes are sequences. They begin together, each with its own first step.
 template <typename Cell, typename Product, Reach kReach>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
@@ -98,13 +91,13 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
       if (exists) {
         float rec[G];
         chip.sums_of(tiling.units, rec);
-        values = Step::compute(chip.own_inputs(step), input_bias, rec, carry);
+        values = Step::compute(chip.inputs_of(step, threadIdx.x), input_bias, rec, carry);
         sent = values.h;
         if (Cell::kHasCarry) carry = Step::carried(values);
         if (sequences.resets && chip.place(step, chip.lane).is_reset) sent = carry = 0;
       }
       if (!is_last) chip.push(step + 1, sent);
-      if (exists) chip.keep_results(step, Step::results_of(values));
+      if (exists) chip.keep_results(step, threadIdx.x, Step::results_of(values));
     }
     if (kReach == Reach::kGrid) chip.publish(is_last);
     if (is_behind) {
@@ -175,14 +168,14 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 1)
         if (has_unit) {
           const Place& place = chip.place(k, chip.lane);
           typename Step::Inputs inputs{};
-          if (place.exists) inputs = chip.own_inputs(k);
+          if (place.exists) inputs = chip.inputs_of(k, threadIdx.x);
           Step::run(p, place, inputs, first + chip.lane, chip.own_unit(), chip.sum(k), carry, d);
         }
         if (!is_last) {
           FASTBPTT_UNROLL
           for (int g = 0; g < G; ++g) chip.put(k + 1, g, d[Cell::kFirstRecurrent + g]);
         }
-        chip.keep_results(k, Step::results_of(d));
+        chip.keep_results(k, threadIdx.x, Step::results_of(d));
       }
     }
     if (is_behind) {

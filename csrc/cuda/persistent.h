@@ -13,6 +13,14 @@ struct TensorCores;
 struct Tf32Cores;
 struct PlainFma;
 
+// Params: FwdRecurrence or BwdRecurrence.
+template <typename Params>
+using PersistentKernel = void (*)(Params, Tiling, GridMemory);
+
+// The one of lane.cuh that is so divided.
+template <typename Params>
+PersistentKernel<Params> lane_kernel(CellKind cell, const Tiling& tiling);
+
 template <typename Product, typename scalar_t>
 struct Persistent {
   using Fwd = FwdRecurrence<scalar_t>;

@@ -82,6 +82,15 @@ inline int64_t step_cycles(const Divided& d, const Tiling& t, int64_t teams = 1)
   return StepModel{d, t, teams}.cycles();
 }
 
+// A lane kernel's, with so many blocks on an SM, that share its issue of instructions; fitted likewise.
+inline int64_t lane_cycles(const Divided& d, const Tiling& t, int64_t blocks) {
+  double cycles = 460 + 8 * t.warps + 3 * d.gates * t.part_columns;
+  if (d.gates > 1) cycles += 150;
+  if (d.gates == 4) cycles += 30;
+  if (d.is_backward) cycles += 150;
+  return int64_t(cycles * (1 + 0.12 * double(blocks - 1)));
+}
+
 // A stepwise step's: a product of a library, which for so few lanes is far from an H100's peak, or reads
 // the weights from L2, and a kernel.
 inline int64_t stepwise_cycles(const Divided& d, int64_t lanes, bool is_replayed) {

@@ -89,7 +89,7 @@ struct Blocks2d {
 
 // Offsets in a block's shared memory, in bytes; the barriers come first.
 struct SharedLayout {
-  int x, sums, partials, inputs, results, places, weights, bytes;
+  int x, sums, partials, inputs, results, places, addresses, weights, bytes;
   int x_stride;    // numbers from lane to lane: no two rows of a matrix in the same banks
   int sum_stride;  // likewise
   int x_buffers;
@@ -109,6 +109,7 @@ struct Tiling {
   int warps;
   int copy_rows, copy_chunks;  // of a grid's x, from one 16 bytes that a thread copies to the next
   int send_warps;              // that send one owner the sums of its units
+  int parts, part_columns;     // of a lane kernel, as in LaneShape; 0 of the others
   SharedLayout shared;
 
   FASTBPTT_HD int threads() const { return warps * kWarp; }

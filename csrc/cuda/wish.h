@@ -11,12 +11,14 @@
 
 namespace fastbptt {
 
-enum class Kernel { kAuto, kStepwise, kResident, kCluster, kGrid };
+// The first ones have no division to be chosen.
+enum class Kernel { kAuto, kStepwise, kLane, kResident, kCluster, kGrid };
 
 inline const char* name_of(Kernel kernel) {
   switch (kernel) {
     case Kernel::kAuto: return "auto";
     case Kernel::kStepwise: return "stepwise";
+    case Kernel::kLane: return "lane";
     case Kernel::kResident: return "resident";
     case Kernel::kCluster: return "cluster";
     case Kernel::kGrid: return "grid";
@@ -41,8 +43,8 @@ inline Wish wish_of_environment() {
   if (!value || !*value) return result;
   const std::string text = value, name = text.substr(0, text.find(':'));
   bool is_known = false;
-  for (const Kernel kernel :
-       {Kernel::kAuto, Kernel::kStepwise, Kernel::kResident, Kernel::kCluster, Kernel::kGrid}) {
+  for (const Kernel kernel : {Kernel::kAuto, Kernel::kStepwise, Kernel::kLane, Kernel::kResident,
+                              Kernel::kCluster, Kernel::kGrid}) {
     if (name != name_of(kernel)) continue;
     result.kernel = kernel;
     is_known = true;
@@ -51,7 +53,7 @@ inline Wish wish_of_environment() {
     const size_t end = std::min(text.find(',', at + 1), text.size());
     const std::string part = text.substr(at + 1, end - at - 1);
     is_known = false;
-    if (result.kernel == Kernel::kAuto || result.kernel == Kernel::kStepwise) break;
+    if (result.kernel <= Kernel::kLane) break;
     for (const auto& [key, number] :
          {std::pair("cluster=", &result.cluster), std::pair("lanes=", &result.lanes)}) {
       const std::string digits = part.rfind(key, 0) == 0 ? part.substr(std::strlen(key)) : "";
@@ -64,8 +66,9 @@ inline Wish wish_of_environment() {
   }
   if (is_known) return result;
   throw std::runtime_error(
-      "FASTBPTT_CUDA_KERNEL must be auto, stepwise, resident, cluster or grid, the last three also "
-      "with parts of their division, as in grid:cluster=2,lanes=4; got \"" +
+      "FASTBPTT_CUDA_KERNEL must be auto, stepwise, lane, resident, cluster or grid, the last "
+      "three "
+      "also with parts of their division, as in grid:cluster=2,lanes=4; got \"" +
       text + "\"");
 }
 

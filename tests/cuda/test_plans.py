@@ -15,7 +15,7 @@ from calls import Call
 from common import CELLS, Case, assert_matches
 from fastbptt import TBPTT
 from test_modes import MODES, random_call
-from test_persistent import VARIABLE, check, modes
+from test_persistent import VARIABLE, can_have, check, modes
 
 pytestmark = pytest.mark.usefixtures("emulated_cuda", "poisoned", "default_limits")
 
@@ -88,7 +88,7 @@ def test_code_without_clusters(emulation, cell, capability):
     for H in (17, 64, 128, 256, 512, 1024):
         for backward in (False, True):
             chosen = plan(cell, torch.float16, H, backward=backward)
-            assert chosen["kernel"] in ("resident", "stepwise", "grid")
+            assert chosen["kernel"] in ("lane", "resident", "stepwise", "grid")
             assert chosen.get("cluster", 1) == 1
     check(Call(Case(3, 4, 3, 130, cell=cell, dtype=torch.float32)))
 
@@ -111,7 +111,7 @@ def test_plans_are_made_once(emulation):
     assert plan("lstm", torch.float16, 320) != first
 
 
-@pytest.mark.parametrize("wish", ["auto", "resident", "cluster", "grid"])
+@pytest.mark.parametrize("wish", ["auto", "lane", "resident", "cluster", "grid"])
 def test_a_kernel_that_cannot_be_launched(emulation, monkeypatch, request, wish):
     """Another one runs, unless this one was asked for."""
     monkeypatch.setenv(VARIABLE, "stepwise")
@@ -133,6 +133,7 @@ def test_a_kernel_that_cannot_be_launched(emulation, monkeypatch, request, wish)
 
 # Clusters in a grid, more lanes than there are, one lane a team.
 DIVISIONS = [
+    "lane",
     "resident:lanes=3",
     "cluster:cluster=2,lanes=2",
     "cluster:cluster=4,lanes=8",
@@ -177,8 +178,10 @@ def test_waves_of_a_grid(emulation, monkeypatch):
     check(Call(Case(5, 11, 3, 40, cell="lstm", dtype=torch.float32), None, "some"))
 
 
-def random_division(rng: Random) -> str:
-    kernel = rng.choice(["resident", "cluster", "grid", "grid"])
+def random_division(rng: Random, cell: str, H: int) -> str:
+    kernel = rng.choice(["lane", "resident", "cluster", "grid", "grid"])
+    if kernel == "lane":  # which has no division to be chosen
+        return kernel if can_have(kernel, cell, H) else "resident"
     parts = {"lanes": rng.choice([1, 2, 3, 5, 8])}
     if kernel != "resident":
         parts["cluster"] = rng.choice([1, 2, 4] if kernel == "grid" else [2, 4, 8])
@@ -201,7 +204,7 @@ def test_random_calls_divided_at_random(emulation, monkeypatch, request, mode, s
     sizes = {"H": rng.randint(8, 70), "I": rng.randint(3, 9)}
     case = dataclasses.replace(call.case, **sizes, proj=0, dtype=dtype, cell=cell)
     recompute = call.recompute and cell in ("gru", "lstm")
-    monkeypatch.setenv(VARIABLE, random_division(rng))
+    monkeypatch.setenv(VARIABLE, random_division(rng, cell, case.H))
     emulation.set_limits(multiprocessors=rng.choice([8, 24, 40]))
     emulation.set_order(rng.choice(["forward", "reverse", "random"]), rng.random() < 0.5, seed)
     request.addfinalizer(lambda: emulation.set_order("forward"))
@@ -211,9 +214,10 @@ def test_random_calls_divided_at_random(emulation, monkeypatch, request, mode, s
 
 @pytest.mark.parametrize("H", [16, 17])
 @pytest.mark.parametrize("offset", [0, 1])
-def test_rows_that_are_not_aligned(emulation, monkeypatch, offset, H):
+@pytest.mark.parametrize("wish", ["lane", "cluster"])
+def test_rows_that_are_not_aligned(emulation, monkeypatch, wish, offset, H):
     """Two 16-bit numbers are fetched at a time only where both lie in four aligned bytes."""
-    monkeypatch.setenv(VARIABLE, "cluster")
+    monkeypatch.setenv(VARIABLE, wish)
     case = Case(4, 3, 2, H, cell="gru", dtype=torch.float16)
     call = Call(case)
     module, (x, hx) = call.module(), case.data()
@@ -238,6 +242,7 @@ def test_rows_that_are_not_aligned(emulation, monkeypatch, offset, H):
         "grid:lanes=2,",
         "grid2",
         "auto:lanes=2",
+        "lane:lanes=2",
     ],
 )
 def test_what_the_variable_takes(monkeypatch, wish):

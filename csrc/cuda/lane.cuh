@@ -1,0 +1,356 @@
+// The lane kernels: a block computes one lane, all steps in one launch, and each unit has few threads that
+// keep their part of W in registers. For so few hidden units that a block's registers hold W.
+//
+// The fastest kernels of all where they can run: a step has one barrier, and what the parts of a unit
+// sum is added up by shuffles, so that each of them has the whole and computes the cell, all the same.
+// Three more warps do what else there is meanwhile: one fetches inputs some steps ahead, one stores
+// results a step behind, and one computes where both are, for both only to follow. Products are of
+// float32, in every dtype.
+#pragma once
+
+#include "cuda/lane_shape.h"
+#include "cuda/step.cuh"
+#include "cuda/step_memory.cuh"
+
+namespace fastbptt {
+namespace {
+
+// How a thread's sums are kept apart while it multiplies: chains of additions that do not wait for each
+// other.
+template <int rows>
+constexpr int kSumsOfRow = rows == 1 ? 4 : 2;
+
+// Where a step's inputs and results are, those of unit 0: null where there are none. Results may go to two
+// places.
+template <typename Step>
+struct Addresses {
+  using scalar_t = typename Step::scalar_t;
+  const scalar_t* inputs[Step::kInputs];
+  scalar_t* results[2][Step::kResults];
+
+  __device__ void add_result(int i, scalar_t* to) {
+    if (results[0][i]) {
+      results[1][i] = to;
+    } else {
+      results[0][i] = to;
+    }
+  }
+};
+
+// kRows: of W, that a unit has; kGroups: of kColumns columns each, that a thread has of each row. Forward
+// a row is a gate's and the columns are x's; backward there is one row, with groups of columns for
+// the gates.
+template <typename Step, typename Place, int kParts, int kColumns, int kRows, int kGroups>
+struct OneLane : StepMemory<Step, Place, kLaneRing> {
+  using Base = StepMemory<Step, Place, kLaneRing>;
+  using Base::inputs, Base::results, Base::place, Base::tiling;
+  using typename Base::Group;
+  using typename Base::scalar_t;
+  using Four = Packed<float, 4>;
+  // Of x, from part to part: the parts' columns are in other banks.
+  static constexpr int kStride = kColumns + 4, kGroupStride = kParts * kStride;
+  static constexpr int kXNumbers = kGroups * kGroupStride;
+
+  int unit = int(threadIdx.x) / kParts, part = int(threadIdx.x) % kParts;
+  // What the warp does; those before them compute.
+  enum Role { kFetch, kStore, kPlaces };
+  int role;
+  int own_x;    // bytes from a buffer's begin to the place of the unit in x
+  int stretch;  // numbers beside each other that are carried at a time
+  float w[kRows][kGroups][kColumns];
+
+  __device__ OneLane(const Tiling& tiling, int stretch)
+      : Base(tiling),
+        role(int(threadIdx.x) / kWarp - (tiling.warps - kLaneCarriers)),
+        own_x(4 * (unit / kColumns * kStride + unit % kColumns)),
+        stretch(stretch) {}
+
+  __device__ float* x(int step) const {
+    return this->template at<float>(tiling.shared.x) + step % 2 * kXNumbers;
+  }
+  // The unit's place in a group of x.
+  __device__ float& own(int step, int group) const {
+    float* const first = this->template at<float>(tiling.shared.x + own_x);
+    return first[step % 2 * kXNumbers + group * kGroupStride];
+  }
+  __device__ Addresses<Step>& addresses(int step) const {
+    const int slot = step % (2 * kPlaceSteps);
+    return this->template at<Addresses<Step>>(tiling.shared.addresses)[slot];
+  }
+
+  // weight(row, group, unit, column): a number of W; columns are units too.
+  template <typename Weight>
+  __device__ void load_weights(int64_t H, Weight&& weight) {
+    FASTBPTT_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+      FASTBPTT_UNROLL
+      for (int group = 0; group < kGroups; ++group) {
+        FASTBPTT_UNROLL
+        for (int c = 0; c < kColumns; ++c) {
+          const int column = part * kColumns + c;
+          const bool exists = unit < H && column < H;
+          w[row][group][c] = exists ? weight(row, group, unit, column) : 0.0f;
+        }
+        // Forward no two addresses follow each other: more loads would be under way than there are
+        // registers.
+        if (kRows > 1) sync_warp();
+      }
+    }
+  }
+
+  // Ends with a barrier, behind which the first inputs are under way. initial(unit): x of step 0, the
+  // same in all groups.
+  template <typename Initial, typename Locate>
+  __device__ void start(int64_t H, Initial&& initial, Locate&& locate) {
+    if (role == kPlaces) compute_places(0, locate);
+    for (int i = threadIdx.x; i < 2 * kXNumbers; i += blockDim.x) x(0)[i] = 0;
+    sync_block();
+    if (unit < H && part == 0) {
+      FASTBPTT_UNROLL
+      for (int group = 0; group < kGroups; ++group) own(0, group) = initial(unit);
+    }
+    if (role != kFetch) return;
+    for (int step = 0; step < kLaneAhead; ++step) fetch(step, int(H));
+  }
+
+  // --- By the warps that carry -----------------------------------------------------------------------
+
+  // What the warp does at a step beside computing; after its barrier.
+  template <typename Locate>
+  __device__ void carry(int step, int H, Locate&& locate) const {
+    if (role == kFetch) {
+      fetch(step + kLaneAhead, H);
+    } else if (role == kStore) {
+      if (step > 0) store(step - 1, H);
+    } else if (step % kPlaceSteps == 1) {
+      compute_places(step - 1 + kPlaceSteps, locate);
+    }
+  }
+
+  // locate(step, addresses): a step's place, and where what it reads and writes is; also of steps beyond
+  // the last one, which read and write nothing.
+  template <typename Locate>
+  __device__ void compute_places(int first, Locate&& locate) const {
+    const int i = threadIdx.x % kWarp;
+    if (i >= kPlaceSteps) return;
+    Addresses<Step> found{};
+    place(first + i, 0) = locate(first + i, found);
+    addresses(first + i) = found;
+  }
+
+  // Calls fn(first) for the stretches of H units that are the thread's.
+  template <typename Fn>
+  __device__ void for_each_stretch(int H, Fn&& fn) const {
+    for (int first = int(threadIdx.x) % kWarp * stretch; first < H; first += kWarp * stretch) {
+      fn(first);
+    }
+  }
+
+  __device__ void fetch(int step, int H) const {
+    const Addresses<Step>& at = addresses(step);
+    const int bytes = stretch * int(sizeof(scalar_t));
+    for_each_stretch(H, [&](int first) {
+      FASTBPTT_UNROLL
+      for (int i = 0; i < Step::kInputs; ++i) {
+        const scalar_t* const from = at.inputs[i];
+        scalar_t* const to = inputs(step, i) + first;
+        if (bytes == 16) {
+          copy_async<16>(to, from + first, from != nullptr);
+        } else if (bytes == 4) {
+          copy_async<4>(to, from + first, from != nullptr);
+        } else {
+          *to = from ? from[first] : from_acc<scalar_t>(0);
+        }
+      }
+    });
+    commit_async();
+  }
+
+  __device__ void store(int step, int H) const {
+    const Addresses<Step>& at = addresses(step);
+    store_to(at.results[0], step, H);
+    if (at.results[1][0]) store_to(at.results[1], step, H);
+  }
+  __device__ void store_to(scalar_t* const (&to)[Step::kResults], int step, int H) const {
+    const int bytes = stretch * int(sizeof(scalar_t));
+    for_each_stretch(H, [&](int first) {
+      if (bytes == 16) {
+        copy_results<Group>(to, step, first);
+      } else if (bytes == 4) {
+        copy_results<uint32_t>(to, step, first);
+      } else {
+        copy_results<scalar_t>(to, step, first);
+      }
+    });
+  }
+  template <typename T>
+  __device__ void copy_results(scalar_t* const (&to)[Step::kResults], int step, int first) const {
+    T values[Step::kResults];
+    FASTBPTT_UNROLL
+    for (int i = 0; i < Step::kResults; ++i) {
+      values[i] = *reinterpret_cast<const T*>(results(step, i) + first);
+    }
+    FASTBPTT_UNROLL
+    for (int i = 0; i < Step::kResults; ++i) {
+      if (to[i]) *reinterpret_cast<T*>(to[i] + first) = values[i];
+    }
+  }
+
+  // --- By those that compute -------------------------------------------------------------------------
+
+  // The unit's sums, of all its parts, each of which begins with what is in `sums`. Collective over the
+  // warp.
+  __device__ void multiply(int step, float (&sums)[kRows]) const {
+    constexpr int kApart = kSumsOfRow<kRows>;
+    float apart[kRows][kApart] = {};
+    FASTBPTT_UNROLL
+    for (int row = 0; row < kRows; ++row) apart[row][0] = sums[row];
+    FASTBPTT_UNROLL
+    for (int group = 0; group < kGroups; ++group) {
+      const Four* const from =
+          reinterpret_cast<const Four*>(x(step) + group * kGroupStride + part * kStride);
+      FASTBPTT_UNROLL
+      for (int c = 0; c < kColumns; c += 4) {
+        const Four four = from[c / 4];
+        FASTBPTT_UNROLL
+        for (int j = 0; j < 4; ++j) {
+          FASTBPTT_UNROLL
+          for (int row = 0; row < kRows; ++row) {
+            apart[row][j % kApart] += w[row][group][c + j] * four.values[j];
+          }
+        }
+      }
+    }
+    FASTBPTT_UNROLL
+    for (int row = 0; row < kRows; ++row) {
+      sums[row] = apart[row][0] + apart[row][1];
+      if constexpr (kApart == 4) sums[row] += apart[row][2] + apart[row][3];
+      FASTBPTT_UNROLL
+      for (int mask = 1; mask < kParts; mask *= 2) sums[row] += shuffle_xor(sums[row], mask);
+    }
+  }
+
+  // Each of the parts keeps some.
+  __device__ void keep_parts(int step, const typename Step::Results& kept) const {
+    this->keep_results(step, unit, kept, [&](int i) { return part == i % kParts; });
+  }
+};
+
+template <typename Cell, typename scalar_t, int kParts, int kColumns>
+__global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
+    lane_forward_kernel(FwdRecurrence<scalar_t> p, Tiling tiling, GridMemory) {
+  using Step = FwdStep<Cell, scalar_t>;
+  constexpr int G = Cell::kGates;
+  OneLane<Step, FwdPlace, kParts, kColumns, G, 1> chip(tiling, stretch_of<Step>(p));
+  const Sequences& sequences = p.sequences;
+  const int b = int(blockIdx.x), H = int(p.H), steps = int(sequences.length(b));
+  const bool has_initial = has_initial_state(sequences, b), has_unit = chip.unit < H;
+
+  const auto locate = [&](int step, Addresses<Step>& at) {
+    if (step >= steps) return FwdPlace{};
+    const auto place = fwd_place(sequences, sequences.direction > 0 ? step : steps - 1 - step, b);
+    Step::for_each_input(p, place, 0, [&](int i, const scalar_t* from) { at.inputs[i] = from; });
+    Step::for_each_result(p, place, b, 0, [&](int i, scalar_t* to) { at.add_result(i, to); });
+    return place;
+  };
+  const auto initial = [&](int unit) {
+    return has_initial ? load_or_zero(p.hx, b * p.H + unit) : 0.0f;
+  };
+  float biases[G] = {};             // of one of the unit's parts
+  float input_bias = 0, carry = 0;  // carry: c of LSTM, h of GRU
+  chip.load_weights(p.H, [&](int row, int, int64_t unit, int64_t column) {
+    return to_acc(p.w_hh[(row * p.H + unit) * p.H + column]);
+  });
+  if (has_unit) {
+    FASTBPTT_UNROLL
+    for (int g = 0; g < G; ++g) {
+      if (chip.part == 0) biases[g] = Step::recurrent_bias(p, g, chip.unit);
+    }
+    input_bias = Step::input_bias(p, chip.unit);
+    if (Cell::kHasCarry && has_initial) {
+      carry = load_or_zero(Cell::kHasCellState ? p.cx : p.hx, b * p.H + chip.unit);
+    }
+  }
+  chip.start(H, initial, locate);
+
+  for (int step = 0; step < steps; ++step) {
+    wait_async<kLaneAhead - 1>();
+    sync_block();
+    if (chip.role >= 0) {
+      chip.carry(step, H, locate);
+      continue;
+    }
+    // All that is read is asked for at once.
+    const auto inputs = chip.inputs_of(step, has_unit ? chip.unit : 0);
+    const bool is_reset = chip.place(step, 0).is_reset;
+    float rec[G];
+    FASTBPTT_UNROLL
+    for (int g = 0; g < G; ++g) rec[g] = biases[g];
+    chip.multiply(step, rec);
+    if (!has_unit) continue;
+    const auto values = Step::compute(inputs, input_bias, rec, carry);
+    float sent = is_reset ? 0 : to_acc(from_acc<scalar_t>(values.h));
+    if (Cell::kHasCarry) carry = is_reset ? 0 : Step::carried(values);
+    if (chip.part == 0) chip.own(step + 1, 0) = sent;
+    chip.keep_parts(step, Step::results_of(values));
+  }
+  sync_block();
+  if (chip.role == chip.kStore) chip.store(steps - 1, H);
+}
+
+// A lane is a window of a sequence.
+template <typename Cell, typename scalar_t, int kParts, int kColumns>
+__global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
+    lane_backward_kernel(BwdRecurrence<scalar_t> p, Tiling tiling, GridMemory) {
+  using Step = BwdStep<Cell, scalar_t>;
+  using Place = typename Step::Place;
+  constexpr int G = Cell::kGates;
+  OneLane<Step, Place, kParts, kColumns, 1, G> chip(tiling, stretch_of<Step>(p));
+  const int lane = int(blockIdx.x), H = int(p.H);
+  const int steps =
+      int(p.steps) + (p.d_hx || p.d_cx);  // the initial states come after the last step
+  const bool has_unit = chip.unit < H;
+
+  const auto locate = [&](int k, Addresses<Step>& at) {
+    if (k >= steps) return Place{};
+    const Place place = bwd_place(p, k, lane);
+    if (place.exists) {
+      Step::for_each_input(p, place, k, lane, 0,
+                           [&](int i, const scalar_t* from) { at.inputs[i] = from; });
+    }
+    Step::for_each_result(p, place, k, lane, 0, [&](int i, scalar_t* to) { at.add_result(i, to); });
+    return place;
+  };
+  float carry = 0;
+  chip.load_weights(p.H, [&](int, int gate, int64_t unit, int64_t column) {
+    return to_acc(p.w_hh[(gate * p.H + column) * p.H + unit]);
+  });
+  chip.start(H, [](int) { return 0.0f; }, locate);
+
+  for (int k = 0; k < steps; ++k) {
+    wait_async<kLaneAhead - 1>();
+    sync_block();
+    if (chip.role >= 0) {
+      chip.carry(k, H, locate);
+      continue;
+    }
+    // All that is read is asked for at once.
+    const auto inputs = chip.inputs_of(k, has_unit ? chip.unit : 0);
+    Place place = chip.place(k, 0);
+    place.is_initial = place.is_initial && chip.part == 0;  // one adds to the initial states'
+    float dh[1] = {}, d[Step::kColumns] = {};
+    chip.multiply(k, dh);
+    if (!has_unit) continue;
+    Step::run(p, place, inputs, lane, chip.unit, dh[0], carry, d);
+    FASTBPTT_UNROLL
+    for (int g = 0; g < G; ++g) {
+      if (chip.part == g % kParts) chip.own(k + 1, g) = d[Cell::kFirstRecurrent + g];
+    }
+    chip.keep_parts(k, Step::results_of(d));
+  }
+  sync_block();
+  if (chip.role == chip.kStore) chip.store(steps - 1, H);
+}
+
+}  // namespace
+}  // namespace fastbptt
