@@ -105,6 +105,11 @@ __device__ __forceinline__ T* shared_at(SharedBase base, int offset) {
 // see afterwards.
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 
+// The same for the block's first threads alone, a multiple of kWarp: collective over them.
+__device__ __forceinline__ void sync_first(int threads) {
+  asm volatile("barrier.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
 // The same for a warp.
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 

@@ -4,8 +4,9 @@
 // The fastest kernels of all where they can run: a step has one barrier, and what the parts of a unit
 // sum is added up by shuffles, so that each of them has the whole and computes the cell, all the same.
 // Three more warps do what else there is meanwhile: one fetches inputs some steps ahead, one stores
-// results a step behind, and one computes where both are, for both only to follow. Products are of
-// float32, in every dtype.
+// results a step behind, and the last one computes where both are, for both only to follow. That takes
+// longer than a step, so it meets the others once in kPlaceSteps steps. Products are of float32, in every
+// dtype.
 #pragma once
 
 #include "cuda/lane_shape.h"
@@ -41,8 +42,8 @@ struct Addresses {
 // a row is a gate's and the columns are x's; backward there is one row, with groups of columns for
 // the gates.
 template <typename Step, typename Place, int kParts, int kColumns, int kRows, int kGroups>
-struct OneLane : StepMemory<Step, Place, kLaneRing> {
-  using Base = StepMemory<Step, Place, kLaneRing>;
+struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
+  using Base = StepMemory<Step, Place, kLaneRing, kLanePlaces>;
   using Base::inputs, Base::results, Base::place, Base::tiling;
   using typename Base::Group;
   using typename Base::scalar_t;
@@ -74,8 +75,7 @@ struct OneLane : StepMemory<Step, Place, kLaneRing> {
     return first[step % 2 * kXNumbers + group * kGroupStride];
   }
   __device__ Addresses<Step>& addresses(int step) const {
-    const int slot = step % (2 * kPlaceSteps);
-    return this->template at<Addresses<Step>>(tiling.shared.addresses)[slot];
+    return this->template at<Addresses<Step>>(tiling.shared.addresses)[step % kLanePlaces];
   }
 
   // weight(row, group, unit, column): a number of W; columns are units too.
@@ -102,7 +102,7 @@ struct OneLane : StepMemory<Step, Place, kLaneRing> {
   // same in all groups.
   template <typename Initial, typename Locate>
   __device__ void start(int64_t H, Initial&& initial, Locate&& locate) {
-    if (role == kPlaces) compute_places(0, locate);
+    if (role == kPlaces) compute_places<2 * kPlaceSteps>(0, locate);
     for (int i = threadIdx.x; i < 2 * kXNumbers; i += blockDim.x) x(0)[i] = 0;
     sync_block();
     if (unit < H && part == 0) {
@@ -115,6 +115,16 @@ struct OneLane : StepMemory<Step, Place, kLaneRing> {
 
   // --- By the warps that carry -----------------------------------------------------------------------
 
+  // The barrier that a step begins with.
+  __device__ void sync_step(int step) const {
+    wait_async<kLaneAhead - 1>();
+    if (step % kPlaceSteps == 0) {
+      sync_block();
+    } else if (role != kPlaces) {
+      sync_first(int(blockDim.x) - kWarp);
+    }
+  }
+
   // What the warp does at a step beside computing; after its barrier.
   template <typename Locate>
   __device__ void carry(int step, int H, Locate&& locate) const {
@@ -122,17 +132,17 @@ struct OneLane : StepMemory<Step, Place, kLaneRing> {
       fetch(step + kLaneAhead, H);
     } else if (role == kStore) {
       if (step > 0) store(step - 1, H);
-    } else if (step % kPlaceSteps == 1) {
-      compute_places(step - 1 + kPlaceSteps, locate);
+    } else if (step % kPlaceSteps == 0) {
+      compute_places<kPlaceSteps>(step + 2 * kPlaceSteps, locate);
     }
   }
 
   // locate(step, addresses): a step's place, and where what it reads and writes is; also of steps beyond
   // the last one, which read and write nothing.
-  template <typename Locate>
+  template <int steps, typename Locate>
   __device__ void compute_places(int first, Locate&& locate) const {
     const int i = threadIdx.x % kWarp;
-    if (i >= kPlaceSteps) return;
+    if (i >= steps) return;
     Addresses<Step> found{};
     place(first + i, 0) = locate(first + i, found);
     addresses(first + i) = found;
@@ -274,8 +284,7 @@ __global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
   chip.start(H, initial, locate);
 
   for (int step = 0; step < steps; ++step) {
-    wait_async<kLaneAhead - 1>();
-    sync_block();
+    chip.sync_step(step);
     if (chip.role >= 0) {
       chip.carry(step, H, locate);
       continue;
@@ -328,8 +337,7 @@ __global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
   chip.start(H, [](int) { return 0.0f; }, locate);
 
   for (int k = 0; k < steps; ++k) {
-    wait_async<kLaneAhead - 1>();
-    sync_block();
+    chip.sync_step(k);
     if (chip.role >= 0) {
       chip.carry(k, H, locate);
       continue;

@@ -9,8 +9,11 @@ namespace fastbptt {
 
 // Warps that fetch, store and compute places, and steps that inputs are fetched ahead.
 constexpr int kLaneCarriers = 3, kLaneAhead = 4;
-constexpr int kLaneRing = 8;
-static_assert(kLaneRing > kLaneAhead && kPlaceSteps > kLaneAhead + 1);
+constexpr int kLaneRing = 8, kLanePlaces = 4 * kPlaceSteps;
+// Places of kPlaceSteps steps are written while those from the step before on are read, and those that are
+// fetched for meanwhile.
+static_assert(kLaneRing > kLaneAhead && kLanePlaces >= 3 * kPlaceSteps + 1 &&
+              kPlaceSteps >= kLaneAhead);
 
 // Threads of a unit, and the columns of W that each of them has, of every gate.
 struct LaneShape {
@@ -55,9 +58,9 @@ inline Tiling divide_lane(const Divided& d) {
   shared.inputs = shared.x + shared.x_buffers * x * 4;
   shared.results = shared.inputs + kLaneRing * d.inputs * t.pairs() * bytes;
   shared.places = shared.results + 2 * d.results * t.pairs() * bytes;
-  shared.addresses = int(round_up(shared.places + 2 * kPlaceSteps * t.lanes * d.place_bytes, 16));
+  shared.addresses = int(round_up(shared.places + kLanePlaces * d.place_bytes, 16));
   const int addresses = d.inputs + 2 * d.results;
-  shared.bytes = shared.addresses + 2 * kPlaceSteps * addresses * int(sizeof(void*));
+  shared.bytes = shared.addresses + kLanePlaces * addresses * int(sizeof(void*));
   return t;
 }
 

@@ -18,8 +18,8 @@ namespace {
 // Step: of step.cuh; Place: what a lane's steps have, computed for kPlaceSteps steps at a time: its
 // loads, each of which waits for another, are then waited for once in so many steps.
 template <typename Product, typename Step, typename Place, bool kTransposed>
-struct OnChip : StepMemory<Step, Place, kRing> {
-  using Base = StepMemory<Step, Place, kRing>;
+struct OnChip : StepMemory<Step, Place, kRing, 2 * kPlaceSteps> {
+  using Base = StepMemory<Step, Place, kRing, 2 * kPlaceSteps>;
   using Base::inputs, Base::results, Base::place, Base::tiling;
   using typename Base::Group;
   using scalar_t = typename Product::scalar_t;

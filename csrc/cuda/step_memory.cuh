@@ -15,8 +15,9 @@ __device__ int stretch_of(const typename Step::Params& p) {
   return Step::is_aligned(p, 16) ? 16 / kSize : Step::is_aligned(p, 4) ? 4 / kSize : 1;
 }
 
-// Of pairs: a unit of the block, and a lane. kSteps: whose inputs are there.
-template <typename Step, typename Place, int kSteps>
+// Of pairs: a unit of the block, and a lane. kSteps, kPlaces: steps whose inputs, and whose places, are
+// there.
+template <typename Step, typename Place, int kSteps, int kPlaces>
 struct StepMemory {
   using scalar_t = typename Step::scalar_t;
   using Group = Packed<uint32_t, 4>;
@@ -39,7 +40,7 @@ struct StepMemory {
     return at<scalar_t>(tiling.shared.results) + (step % 2 * Step::kResults + i) * tiling.pairs();
   }
   __device__ Place& place(int step, int lane) const {
-    return at<Place>(tiling.shared.places)[step % (2 * kPlaceSteps) * tiling.lanes + lane];
+    return at<Place>(tiling.shared.places)[step % kPlaces * tiling.lanes + lane];
   }
 
   __device__ typename Step::Inputs inputs_of(int step, int pair) const {

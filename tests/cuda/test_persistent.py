@@ -223,9 +223,10 @@ def outputs(monkeypatch, wish: str, case: Case):
 
 def test_choice(emulation, monkeypatch):
     small = Case(5, 4, 3, 33, cell="lstm", dtype=torch.float32)
-    of = {wish: outputs(monkeypatch, wish, small) for wish in ("stepwise", "resident", "cluster")}
-    assert len({tuple(o.flatten().tolist()) for o in of.values()}) == 3
-    assert torch.equal(outputs(monkeypatch, "auto", small), of["resident"])
+    wishes = ("stepwise", "lane", "resident", "cluster")
+    of = {wish: outputs(monkeypatch, wish, small) for wish in wishes}
+    assert len({tuple(o.flatten().tolist()) for o in of.values()}) == len(wishes)
+    assert torch.equal(outputs(monkeypatch, "auto", small), of["lane"])
     large = dataclasses.replace(small, H=130)
     assert torch.equal(outputs(monkeypatch, "auto", large), outputs(monkeypatch, "cluster", large))
     emulation.set_limits(capability=80)  # it has no clusters

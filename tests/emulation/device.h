@@ -56,6 +56,9 @@ T* shared_at(SharedBase base, int offset) {
   return reinterpret_cast<T*>(base + offset);
 }
 
+inline void sync_first(int threads, emulation::Site site = emulation::Site::here()) {
+  emulation::sync_first(threads, site);
+}
 inline void sync_block(emulation::Site site = emulation::Site::here()) {
   emulation::sync_block(site);
 }

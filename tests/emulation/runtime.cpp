@@ -193,7 +193,8 @@ void prepare_cluster(Cluster& cluster, const Grid& grid, int64_t number) {
     block.index = {unsigned(number % clusters_x * grid.cluster + rank),
                    unsigned(row % grid.blocks.y), unsigned(row / grid.blocks.y)};
     block.started = block.diverged = false;
-    block.ended = block.arrived = 0;
+    block.ended = 0;
+    block.all = block.first = {};
     block.barriers.clear();
     reserve_shared(block, size_t(grid.shared_bytes));
     block.threads.resize(size_t(grid.threads));
@@ -219,6 +220,15 @@ void prepare_cluster(Cluster& cluster, const Grid& grid, int64_t number) {
     Block& block = *cluster.blocks[size_t(at / grid.threads)];
     current_wave.ready.push_back(&block.threads[size_t(at % grid.threads)]);
   }
+}
+
+// A thread arrives at a barrier of its block's first `threads`.
+void arrive_at(BlockBarrier& barrier, Block& block, int threads, const Site& site) {
+  if (barrier.arrived == 0) barrier.site = site, barrier.threads = threads;
+  block.diverged |= barrier.site != site || barrier.threads != threads;
+  if (++barrier.arrived < threads || block.diverged) return;
+  barrier.arrived = 0;
+  make_ready(size_t(threads), [&](size_t i) { return &block.threads[i]; });
 }
 
 // Threads that a fault left on their stacks are not run to their end.
@@ -275,14 +285,17 @@ void wait(const char* what, const Site& site) {
 }
 
 void sync_block(const Site& site) {
-  Thread& thread = *running;
-  Block& block = *thread.block;
-  if (block.arrived == 0) block.site = site;
-  block.diverged |= block.site != site;
-  if (++block.arrived == int(block.threads.size()) && !block.diverged) {
-    block.arrived = 0;
-    make_ready(block.threads.size(), [&](size_t i) { return &block.threads[i]; });
-  }
+  Block& block = *running->block;
+  arrive_at(block.all, block, int(block.threads.size()), site);
+  wait("sync_block", site);
+}
+
+void sync_first(int threads, const Site& site) {
+  Block& block = *running->block;
+  require(threads > 0 && threads % kWarp == 0 && threads <= int(block.threads.size()),
+          "a barrier of the first threads: of so many there is none", site);
+  require(running->index < threads, "a barrier of the first threads: this is none of them", site);
+  arrive_at(block.first, block, threads, site);
   wait("sync_block", site);
 }
 

@@ -153,6 +153,12 @@ struct MBarrier {
   std::vector<Thread*> waiting;
 };
 
+// Of all threads of a block, or of the first ones.
+struct BlockBarrier {
+  int arrived = 0, threads = 0;
+  Site site{};
+};
+
 struct Block {
   Cluster* cluster = nullptr;
   int rank = 0;
@@ -164,9 +170,8 @@ struct Block {
   std::vector<Warp> warps;
   bool started = false;
   int ended = 0;  // threads
-  int arrived = 0;
-  Site site{};
-  bool diverged = false;
+  BlockBarrier all, first;
+  bool diverged = false;  // of either
   std::deque<MBarrier> barriers;
 
   bool has_ended() const { return ended == int(threads.size()); }
@@ -224,6 +229,7 @@ void require_capability(int capability, const char* what, const Site& site);
 void require(bool condition, const char* message, const Site& site);
 
 void sync_block(const Site& site);
+void sync_first(int threads, const Site& site);
 
 // The warp's exchange: `exchange` is called once, when all lanes are there. Gives the lane's `out`.
 const void* warp_exchange(const char* what, const void* in, size_t bytes, void (*exchange)(Warp&),
