@@ -115,6 +115,8 @@ def test_blocks_of_a_grid_exchange(kernels, schedule, blocks, each, steps):
 FAULTS = [
     (block_sum, "missing barrier", None),
     (block_sum, "divergent barrier", "threads of a block wait at different barriers"),
+    (block_sum, "other count", "threads of a block wait at different barriers"),
+    (block_sum, "outsider", "a barrier of the first threads: this is none of them"),
     (block_sum, "early exit", "threads returned while others of their block wait for them"),
     (block_sum, "shared bounds", r"shared memory of block .*written to, 0 bytes behind its end"),
     (block_sum, "global bounds", r"tensor of shape \[3\], float was written to, 0 bytes behind"),

@@ -22,7 +22,11 @@ __global__ void block_sum_kernel(const float* x, float* y, Fault fault) {
   }
   for (int half = threads / 2; half > 0; half /= 2) {
     if (i < half) sums[i] += sums[i + half];
-    sync_block();
+    if (half < kWarp) {
+      sync_block();
+    } else if (i < half || fault == Fault::kOutsider) {  // no others read what these have written
+      sync_first(fault == Fault::kOtherCount && i < kWarp ? kWarp : half);
+    }
   }
   if (i == 0) y[fault == Fault::kGlobalBounds ? gridDim.x : blockIdx.x] = sums[0];
 }

@@ -13,6 +13,8 @@ enum class Fault {
                            // exchange: after waits for flags
   kDivergentBarrier,       // block_sum
   kEarlyExit,              // block_sum: before a barrier
+  kOutsider,               // block_sum: at a barrier of the first threads
+  kOtherCount,             // block_sum: of those threads
   kSharedBounds,           // block_sum: a write by one element
   kGlobalBounds,           // block_sum: likewise
   kDivergentShuffle,       // warp_sum

@@ -18,6 +18,8 @@ Fault parse(c10::string_view name) {
       {"missing barrier", Fault::kMissingBarrier},
       {"missing barrier after", Fault::kMissingBarrierAfter},
       {"divergent barrier", Fault::kDivergentBarrier},
+      {"outsider", Fault::kOutsider},
+      {"other count", Fault::kOtherCount},
       {"early exit", Fault::kEarlyExit},
       {"shared bounds", Fault::kSharedBounds},
       {"global bounds", Fault::kGlobalBounds},
