@@ -113,29 +113,53 @@ struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
     for (int step = 0; step < kLaneAhead; ++step) fetch(step, int(H));
   }
 
-  // --- By the warps that carry -----------------------------------------------------------------------
+  // --- All steps -------------------------------------------------------------------------------------
 
-  // The barrier that a step begins with.
-  __device__ void sync_step(int step) const {
-    wait_async<kLaneAhead - 1>();
-    if (step % kPlaceSteps == 0) {
-      sync_block();
-    } else if (role != kPlaces) {
-      sync_first(int(blockDim.x) - kWarp);
-    }
-  }
-
-  // What the warp does at a step beside computing; after its barrier.
-  template <typename Locate>
-  __device__ void carry(int step, int H, Locate&& locate) const {
-    if (role == kFetch) {
-      fetch(step + kLaneAhead, H);
+  // Calls compute(step) by the warps that compute, and has the others carry. What a warp does is told
+  // apart before the first step: a branch takes as long as a fifth of the product.
+  template <typename Compute, typename Locate>
+  __device__ void run(int steps, int H, Compute&& compute, Locate&& locate) const {
+    if (role < 0) {
+      for_each_step(steps, compute);
+    } else if (role == kFetch) {
+      for_each_step(steps, [&](int step) { fetch(step + kLaneAhead, H); });
     } else if (role == kStore) {
-      if (step > 0) store(step - 1, H);
-    } else if (step % kPlaceSteps == 0) {
-      compute_places<kPlaceSteps>(step + 2 * kPlaceSteps, locate);
+      for_each_step(steps, [&](int step) {
+        if (step > 0) store(step - 1, H);
+      });
+    } else {
+      for (int step = 0; step < steps; step += kPlaceSteps) {
+        sync_all();
+        compute_places<kPlaceSteps>(step + 2 * kPlaceSteps, locate);
+      }
+    }
+    sync_all();
+    if (role == kStore) store(steps - 1, H);
+  }
+
+  // A step begins with a barrier, at which the warp that computes places is missing but once in
+  // kPlaceSteps steps.
+  template <typename Fn>
+  __device__ void for_each_step(int steps, Fn&& fn) const {
+    for (int first = 0; first < steps; first += kPlaceSteps) {
+      sync_all();
+      fn(first);
+      const int end = first + kPlaceSteps < steps ? first + kPlaceSteps : steps;
+#pragma unroll 1
+      for (int step = first + 1; step < end; ++step) {
+        wait_async<kLaneAhead - 1>();
+        sync_first(int(blockDim.x) - kWarp);
+        fn(step);
+      }
     }
   }
+  // The inputs that were fetched for the next step are there, too.
+  __device__ void sync_all() const {
+    wait_async<kLaneAhead - 1>();
+    sync_block();
+  }
+
+  // --- By the warps that carry -----------------------------------------------------------------------
 
   // locate(step, addresses): a step's place, and where what it reads and writes is; also of steps beyond
   // the last one, which read and write nothing.
@@ -283,28 +307,20 @@ __global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
   }
   chip.start(H, initial, locate);
 
-  for (int step = 0; step < steps; ++step) {
-    chip.sync_step(step);
-    if (chip.role >= 0) {
-      chip.carry(step, H, locate);
-      continue;
-    }
-    // All that is read is asked for at once.
-    const auto inputs = chip.inputs_of(step, has_unit ? chip.unit : 0);
-    const bool is_reset = chip.place(step, 0).is_reset;
+  const auto compute = [&](int step) {
     float rec[G];
     FASTBPTT_UNROLL
     for (int g = 0; g < G; ++g) rec[g] = biases[g];
     chip.multiply(step, rec);
-    if (!has_unit) continue;
-    const auto values = Step::compute(inputs, input_bias, rec, carry);
-    float sent = is_reset ? 0 : to_acc(from_acc<scalar_t>(values.h));
-    if (Cell::kHasCarry) carry = is_reset ? 0 : Step::carried(values);
+    if (!has_unit) return;
+    const auto values = Step::compute(chip.inputs_of(step, chip.unit), input_bias, rec, carry);
+    float sent = to_acc(from_acc<scalar_t>(values.h));
+    if (Cell::kHasCarry) carry = Step::carried(values);
+    if (sequences.resets && chip.place(step, 0).is_reset) sent = carry = 0;
     if (chip.part == 0) chip.own(step + 1, 0) = sent;
     chip.keep_parts(step, Step::results_of(values));
-  }
-  sync_block();
-  if (chip.role == chip.kStore) chip.store(steps - 1, H);
+  };
+  chip.run(steps, H, compute, locate);
 }
 
 // A lane is a window of a sequence.
@@ -336,28 +352,22 @@ __global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
   });
   chip.start(H, [](int) { return 0.0f; }, locate);
 
-  for (int k = 0; k < steps; ++k) {
-    chip.sync_step(k);
-    if (chip.role >= 0) {
-      chip.carry(k, H, locate);
-      continue;
-    }
+  const auto compute = [&](int k) {
     // All that is read is asked for at once.
     const auto inputs = chip.inputs_of(k, has_unit ? chip.unit : 0);
     Place place = chip.place(k, 0);
     place.is_initial = place.is_initial && chip.part == 0;  // one adds to the initial states'
     float dh[1] = {}, d[Step::kColumns] = {};
     chip.multiply(k, dh);
-    if (!has_unit) continue;
+    if (!has_unit) return;
     Step::run(p, place, inputs, lane, chip.unit, dh[0], carry, d);
     FASTBPTT_UNROLL
     for (int g = 0; g < G; ++g) {
       if (chip.part == g % kParts) chip.own(k + 1, g) = d[Cell::kFirstRecurrent + g];
     }
     chip.keep_parts(k, Step::results_of(d));
-  }
-  sync_block();
-  if (chip.role == chip.kStore) chip.store(steps - 1, H);
+  };
+  chip.run(steps, H, compute, locate);
 }
 
 }  // namespace
