@@ -84,11 +84,12 @@ inline int64_t step_cycles(const Divided& d, const Tiling& t, int64_t teams = 1)
 
 // A lane kernel's, with so many blocks on an SM, that share its issue of instructions; fitted likewise.
 inline int64_t lane_cycles(const Divided& d, const Tiling& t, int64_t blocks) {
-  double cycles = 460 + 8 * t.warps + 3 * d.gates * t.part_columns;
-  if (d.gates > 1) cycles += 150;
-  if (d.gates == 4) cycles += 30;
-  if (d.is_backward) cycles += 150;
-  return int64_t(cycles * (1 + 0.12 * double(blocks - 1)));
+  const int64_t warps = ceil_div(t.units * t.parts, 4 * kWarp);  // of each of an SM's four parts
+  double cycles = 310 + 2.8 * double(warps * d.gates * t.part_columns);
+  if (d.gates > 1) cycles += 140;
+  if (d.gates == 4) cycles += 40;
+  if (d.is_backward) cycles += d.gates == 1 ? 115 : d.gates == 3 ? 10 : 80;
+  return int64_t(cycles * (1 + 0.15 * double(blocks - 1)));
 }
 
 // A stepwise step's: a product of a library, which for so few lanes is far from an H100's peak, or reads

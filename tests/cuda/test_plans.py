@@ -59,6 +59,8 @@ def test_one_wave_on_a_real_die(emulation, cell, dtype, H, backward):
 @pytest.mark.parametrize(
     ("H", "backward", "microseconds"),
     [
+        (64, False, 0.45),
+        (64, True, 0.5),
         (512, False, 1.46),
         (768, False, 2.28),
         (768, True, 2.99),
