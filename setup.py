@@ -44,6 +44,8 @@ TORCH_SOURCES = [
     "csrc/tangents_cpu.cpp",
     "csrc/user_cell/call.cpp",
     "csrc/user_cell/draws.cpp",
+    "csrc/user_cell/layer.cpp",
+    "csrc/user_cell/layout.cpp",
     "csrc/user_cell/steps.cpp",
 ]
 SOURCES = TORCH_SOURCES + KERNEL_SOURCES

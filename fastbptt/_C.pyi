@@ -38,7 +38,45 @@ def check_forward(
 ) -> None: ...
 def check_backward(*arguments: object) -> None: ...
 def autocast_weights(weights: Sequence[Tensor], input: Tensor, /) -> list[Tensor]: ...
-def user_cell(call: int, goes_back: bool, /) -> None: ...
+def user_forward(
+    cell: int,
+    input: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor | None,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    initial: Sequence[Tensor | None],
+    extras: Sequence[Tensor],
+    resets: Tensor | None,
+    batch_sizes: Tensor | None,
+    direction: int,
+    reset_to: Sequence[Tensor],
+    keep: bool,
+    /,
+) -> tuple[list[Tensor], list[Tensor], Tensor | None, Tensor | None]: ...
+def user_backward(
+    *arguments: object,
+) -> tuple[
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    Tensor | None,
+    list[Tensor | None],
+    list[Tensor | None],
+    list[Tensor | None],
+]: ...
+def read_user_arguments(
+    gates: int, extra_names: Sequence[str], /, *arguments: object
+) -> tuple[
+    list[int],
+    list[Tensor | None],
+    list[Tensor | None],
+    list[Tensor],
+    list[int],
+    list[Tensor],
+    list[int],
+]: ...
 def user_cell_steps(call: int, goes_back: bool, /, *products: Tensor | None) -> int: ...
 def cpu_isa() -> str: ...
 def cpu_isas() -> list[str]: ...

@@ -237,6 +237,11 @@ class Shape:
         is_no_more = self.kept <= len(self.columns.input_order)
         return is_no_more and not self.reads_pre and not self.norms
 
+    @property
+    def keeps_pre(self) -> bool:
+        """Whether the gates are kept, or their place is."""
+        return self.reads_pre or (self.fits_pre and self.kept > 0)
+
 
 def shape_of(program: Program) -> Shape:
     """That of a program's cell."""

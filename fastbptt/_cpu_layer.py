@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbptt import _C
-from fastbptt._layer import Given, Gradients, Kept, Layer, Layout
+from fastbptt._layer import Arguments, Gradients, Kept, Layer
 from fastbptt._program import Program
 
 
@@ -20,26 +20,21 @@ class _Norm(ctypes.Structure):
     _fields_.append(("eps", ctypes.c_double))
 
 
-class _Call(ctypes.Structure):
-    """UserCall of csrc/user_cell/call.h."""
+class _Cell(ctypes.Structure):
+    """UserCell of csrc/user_cell/call.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("is_double T B N I H direction ld_kept").split()),
-        ("clip_grad", ctypes.c_double),
         *(
             (name, ctypes.c_int64)
             for name in (
-                "gates states kept_values extras recurrent columns first_recurrent phases slots "
-                "gradient_slots norms"
+                "is_double gates states kept_values extras recurrent columns first_recurrent "
+                "phases slots gradient_slots norms keeps_pre fits_pre"
             ).split()
         ),
         *(
             (name, ctypes.c_void_p)
             for name in (
-                "input_order recurrent_order norm_table forward backward offsets batch_sizes "
-                "resets input w_ih w_hh b_ih b_hh initial all_states last extra_data "
-                "extra_strides reset_to reset_strides pre kept kappa d_states d_last d_initial "
-                "d_extras d_reset_to d_input d_w_ih d_w_hh d_b_ih d_b_hh"
+                "input_order recurrent_order norm_table extra_names isa forward backward"
             ).split()
         ),
     ]
@@ -57,19 +52,24 @@ class CpuLayer(Layer):
         self, program: Program, dtype: torch.dtype, isa: str, recurrent: int, library: ctypes.CDLL
     ):
         super().__init__(program, recurrent)
-        self._isa = isa
         shape = self.shape
-        self._library = library  # of which the functions are
         input_order, recurrent_order, first = shape.columns
         int_array = ctypes.c_int * program.gates
-        self._orders = int_array(*input_order), int_array(*recurrent_order)
-        self._norms = (_Norm * max(1, len(shape.norms)))(*shape.norms)
-        self._own = dict(
+        names = [name.encode() for name in program.extras]
+        memory = dict(
+            input_order=int_array(*input_order),
+            recurrent_order=int_array(*recurrent_order),
+            norm_table=(_Norm * max(1, len(shape.norms)))(*shape.norms),
+            extra_names=(ctypes.c_char_p * max(1, len(names)))(*names),
+            isa=ctypes.create_string_buffer(isa.encode()),
+        )
+        self._memory = library, memory  # that the cell points into
+        self._cell = _Cell(
             is_double=dtype == torch.float64,
             gates=program.gates,
             states=program.states,
             kept_values=shape.kept,
-            extras=len(program.extras),
+            extras=len(names),
             recurrent=recurrent,
             columns=program.gates + first,
             first_recurrent=first,
@@ -77,93 +77,30 @@ class CpuLayer(Layer):
             slots=shape.slots,
             gradient_slots=shape.gradient_slots,
             norms=len(shape.norms),
-            norm_table=ctypes.addressof(self._norms),
-            input_order=ctypes.addressof(self._orders[0]),
-            recurrent_order=ctypes.addressof(self._orders[1]),
+            keeps_pre=shape.keeps_pre,
+            fits_pre=shape.fits_pre,
             forward=ctypes.cast(library.fastbptt_cell_forward, ctypes.c_void_p).value,
             backward=ctypes.cast(library.fastbptt_cell_backward, ctypes.c_void_p).value,
+            **{name: ctypes.addressof(each) for name, each in memory.items()},
         )
+        self._address = ctypes.addressof(self._cell)
 
-    def _run_forward(
-        self, layout: Layout, states: list[Tensor], last: list[Tensor], kept: Kept
-    ) -> None:
-        self._run(layout, False, states, kept, last=last)
+    def forward(self, of: Arguments, keep: bool = True) -> tuple[list[Tensor], list[Tensor], Kept]:
+        states, last, *kept = _C.user_forward(self._address, *of, keep)
+        return states, last, Kept(*kept)
 
-    def _run_backward(
+    def backward(
         self,
-        layout: Layout,
+        of: Arguments,
         states: Sequence[Tensor],
         kept: Kept,
-        given: Given,
-        wanted: Gradients,
-        d_initial: list[Tensor | None],
-        d_reset_to: list[Tensor | None],
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
-        own = [layout.tensors[name] for name in ("input", "w_ih", "w_hh", "b_ih", "b_hh")]
-        found = [
-            torch.empty_like(tensor) if is_wanted and tensor is not None else None
-            for tensor, is_wanted in zip(own, wanted[:5], strict=True)
-        ]
-        H = layout.sizes["H"]
-        d_extras = [
-            (states[0].new_empty(H) if row_stride == 0 else torch.empty_like(states[0]))
-            if w
-            else None
-            for w, row_stride in zip(wanted[6], layout.strides[::2], strict=True)
-        ]
-        names = ("d_input", "d_w_ih", "d_w_hh", "d_b_ih", "d_b_hh")
-        self._run(
-            layout,
-            True,
-            states,
-            kept,
-            d_states=given.d_states,
-            d_last=given.d_last,
-            d_initial=d_initial,
-            d_extras=d_extras,
-            **({"d_reset_to": d_reset_to} if any(wanted[7]) else {}),
-            clip_grad=given.clip_grad,
-            kappa=given.kappa,
-            **dict(zip(names, found, strict=True)),
-        )
-        return found, d_extras
-
-    def _run(
-        self,
-        layout: Layout,
-        goes_back: bool,
-        states: Sequence[Tensor],
-        kept: Kept,
-        clip_grad: float = 0.0,
-        **more: Tensor | Sequence[Tensor | None] | None,
-    ) -> None:
-        """A pass, which also takes ``more``: tensors, or lists of them, by their names there."""
-        tensors = {**layout.tensors, "pre": kept.pre, "kept": kept.values, **more}
-        lists = {"initial": layout.initial, "all_states": states, "extra_data": layout.extras}
-        if layout.reset_to:
-            lists["reset_to"] = layout.reset_to
-        for name, of in more.items():
-            if isinstance(of, list):
-                lists[name] = tensors.pop(name)
-        arrays = {
-            name: (ctypes.c_void_p * max(1, len(of)))(
-                *(None if tensor is None else tensor.data_ptr() for tensor in of)
-            )
-            for name, of in lists.items()
-        }
-        for name, of in (("extra", layout.strides), ("reset", layout.reset_strides)):
-            arrays[f"{name}_strides"] = (ctypes.c_int64 * max(1, len(of)))(*of)
-        call = _Call(
-            **self._own,
-            **layout.sizes,
-            clip_grad=clip_grad,
-            ld_kept=0 if kept.values is None else kept.values.shape[-1],
-            **{name: t.data_ptr() for name, t in tensors.items() if t is not None},
-            **{name: ctypes.addressof(array) for name, array in arrays.items()},
-        )
-        if instruction_set() != self._isa:
-            raise RuntimeError(
-                f"a cell's passes must be in one instruction set: it was {self._isa} when "
-                f"the forward pass ran, and is {instruction_set()} now"
-            )
-        _C.user_cell(ctypes.addressof(call), goes_back)
+        d_states: Sequence[Tensor | None],
+        d_last: Sequence[Tensor | None] = (),
+        kappa: Tensor | None = None,
+        clip_grad: float | None = None,
+        wanted: Gradients | None = None,
+    ) -> Gradients:
+        wanted = wanted or self._all(of)
+        given = d_states, d_last, kappa, clip_grad or 0.0
+        found = _C.user_backward(self._address, *of, states, *kept, *given, *wanted)
+        return Gradients(*found)

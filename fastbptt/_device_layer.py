@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastbptt import _C
-from fastbptt._layer import Given, Gradients, Kept, Layer, Layout
+from fastbptt._layer import Arguments, Gradients, Kept, Layer
 from fastbptt._program import Program
 
 _WARP = 32  # threads
@@ -95,6 +95,25 @@ class _Products(NamedTuple):
     product: Tensor
 
 
+class _Layout:
+    """The arguments of a call as the kernels read them; UserLayout of csrc/user_cell/layout.h.
+
+    Attributes:
+        sizes: T, B, N (rows), I, H and the direction.
+        tensors: what is there once, by name, or None.
+        initial, extras, reset_to: of each, where they are given.
+        strides: of each extra by row and by unit.
+        reset_strides: of each state of ``reset_to`` by row and by sequence.
+    """
+
+    def __init__(self, program: Program, of: Arguments):
+        sizes, tensors, *each = _C.read_user_arguments(program.gates, program.extras, *of)
+        self.sizes = dict(zip("TBNIH", sizes, strict=True), direction=of.direction)
+        names = "input w_ih w_hh b_ih b_hh resets batch_sizes".split()
+        self.tensors = dict(zip(names, tensors, strict=True))
+        self.initial, self.extras, self.strides, self.reset_to, self.reset_strides = each
+
+
 class DeviceLayer(Layer):
     """By a cell's kernels."""
 
@@ -107,15 +126,18 @@ class DeviceLayer(Layer):
         return _arguments_of(self.program.states, len(self.program.extras))
 
     @torch.no_grad()
-    def _run_forward(
-        self, layout: Layout, states: list[Tensor], last: list[Tensor], kept: Kept
-    ) -> None:
-        tensors, x = layout.tensors, layout.tensors["input"]
-        B, N, H = (layout.sizes[name] for name in "BNH")
+    def forward(self, of: Arguments, keep: bool = True) -> tuple[list[Tensor], list[Tensor], Kept]:
+        layout, shape, x = _Layout(self.program, of), self.shape, of.x
+        tensors, (B, N, H) = layout.tensors, (layout.sizes[name] for name in "BNH")
         columns = self.program.gates * H
+        states = [x.new_empty(*x.shape[:-1], H) for _ in range(self.program.states)]
+        last = [x.new_empty(B, H) for _ in states]
+        pre, values = x.new_empty(N, columns), None
+        width = shape.kept * H + 2 * len(shape.norms)
+        if keep and width > 0:
+            values = pre if shape.fits_pre else x.new_empty(N, width)
         with self._kernels.stream() as stream:
-            pre = x.new_empty(N, columns) if kept.pre is None else kept.pre
-            torch.mm(x.view(N, -1), tensors["w_ih"].t(), out=pre)
+            torch.mm(tensors["input"].view(N, -1), tensors["w_ih"].t(), out=pre)
             products = None
             if tensors["w_hh"] is not None:
                 weight, product = tensors["w_hh"].t(), x.new_empty(B, columns)
@@ -126,14 +148,15 @@ class DeviceLayer(Layer):
                 False,
                 products,
                 pre=pre,
-                kept=kept.values,
+                kept=values,
                 states=states,
                 last=last,
                 entering=None if products is None else products.rows,
-                slots=x.new_empty(B, self.shape.slots, H) if self.shape.slots else None,
+                slots=x.new_empty(B, shape.slots, H) if shape.slots else None,
             )
+        return states, last, Kept(pre if keep and shape.keeps_pre else None, values)
 
-    def _first_entering(self, layout: Layout) -> Tensor:
+    def _first_entering(self, layout: _Layout) -> Tensor:
         """What W_hh sees at the first step of each sequence, [B, H], in memory of its own."""
         x, k = layout.tensors["input"], self.recurrent
         B, H = layout.sizes["B"], layout.sizes["H"]
@@ -147,18 +170,23 @@ class DeviceLayer(Layer):
         return entering
 
     @torch.no_grad()
-    def _run_backward(
+    def backward(
         self,
-        layout: Layout,
+        of: Arguments,
         states: Sequence[Tensor],
         kept: Kept,
-        given: Given,
-        wanted: Gradients,
-        d_initial: list[Tensor | None],
-        d_reset_to: list[Tensor | None],
-    ) -> tuple[list[Tensor | None], list[Tensor | None]]:
+        d_states: Sequence[Tensor | None],
+        d_last: Sequence[Tensor | None] = (),
+        kappa: Tensor | None = None,
+        clip_grad: float | None = None,
+        wanted: Gradients | None = None,
+    ) -> Gradients:
+        layout, wanted = _Layout(self.program, of), wanted or self._all(of)
         tensors, x = layout.tensors, layout.tensors["input"]
         B, N, H = (layout.sizes[name] for name in "BNH")
+        # A sequence whose first state is reset has none.
+        d_initial = [x.new_zeros(B, H) if w else None for w in wanted.initial]
+        d_reset_to = [torch.zeros_like(states[0]) if w else None for w in wanted.reset_to]
         shape, w_hh, width = self.shape, tensors["w_hh"], self.program.gates * H
         input_order, recurrent_order, first = shape.columns
         with self._kernels.stream() as stream:
@@ -180,12 +208,12 @@ class DeviceLayer(Layer):
                 states=states,
                 entering=entering,
                 slots=x.new_empty(B, shape.gradient_slots, H) if shape.gradient_slots else None,
-                kappa=given.kappa,
-                clip_grad=given.clip_grad,
+                kappa=None if kappa is None else kappa.to(x.dtype).contiguous(),
+                clip_grad=clip_grad or 0.0,
                 d=d,
                 carry=x.new_empty(B, self.program.states, H),
-                d_states=given.d_states,
-                d_last=given.d_last,
+                d_states=_contiguous(d_states, x.dtype),
+                d_last=_contiguous(d_last, x.dtype),
                 d_initial=d_initial,
                 d_reset_to=d_reset_to or None,
                 d_extras=d_extras,
@@ -208,11 +236,11 @@ class DeviceLayer(Layer):
                 d if d is None else d.sum(0) if row_stride == 0 else d.view_as(states[0])
                 for d, row_stride in zip(d_extras, layout.strides[::2], strict=True)
             ]
-        return found, of_extras
+        return Gradients(*found, d_initial, of_extras, d_reset_to)
 
     def _run(
         self,
-        layout: Layout,
+        layout: _Layout,
         stream: int,
         goes_back: bool,
         products: _Products | None,
@@ -273,6 +301,10 @@ class DeviceLayer(Layer):
         )
         if error:
             raise RuntimeError(f"a cell's kernel could not be launched: {kernels.error(error)}")
+
+
+def _contiguous(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    return [None if each is None else each.to(dtype).contiguous() for each in tensors]
 
 
 def _in_order(rows: Tensor, order: Sequence[int]) -> Tensor:

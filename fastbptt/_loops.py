@@ -158,10 +158,12 @@ def stack_layers(
         for direction in range(directions):
             i = layer * directions + direction
             initial = tuple(state[i] for state in states)
-            own = per_step._replace(
-                inputs=tuple(x.select(-2, i) for x in per_step.inputs),
-                reset_to=tuple(x.select(-2, i) for x in per_step.reset_to),
-            )
+            own = per_step
+            if per_step.inputs or per_step.reset_to:
+                own = per_step._replace(
+                    inputs=tuple(x.select(-2, i) for x in per_step.inputs),
+                    reset_to=tuple(x.select(-2, i) for x in per_step.reset_to),
+                )
             every, last = unroll(cell, input, initial, weights[i], own, direction == 1)
             outputs.append(every[output_state])
             finals.append(last)

@@ -67,16 +67,23 @@ def _unroll(
     """As :func:`fastbptt._loops.unroll`, whose arguments they are from ``step`` on."""
     of_cell = (*weights[4:], *per_step.inputs)
     given = (input, *weights[:4], *states, *of_cell, *per_step.reset_to)
-    if any(t is not None and not _fits(t, input) for t in given):
+    if not _fit(given, input):
         return _loops.unroll(step, input, states, weights, per_step, reverse)
     run = _Run(layer, order, step, per_step, reverse, len(weights), torch.is_grad_enabled())
     results = _Recurrence.apply(run, *given)
     return results[: len(states)], results[len(states) :]
 
 
-def _fits(tensor: Tensor, input: Tensor) -> bool:
-    return type(tensor) in (Tensor, torch.nn.Parameter) and (
-        (tensor.dtype == input.dtype and tensor.device == input.device) or tensor.dim() == 0
+_PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})
+
+
+def _fit(tensors: Sequence[OptionalTensor], input: Tensor) -> bool:
+    """Whether they are plain tensors like the input, numbers or None."""
+    if not _PLAIN.issuperset(map(type, tensors)):
+        return False
+    dtype, device = input.dtype, input.device
+    return all(
+        t is None or (t.dtype == dtype and t.device == device) or t.dim() == 0 for t in tensors
     )
 
 

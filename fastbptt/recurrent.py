@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
+from fastbptt import ops
 from fastbptt._cell_network import Layers, run_layers
 from fastbptt._options import as_clip_grad, options_of, sizes_of
 from fastbptt.call import Call, call_of_module
@@ -21,6 +23,20 @@ __all__ = ["Recurrent"]
 
 _PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 PerStepInput = Tensor | PackedSequence | float
+
+
+# Of no dimension, so that it changes no dtype. Made once: it takes longer than a short pass.
+@functools.lru_cache(maxsize=1024)
+def _kept_number(text: str, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(float(text), dtype=dtype, device="cpu")
+
+
+def _number(value: float, input: Tensor, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor of the CPU's: one for all calls where nobody looks at operators."""
+    if ops.is_watched(input) or torch._C._len_torch_dispatch_stack() > 0:
+        return torch.tensor(float(value), dtype=dtype, device="cpu")
+    return _kept_number(repr(float(value)), dtype)  # as text: 0.0 and -0.0 are equal
 
 
 class Recurrent(torch.nn.Module):
@@ -328,8 +344,7 @@ class Recurrent(torch.nn.Module):
             if value is None:
                 fixed[name] = None
             elif isinstance(value, float | int) and not isinstance(value, bool):
-                # Of no dimension, so that it changes no dtype.
-                fixed[name] = torch.tensor(float(value), dtype=weight.dtype, device="cpu")
+                fixed[name] = _number(value, call.input, weight.dtype)
             else:
                 inputs[name] = self._per_step(name, value, call).to(weight.dtype)
         for keyword in per_step:

@@ -178,7 +178,7 @@ class Bench:
         theirs = errors_of(peer.results(), truth)
         if task.row.precision == "tf32":
             theirs = larger(theirs, errors_of(without_cudnn(peer.results), truth))
-        # tf32 has float16's digits, and a peer's products of one row may not have been rounded to them.
+        # tf32 has the digits of float16; a peer may not have rounded products of one row to them.
         as_rounded = torch.float16 if task.row.precision == "tf32" else work.input.dtype
         eps = torch.finfo(as_rounded).eps
         ulps = {name: eps * exact.abs().max().item() for name, exact in truth.items()}

@@ -12,7 +12,7 @@
 #include "checks.h"
 #include "cpu/kernels.h"
 #include "network.h"
-#include "user_cell/call.h"
+#include "user_cell/layer.h"
 #include "user_cell/steps.h"
 #include "workspace.h"
 
@@ -20,15 +20,73 @@ namespace fastbptt {
 namespace {
 
 using Tensors = std::vector<Tensor>;
+using OptionalTensors = std::vector<OptionalTensor>;
 
 std::string cpu_isa() { return kernels().isa; }
 
 void set_cpu_isa(const std::string& isa) { select_isa(isa, "set_cpu_isa's argument"); }
 
-void user_cell(int64_t call, bool goes_back) {
+const UserCell& cell_at(int64_t address) { return *reinterpret_cast<const UserCell*>(address); }
+
+std::tuple<Tensors, Tensors, Tensor, Tensor> user_forward(
+    int64_t cell, const Tensor& input, const Tensor& w_ih, const OptionalTensor& w_hh,
+    const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensors& initial,
+    const Tensors& extras, const OptionalTensor& resets, const OptionalTensor& batch_sizes,
+    int64_t direction, const Tensors& reset_to, bool keep) {
   const python::NoGil no_gil;
-  const auto& user_call = *reinterpret_cast<const UserCall*>(call);
-  (goes_back ? run_user_backward : run_user_forward)(user_call, at::get_num_threads());
+  UserResults r = run_user_layer(
+      cell_at(cell),
+      {input, w_ih, w_hh, b_ih, b_hh, initial, extras, resets, batch_sizes, direction, reset_to},
+      keep);
+  return {std::move(r.states), std::move(r.last), std::move(r.pre), std::move(r.kept)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensors, Tensors, Tensors> user_backward(
+    int64_t cell, const Tensor& input, const Tensor& w_ih, const OptionalTensor& w_hh,
+    const OptionalTensor& b_ih, const OptionalTensor& b_hh, const OptionalTensors& initial,
+    const Tensors& extras, const OptionalTensor& resets, const OptionalTensor& batch_sizes,
+    int64_t direction, const Tensors& reset_to, const Tensors& states, const OptionalTensor& pre,
+    const OptionalTensor& kept, const OptionalTensors& d_states, const OptionalTensors& d_last,
+    const OptionalTensor& kappa, double clip_grad, bool wants_input, bool wants_w_ih,
+    bool wants_w_hh, bool wants_b_ih, bool wants_b_hh, const std::vector<bool>& wants_initial,
+    const std::vector<bool>& wants_extras, const std::vector<bool>& wants_reset_to) {
+  const python::NoGil no_gil;
+  UserEach<Tensor> d = user_gradients(
+      cell_at(cell),
+      {input, w_ih, w_hh, b_ih, b_hh, initial, extras, resets, batch_sizes, direction, reset_to},
+      {states, {}, pre.value_or(Tensor()), kept.value_or(Tensor())},
+      {d_states, d_last, kappa, clip_grad},
+      {wants_input, wants_w_ih, wants_w_hh, wants_b_ih, wants_b_hh, wants_initial, wants_extras,
+       wants_reset_to});
+  return {std::move(d.input), std::move(d.w_ih),    std::move(d.w_hh),   std::move(d.b_ih),
+          std::move(d.b_hh),  std::move(d.initial), std::move(d.extras), std::move(d.reset_to)};
+}
+
+// Sizes T, B, N, I and H; input, weights, biases, resets and batch_sizes; and the rest of UserLayout.
+std::tuple<std::vector<int64_t>, Tensors, Tensors, Tensors, std::vector<int64_t>, Tensors,
+           std::vector<int64_t>>
+read_user_arguments(int64_t gates, const std::vector<std::string>& extra_names, const Tensor& input,
+                    const Tensor& w_ih, const OptionalTensor& w_hh, const OptionalTensor& b_ih,
+                    const OptionalTensor& b_hh, const OptionalTensors& initial,
+                    const Tensors& extras, const OptionalTensor& resets,
+                    const OptionalTensor& batch_sizes, int64_t direction, const Tensors& reset_to) {
+  const python::NoGil no_gil;
+  const at::AutoDispatchBelowAutograd no_autograd;
+  UserLayout of = user_layout(
+      gates, extra_names,
+      {input, w_ih, w_hh, b_ih, b_hh, initial, extras, resets, batch_sizes, direction, reset_to});
+  const auto unwrapped = [](const OptionalTensors& tensors) {
+    Tensors result;
+    for (const OptionalTensor& each : tensors) result.push_back(each.value_or(Tensor()));
+    return result;
+  };
+  return {{of.T, of.B, of.N, of.I, of.H},
+          unwrapped({of.input, of.w_ih, of.w_hh, of.b_ih, of.b_hh, of.resets, of.batch_sizes}),
+          unwrapped(of.initial),
+          std::move(of.extras),
+          std::move(of.strides),
+          std::move(of.reset_to),
+          std::move(of.reset_strides)};
 }
 
 int64_t user_cell_steps(int64_t call, bool goes_back, const OptionalTensor& rows,
@@ -128,8 +186,13 @@ PyMethodDef functions[] = {
                                     "The instruction sets that this CPU can run, best first."),
     python::function<set_cpu_isa>("set_cpu_isa",
                                   "Runs the kernels of this instruction set from now on."),
-    python::function<user_cell>("user_cell",
-                                "A pass of a user's cell, given the address of a UserCall."),
+    python::function<user_forward>("user_forward",
+                                   "A layer of a user's cell on the CPU, given the address of a "
+                                   "UserCell, _layer.Arguments, and whether to keep anything."),
+    python::function<user_backward>("user_backward", "Its gradients; see user_gradients."),
+    python::function<read_user_arguments>(
+        "read_user_arguments",
+        "Such a layer's arguments as kernels read them, given gates, extras' names and arguments."),
     python::function<user_cell_steps>(
         "user_cell_steps",
         "The steps of a user's cell on a device, given the address of a UserStepsCall and a "

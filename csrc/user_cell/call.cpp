@@ -15,16 +15,17 @@ class UserPass {
  public:
   UserPass(const UserCall& call, int threads, const bool* closed) {
     Params& p = params_;
+    const UserCell& cell = *call.cell;
     p.layout = {call.T, call.B, call.N, call.B, 1, call.offsets, call.batch_sizes};
     Cuts cuts;
     cuts.resets = call.resets;
     cuts.closed = closed;
     lanes_ = make_lanes(p.layout, int(call.direction), cuts);
-    for (int64_t k = 0; k < call.extras; ++k) {
+    for (int64_t k = 0; k < cell.extras; ++k) {
       extras_.push_back({static_cast<const scalar_t*>(call.extra_data[k]),
                          call.extra_strides[2 * k], call.extra_strides[2 * k + 1]});
     }
-    for (int64_t k = 0; call.reset_to && k < call.states; ++k) {
+    for (int64_t k = 0; call.reset_to && k < cell.states; ++k) {
       reset_to_.push_back({static_cast<const scalar_t*>(call.reset_to[k]),
                            call.reset_strides[2 * k], call.reset_strides[2 * k + 1]});
     }
@@ -39,11 +40,11 @@ class UserPass {
     p.w_hh = static_cast<const scalar_t*>(call.w_hh);
     p.b_ih = static_cast<const scalar_t*>(call.b_ih);
     p.b_hh = static_cast<const scalar_t*>(call.b_hh);
-    p.cell = {int(call.gates),           int(call.states),    int(call.kept_values),
-              int(call.extras),          int(call.recurrent), int(call.columns),
-              int(call.first_recurrent), call.input_order,    call.recurrent_order,
-              int(call.phases),          int(call.slots),     int(call.gradient_slots),
-              int(call.norms),           call.norm_table};
+    p.cell = {int(cell.gates),           int(cell.states),    int(cell.kept_values),
+              int(cell.extras),          int(cell.recurrent), int(cell.columns),
+              int(cell.first_recurrent), cell.input_order,    cell.recurrent_order,
+              int(cell.phases),          int(cell.slots),     int(cell.gradient_slots),
+              int(cell.norms),           cell.norm_table};
     p.initial = reinterpret_cast<const scalar_t* const*>(call.initial);
     p.states = reinterpret_cast<scalar_t* const*>(call.all_states);
     p.reset_to = call.reset_to ? reset_to_.data() : nullptr;
@@ -53,7 +54,7 @@ class UserPass {
     p.ld_kept = call.ld_kept;
     const double terms =
         double(call.I) + (call.w_hh ? double(call.H) : 16);  // 16: as much as a cell
-    p.threads = useful_threads(threads, double(call.N) * double(call.gates * call.H) * terms);
+    p.threads = useful_threads(threads, double(call.N) * double(cell.gates * call.H) * terms);
   }
 
   Params& params() { return params_; }
@@ -84,7 +85,7 @@ void forward(const UserCall& call, int threads) {
   UserPass<scalar_t, Params> pass(call, threads, nullptr);
   Params& p = pass.params();
   p.last = reinterpret_cast<scalar_t* const*>(call.last);
-  p.run = reinterpret_cast<decltype(p.run)>(call.forward);
+  p.run = reinterpret_cast<decltype(p.run)>(call.cell->forward);
   pass.run(user_kernels_for<scalar_t>()->forward);
 }
 
@@ -111,18 +112,18 @@ void backward(const UserCall& call, int threads) {
   p.d_w_hh = static_cast<scalar_t*>(call.d_w_hh);
   p.d_b_ih = static_cast<scalar_t*>(call.d_b_ih);
   p.d_b_hh = static_cast<scalar_t*>(call.d_b_hh);
-  p.run = reinterpret_cast<decltype(p.run)>(call.backward);
+  p.run = reinterpret_cast<decltype(p.run)>(call.cell->backward);
   pass.run(user_kernels_for<scalar_t>()->backward);
 }
 
 }  // namespace
 
 void run_user_forward(const UserCall& call, int threads) {
-  call.is_double ? forward<double>(call, threads) : forward<float>(call, threads);
+  call.cell->is_double ? forward<double>(call, threads) : forward<float>(call, threads);
 }
 
 void run_user_backward(const UserCall& call, int threads) {
-  call.is_double ? backward<double>(call, threads) : backward<float>(call, threads);
+  call.cell->is_double ? backward<double>(call, threads) : backward<float>(call, threads);
 }
 
 }  // namespace fastbptt

@@ -1,4 +1,4 @@
-// A call of a user's cell from Python: one direction of a layer.
+// A pass of a user's cell over one direction of a layer, by pointers.
 #pragma once
 
 #include <cstdint>
@@ -7,16 +7,26 @@
 
 namespace fastbptt {
 
-// Of either pass; fastbptt/_compiled.py has the same list. See UserForwardParams, UserBackwardParams.
-struct UserCall {
+// A cell that is compiled, for one dtype and instruction set; fastbptt/_cpu_layer.py has the same
+// list. See UserShape.
+struct UserCell {
   int64_t is_double;
-  int64_t T, B, N, I, H, direction, ld_kept;
-  double clip_grad;
   int64_t gates, states, kept_values, extras, recurrent, columns, first_recurrent;
   int64_t phases, slots, gradient_slots, norms;
+  int64_t keeps_pre;  // the backward pass reads `pre`, or what is kept takes its place
+  int64_t fits_pre;   // what is kept takes the place of `pre`
   const int *input_order, *recurrent_order;
   const UserNorm* norm_table;
-  void *forward, *backward;    // the library's functions
+  const char* const* extra_names;  // [extras]
+  const char* isa;
+  void *forward, *backward;  // the library's functions
+};
+
+// Of either pass. See UserForwardParams, UserBackwardParams.
+struct UserCall {
+  const UserCell* cell;
+  int64_t T, B, N, I, H, direction, ld_kept;
+  double clip_grad;
   const int64_t* offsets;      // [T+1], or null if uniform
   const int64_t* batch_sizes;  // [T], or null if uniform
   const bool* resets;          // [N]

@@ -111,8 +111,8 @@ def test_the_report_shows_failures_and_what_was_left_out(tmp_path):
     assert "- lstm fp16 6,2,64 forward: resident: output is off" in report
     assert "- lstm fp16 6,2,64 forward+backward: its process ended" in report
     assert "| 2,64 | no memory |" in report and "| FAILED |" in report
-    line = "| rnn fp32 6,2,64 | forward | 1 | 1 | FAILED | none | not timed | 1 | stepwise |"
-    assert line in report
+    kernels = "1 | not timed | FAILED | none | not timed"
+    assert f"| rnn fp32 6,2,64 | forward | 1 | {kernels} | 1 | stepwise |" in report
     for table in report.split("\n\n"):
         if table.startswith("|"):
             assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1

@@ -32,6 +32,7 @@ def either(request):
 
 
 I = 6
+NUMBER = torch.tensor(0.3, dtype=torch.float64)
 NORMALIZED = ["layer norm gru", "layer norm lstm", "normalized"]
 
 
@@ -53,7 +54,7 @@ def arguments(name, T, B, H, dtype=torch.float64, seed=0):
         random(G * H, scale=0.3),
         random(G * H, scale=0.1),
         [random(B, H) for _ in range(program.states)],
-        [0.3 if kind == "number" else random(*shapes[kind], scale=0.4) for kind in kinds],
+        [NUMBER if kind == "number" else random(*shapes[kind], scale=0.4) for kind in kinds],
     )
 
 
@@ -83,8 +84,7 @@ def step_by_step(program, recurrent, of, lengths=None, kappa=None):
         for k, h in enumerate(states):
             values[Leaf("state", k)] = h
         for name, extra in zip(program.extras, of.extras, strict=True):
-            is_by_step = isinstance(extra, torch.Tensor) and extra.dim() == 3
-            values[Leaf("extra", name)] = extra[t] if is_by_step else extra
+            values[Leaf("extra", name)] = extra[t] if extra.dim() == 3 else extra
         after = program.evaluate(values)
         if lengths is not None:
             alive = (t < lengths)[:, None]
@@ -122,17 +122,17 @@ class Recurrence(torch.autograd.Function):
         gradients = {name: getattr(found, name) for name in found._fields[:5]}
         gradients |= {("initial", i): d for i, d in enumerate(found.initial)}
         for i, (extra, d) in enumerate(zip(of.extras, found.extras, strict=True)):
-            if isinstance(extra, torch.Tensor):
+            if extra.dim() > 0:
                 gradients["extras", i] = d.sum_to_size(extra.shape)
         return None, None, None, *(gradients[place] for place in tensor_places(of))
 
 
 def tensor_places(of):
-    """The names of the arguments that are tensors."""
+    """The names of the arguments that are tensors, numbers aside."""
     return [
         *(name for name in of._fields[:5] if getattr(of, name) is not None),
         *(("initial", i) for i, h in enumerate(of.initial) if h is not None),
-        *(("extras", i) for i, x in enumerate(of.extras) if isinstance(x, torch.Tensor)),
+        *(("extras", i) for i, x in enumerate(of.extras) if x.dim() > 0),
     ]
 
 
@@ -173,7 +173,7 @@ def check(name, T, B, H, lengths=None, kappa=None, **options):
         expected, kappa = [rows(h) for h in expected], rows(kappa)
         given = of._replace(
             x=rows(of.x),
-            extras=[x[alive] if torch.is_tensor(x) and x.dim() == 3 else x for x in of.extras],
+            extras=[x[alive] if x.dim() == 3 else x for x in of.extras],
             resets=rows(of.resets),
             batch_sizes=alive.sum(1),
         )

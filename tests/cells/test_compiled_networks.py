@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 import fastbptt
@@ -142,3 +143,26 @@ def test_without_a_compiler_the_loop_runs_with_a_warning(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(net(x)[0], expected)
+
+
+def test_a_number_is_each_calls_own():
+    """Whatever was at work when it was first met: it is made once for all calls of its dtype."""
+    number = 0.6180339
+    x = data(4, 2, 3)
+    with torch.inference_mode():
+        expected = net_of(alpha=number)(x)[0]
+    with FakeTensorMode() as mode, torch.no_grad():
+        net_of(alpha=number / 2)(mode.from_tensor(x))
+    for alpha in (number, number / 2):
+        net = net_of(alpha=alpha)
+        net(x)[0].sum().backward()  # which keeps it
+        assert net.weight_hh_l0.grad.abs().max() > 0
+    assert torch.equal(net_of(alpha=number)(x)[0], expected)
+    assert net_of(alpha=number, dtype=torch.float32)(x.float())[0].dtype == torch.float32
+
+
+def test_a_zeros_sign_is_kept(compiled_steps):
+    """0.0 and -0.0 are equal, and not the same number."""
+    cell = fastbptt.cell(gates=1, states=1)(lambda pre, rec, state, sign: (pre[0] * sign,))
+    plus, minus = (net_of(cell, sign=sign)(data(1, 1, 3))[0].signbit() for sign in (0.0, -0.0))
+    assert torch.equal(plus, ~minus)

@@ -30,7 +30,9 @@ def nothing_is_known(monkeypatch, tmp_path):
 
 def check(layer):
     x, w = torch.ones(3, 2, 4), torch.eye(4)
-    (h,), _, _ = layer.forward(_compiled.Arguments(x, w, w, None, None, [None], [0.5]))
+    (h,), _, _ = layer.forward(
+        _compiled.Arguments(x, w, w, None, None, [None], [torch.tensor(0.5)])
+    )
     expected, state = [], torch.zeros(2, 4)
     for _ in range(3):
         state = state + 0.5 * (torch.tanh(1 + state) - state)

@@ -197,10 +197,9 @@ def test_a_cell_of_too_many_arguments_has_none():
     assert _device_layer.fits(CASES["layer norm lstm"][0])
 
 
-def test_numbers_on_another_device():
-    """A number is no tensor of the device; to bring one there would wait for it."""
-    of = arguments("leaky", 3, 2, 5)
+def test_numbers_of_other_dtypes_and_shapes():
+    of = arguments("leaky", 3, 2, 5)._replace(extras=[torch.tensor(0.25, dtype=torch.float64)])
     layer = test_compiled.compiled(leaky())
     expected = layer.forward(of)[0][0]
-    for number in (0.3, torch.tensor(0.3, dtype=torch.float64)):
+    for number in (torch.tensor(0.25), torch.tensor([0.25], dtype=torch.float64)):
         assert torch.equal(layer.forward(of._replace(extras=[number]))[0][0], expected)
