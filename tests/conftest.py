@@ -21,10 +21,23 @@ import common  # noqa: E402
 import fastbptt  # noqa: E402
 
 # Derandomized: a run finds today what it found yesterday. FASTBPTT_TEST_EXPLORE=1 looks further.
+# The fixtures set what an example does not change: an instruction set, the threads.
+fixtures = hypothesis.HealthCheck.function_scoped_fixture
+common_settings = {"deadline": None, "suppress_health_check": [fixtures]}
 hypothesis.settings.register_profile(
-    "repeatable", deadline=None, derandomize=True, max_examples=40, database=None
+    "repeatable", derandomize=True, max_examples=40, database=None, **common_settings
 )
-hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.register_profile(
+    "explore", max_examples=1000, print_blob=True, **common_settings
+)
+# For tools/aarch64_test.py: that an example takes long to draw says nothing in a processor that
+# is emulated.
+hypothesis.settings.register_profile(
+    "emulated",
+    hypothesis.settings.get_profile("repeatable"),
+    max_examples=10,
+    suppress_health_check=[fixtures, hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile(
     "explore" if os.environ.get("FASTBPTT_TEST_EXPLORE") == "1" else "repeatable"
 )

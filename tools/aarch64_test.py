@@ -144,7 +144,7 @@ def run(arguments: list[str]) -> int:
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
     left_out = [argument for test in LEFT_OUT for argument in ("--deselect", test)]
-    tests = arguments or [*TESTS, *left_out, "-q"]
+    tests = ["--hypothesis-profile=emulated", *(arguments or [*TESTS, *left_out, "-q"])]
     return subprocess.run([PYTHON, "-c", script, *tests], cwd=TREE, env=env).returncode
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 import fastbptt
 from common import (
@@ -170,7 +170,6 @@ def cases(draw) -> tuple[Case, int | None]:
     return case, draw(st.none() | st.integers(1, T + 2))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cases())
 def test_any_configuration(isa, threads, case_and_k):
     check(*case_and_k)
