@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 import fastbptt
 from common import assert_as_exact, assert_matches, referee, step
+
+PROFILE = hypothesis.settings.get_current_profile_name()
+# In a CI it loads settings of Hypothesis for torch's own tests, and all tests here would get them.
+from torch.testing._internal.common_modules import ModuleErrorEnum, module_db  # noqa: E402
+
+hypothesis.settings.load_profile(PROFILE)
 
 CLASSES = {
     torch.nn.RNN: fastbptt.RNN,
