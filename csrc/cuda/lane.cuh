@@ -98,8 +98,8 @@ struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
     }
   }
 
-  // Ends with a barrier, behind which the first inputs are under way. initial(unit): x of step 0, the
-  // same in all groups.
+  // The first inputs are under way then; the barrier that x waits for is that of step 0. initial(unit): x
+  // of step 0, the same in all groups.
   template <typename Initial, typename Locate>
   __device__ void start(int64_t H, Initial&& initial, Locate&& locate) {
     if (role == kPlaces) compute_places<2 * kPlaceSteps>(0, locate);
