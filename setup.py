@@ -63,6 +63,8 @@ CELL_HEADERS = [
     "csrc/user_cell/kernels.cuh",
     "csrc/user_cell/library.h",
     "csrc/user_cell/operations.h",
+    "csrc/user_cell/product.cuh",
+    "csrc/user_cell/product.h",
     "csrc/user_cell/step.h",
 ]
 CUDA_SOURCES = [

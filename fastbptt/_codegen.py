@@ -26,6 +26,9 @@ INSTRUCTION_SETS = {
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 
+#: The kernels of csrc/user_cell/product.cuh, in the order of kProductVectors and kProductRows.
+PRODUCT_KERNELS = [(rows, vector) for vector in (4, 1) for rows in (4, 8, 16, 32)]
+
 
 def _live(program: Program, roots: set[int]) -> list[int]:
     """The values that some others are made of, in their order."""
@@ -292,3 +295,9 @@ namespace {{
 
 FASTBPTT_USER_KERNELS(fastbptt::UserCell, {SCALARS[dtype]})
 """
+
+
+def write_products() -> str:
+    """The source of the products' kernels on a GPU, which all cells share."""
+    kernels = [f"FASTBPTT_PRODUCT_KERNEL({rows}, {vector})" for rows, vector in PRODUCT_KERNELS]
+    return "\n".join(['#include "user_cell/product.cuh"', *kernels, ""])

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from fastbptt import _compiler
+from fastbptt import _codegen, _compiler
 from fastbptt._compiler import Unavailable
 
-#: What the kernels' source includes.
+#: What the kernels' sources include.
 HEADERS = (
     *("cells.h", "host_device.h", "scalar.h"),
     *("user_cell/device.cuh", "user_cell/kernels.cuh", "user_cell/operations.h"),
-    "user_cell/step.h",
+    *("user_cell/product.cuh", "user_cell/product.h", "user_cell/step.h"),
 )
 FLAGS = ("--std=c++17", "-default-device", "-w")
 
@@ -165,6 +165,37 @@ def _check_driver(number: int) -> None:
         raise Unavailable(_message(number))
 
 
+class _Module:
+    """The kernels of a source on one device, compiled and loaded."""
+
+    def __init__(self, source: str, device: torch.device):
+        code = image(source, torch.cuda.get_device_capability(device))
+        cuda, self._module, self.context = _driver(), ctypes.c_void_p(), ctypes.c_void_p()
+        with torch.cuda.device(device):
+            torch.cuda.synchronize()  # so that the device's own context is there
+            _check_driver(cuda.cuCtxGetCurrent(ctypes.byref(self.context)))
+            _check_driver(cuda.cuModuleLoadData(ctypes.byref(self._module), code))
+
+    def function(self, name: str) -> int:
+        function = ctypes.c_void_p()
+        _check_driver(
+            _driver().cuModuleGetFunction(
+                ctypes.byref(function), self._module, f"fastbptt_{name}".encode()
+            )
+        )
+        assert function.value is not None
+        return function.value
+
+
+@functools.cache
+def _products(device: torch.device) -> list[int]:
+    """Those kernels of a device that all cells share."""
+    module = _Module(_codegen.write_products(), device)
+    return [
+        module.function(f"product_{rows}_{vector}") for rows, vector in _codegen.PRODUCT_KERNELS
+    ]
+
+
 class CudaKernels:
     """Of a cell, on one device; see :class:`fastbptt._device_layer.Kernels`."""
 
@@ -176,28 +207,13 @@ class CudaKernels:
         """
         if torch.version.cuda is None:
             raise Unavailable("torch is not built for CUDA, which cells are compiled for")
-        code = image(source, torch.cuda.get_device_capability(device))
-        cuda = _driver()
-        self._device = device
-        self._context, self._module = ctypes.c_void_p(), ctypes.c_void_p()
-        with torch.cuda.device(device):
-            torch.cuda.synchronize()  # so that the device's own context is there
-            _check_driver(cuda.cuCtxGetCurrent(ctypes.byref(self._context)))
-            _check_driver(cuda.cuModuleLoadData(ctypes.byref(self._module), code))
-        self.forward, self.backward, self.finish = map(
-            self._function, ("forward", "backward", "finish")
+        module = _Module(source, device)
+        self._device, self._context = device, module.context
+        self.forward, self.backward, self.finish = (
+            module.function(f"cell_{name}") for name in ("forward", "backward", "finish")
         )
-        self.launch = ctypes.cast(cuda.cuLaunchKernel, ctypes.c_void_p).value
-
-    def _function(self, name: str) -> int:
-        function = ctypes.c_void_p()
-        _check_driver(
-            _driver().cuModuleGetFunction(
-                ctypes.byref(function), self._module, f"fastbptt_cell_{name}".encode()
-            )
-        )
-        assert function.value is not None
-        return function.value
+        self.products = _products(device)
+        self.launch = ctypes.cast(_driver().cuLaunchKernel, ctypes.c_void_p).value
 
     @contextmanager
     def stream(self) -> Iterator[int]:

@@ -3,6 +3,8 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/mm.h>
 
+#include <algorithm>
+#include <iterator>
 #include <vector>
 
 #include "user_cell/step.h"
@@ -42,7 +44,7 @@ class UserSteps {
   std::vector<int64_t> offsets_;
 };
 
-// The products of all steps, whose views are made anew only where the rows are others.
+// The products of all steps by the library, whose views are made anew only where the rows are others.
 class Multiplier {
  public:
   explicit Multiplier(const UserProducts& products) : products_(products) {}
@@ -61,21 +63,89 @@ class Multiplier {
   at::Tensor rows_, product_;
 };
 
+// The products of all steps by kernels for few rows.
+class FewRowsMultiplier {
+ public:
+  FewRowsMultiplier(const UserStepsCall& call, const UserProducts& products) : call_(call) {
+    const at::Tensor &rows = products.rows, &weight = products.weight, &out = products.product;
+    product_ = {rows.const_data_ptr<float>(),
+                weight.const_data_ptr<float>(),
+                out.mutable_data_ptr<float>(),
+                rows.stride(0),
+                weight.stride(1),
+                out.stride(0),
+                0,
+                int(weight.size(1)),
+                int(weight.size(0))};
+    while (!fits(kProductVectors[vector_])) ++vector_;
+    const int64_t loads = ceil_div(product_.depth, kProductVectors[vector_] * kWarp);
+    warps_ = std::min<int64_t>(loads, kProductWarps);
+  }
+
+  int run(int64_t first, int64_t count) {
+    UserProduct product = product_;
+    product.rows += first * product.ld_rows;
+    product.count = int(count);
+    size_t size = 0;
+    while (kProductRows[size] < count) ++size;
+    void* arguments[] = {&product};
+    const int64_t sums = int64_t{kProductRows[size]} * kProductColumns;
+    return call_.launch(call_.products[vector_ * std::size(kProductRows) + size],
+                        unsigned(ceil_div(product.columns, kProductColumns)), 1, 1,
+                        unsigned(warps_ * kWarp), 1, 1, unsigned(warps_ * sums * sizeof(float)),
+                        call_.stream, arguments, nullptr);
+  }
+
+ private:
+  static constexpr int64_t kWarp = 32;  // threads
+  static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+  // Whether so many numbers can be loaded at once.
+  bool fits(int vector) const {
+    const auto is_multiple = [&](int64_t numbers) { return numbers % vector == 0; };
+    const auto is_aligned = [&](const float* pointer) {
+      return reinterpret_cast<uintptr_t>(pointer) % (size_t(vector) * sizeof(float)) == 0;
+    };
+    return is_multiple(product_.depth) && is_multiple(product_.ld_rows) &&
+           is_multiple(product_.ld_weight) && is_aligned(product_.rows) &&
+           is_aligned(product_.weight);
+  }
+
+  const UserStepsCall& call_;
+  UserProduct product_;  // of the first row on
+  size_t vector_ = 0;
+  int64_t warps_;
+};
+
 }  // namespace
 
 int run_user_steps(const UserStepsCall& call, bool goes_back,
                    const std::optional<UserProducts>& products) {
   const at::AutoDispatchBelowAutograd no_autograd;
   const UserSteps steps(call);
-  std::optional<Multiplier> multiplier;
-  if (products) multiplier.emplace(*products);
+  std::optional<Multiplier> by_library;
+  std::optional<FewRowsMultiplier> by_kernels;
+  if (products && call.products[0]) {
+    by_kernels.emplace(call, *products);
+  } else if (products) {
+    by_library.emplace(*products);
+  }
+  const auto multiply = [&](int64_t first, int64_t count) {
+    if (by_kernels) return by_kernels->run(first, count);
+    if (by_library) by_library->run(first, count);
+    return 0;
+  };
   for (int64_t i = 0; i < call.T; ++i) {
     const UserStep step = steps.at(goes_back ? call.T - 1 - i : i);
-    if (multiplier && !goes_back) multiplier->run(0, step.active);
+    if (!goes_back) {
+      if (const int error = multiply(0, step.active)) return error;
+    }
     if (const int error = steps.launch(call.kernel, step)) return error;
     // Of sequences that begin here the product stays, for `finish`.
     const bool is_read = i + 1 < call.T || call.finish;
-    if (multiplier && goes_back && is_read) multiplier->run(step.row, step.active);
+    if (goes_back && is_read) {
+      if (const int error = multiply(step.row, step.active)) return error;
+    }
   }
   if (!goes_back || !call.finish) return 0;
   UserStep all{};

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <optional>
 
+#include "user_cell/product.h"
+
 namespace fastbptt {
 
 // Of either pass; fastbptt/_device_layer.py has the same list.
@@ -20,14 +22,16 @@ struct UserStepsCall {
   void* stream;
   void* arguments;  // the kernels' first one; the second is a UserStep
   int64_t blocks_of_row, threads, shared_bytes;
+  // Of few rows, for each of kProductVectors those for kProductRows; or null: products are the library's.
+  void* products[kProductKernels];
 };
 
 // The products of a pass, all without rows where the cell has no W_hh. Of each step: in the forward pass
 // before the kernel, product = rows weight, of the sequences that take part; in the backward pass after
 // it, of the step's own rows.
 struct UserProducts {
-  at::Tensor rows;     // [B, H], or in the backward pass [N, G*H]
-  at::Tensor weight;   // [H, G*H], or [G*H, H]
+  at::Tensor rows;    // [B, H], or in the backward pass [N, G*H]
+  at::Tensor weight;  // [H, G*H], or [G*H, H]; columns are contiguous where call.products are there
   at::Tensor product;  // [B, G*H], or [B, H]
 };
 

@@ -17,8 +17,8 @@ int cuModuleLoadData(void** module, const void* image) {
   return 0;
 }
 int cuModuleGetFunction(void** function, void* module, const char* name) {
-  if (module != (void*)0x1234567890 || strncmp(name, "fastbptt_cell_", 14) != 0) return 500;
-  *function = (void*)(long)name[14];
+  if (module != (void*)0x1234567890 || strncmp(name, "fastbptt_", 9) != 0) return 500;
+  *function = strncmp(name, "fastbptt_cell_", 14) == 0 ? (void*)(long)name[14] : (void*)(long)'p';
   return 0;
 }
 int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,

@@ -10,7 +10,7 @@ import torch
 import test_compiled
 from cells.programs import CASES, Builder, gru, leaky
 from emulation import user_cells
-from fastbptt import _compiled, _compiler, _device_layer, _rules
+from fastbptt import _codegen, _compiled, _compiler, _device_layer, _rules
 from fastbptt._layer import Gradients
 from test_compiled import arguments, check, gradients, leaves_of, run
 
@@ -80,15 +80,17 @@ def test_what_is_read_was_written(name, direction, poisoned):
 class Recorded:
     """Kernels that note what is launched, and of whose launches one may fail."""
 
+    CELL = ("forward", "backward", "finish")
     LAUNCH = ctypes.CFUNCTYPE(
         ctypes.c_int, ctypes.c_void_p, *[ctypes.c_uint] * 7, *[ctypes.c_void_p] * 3
     )
 
     def __init__(self, kernels, fails_at=None):
         self.own, self.launches, self.fails_at = kernels, [], fails_at
-        names = "forward backward finish".split()
-        self.forward, self.backward, self.finish = (getattr(kernels, name) for name in names)
-        self.names = {getattr(kernels, name): name for name in names}
+        self.forward, self.backward, self.finish = (getattr(kernels, name) for name in self.CELL)
+        self.products = kernels.products
+        self.names = {getattr(kernels, name): name for name in self.CELL}
+        self.names |= dict(zip(self.products, _codegen.PRODUCT_KERNELS, strict=True))
         self.stream, through = kernels.stream, self.LAUNCH(kernels.launch)
 
         def launch(kernel, *rest):

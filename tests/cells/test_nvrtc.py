@@ -143,7 +143,9 @@ def driver(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-    return driver
+    _nvrtc._products.cache_clear()
+    yield driver
+    _nvrtc._products.cache_clear()
 
 
 def test_what_the_driver_is_told(driver, monkeypatch):
@@ -181,7 +183,7 @@ def _raise(error):
 def test_headers_are_those_that_are_included():
     """And no others: NVRTC finds nothing else."""
     folder = _compiler.headers()
-    found, waiting = set(), {"user_cell/kernels.cuh"}
+    found, waiting = set(), {"user_cell/kernels.cuh", "user_cell/product.cuh"}
     while waiting:
         name = waiting.pop()
         found.add(name)

@@ -1,6 +1,8 @@
-// The kernels of a user's cell as emulated_launch takes them; included behind their source.
+// The kernels of a user's cell, and of products, as emulated_launch takes them; included behind their
+// source.
 #pragma once
 
+#include "user_cell/product.h"
 #include "user_cell/step.h"
 
 #define FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, pass)                              \
@@ -13,3 +15,8 @@
   FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, forward)  \
   FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, backward) \
   FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, finish)
+
+#define FASTBPTT_EMULATED_PRODUCT(rows, vector)                                                   \
+  extern "C" void fastbptt_emulated_product_##rows##_##vector(void** arguments) {                 \
+    fastbptt_product_##rows##_##vector(*static_cast<const fastbptt::UserProduct*>(arguments[0])); \
+  }

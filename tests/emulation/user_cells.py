@@ -59,40 +59,56 @@ def set_order(order: str, seed: int = 0) -> None:
     machine().emulated_order(orders.index(order), ctypes.c_uint64(seed))
 
 
+def _kernels(text: str) -> ctypes.CDLL:
+    """Those of a source, which includes what emulates them."""
+
+    def make(work: Path) -> bytes:
+        (work / "cell.cpp").write_text(text)
+        return _compiled([work / "cell.cpp"], work)
+
+    own = ROOT / "tests" / "emulation" / "user_cell.h"
+    made_from = (text, _compiler.headers_hash(_nvrtc.HEADERS), own.read_text(), *FLAGS)
+    machine()
+    return ctypes.CDLL(str(_compiler.kept(made_from, ".emulated.so", make)))
+
+
+def _address(library: ctypes.CDLL, name: str) -> int:
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+
+
+@functools.cache
+def products() -> list[int]:
+    names = _codegen.PRODUCT_KERNELS
+    emulated = [f"FASTBPTT_EMULATED_PRODUCT({rows}, {vector})" for rows, vector in names]
+    text = [_codegen.write_products(), '#include "emulation/user_cell.h"', *emulated, ""]
+    library = _kernels("\n".join(text))
+    return [
+        _address(library, f"fastbptt_emulated_product_{rows}_{vector}") for rows, vector in names
+    ]
+
+
 class EmulatedKernels:
     """As :class:`fastbptt._device_layer.Kernels`, for tensors of the CPU."""
 
     def __init__(self, source: str):
         scalar = "double" if "UserCell, double)" in source else "float"
-        text = (
+        self._library = _kernels(
             f'{source}\n#include "emulation/user_cell.h"\n'
             f"FASTBPTT_EMULATED_KERNELS(fastbptt::UserCell, {scalar})\n"
         )
-
-        def make(work: Path) -> bytes:
-            (work / "cell.cpp").write_text(text)
-            return _compiled([work / "cell.cpp"], work)
-
-        own = ROOT / "tests" / "emulation" / "user_cell.h"
-        made_from = (text, _compiler.headers_hash(_nvrtc.HEADERS), own.read_text(), *FLAGS)
-        self._machine = machine()
-        self._library = ctypes.CDLL(str(_compiler.kept(made_from, ".emulated.so", make)))
         self.forward, self.backward, self.finish = (
-            self._address(self._library, f"fastbptt_emulated_{name}")
+            _address(self._library, f"fastbptt_emulated_{name}")
             for name in ("forward", "backward", "finish")
         )
-        self.launch = self._address(self._machine, "emulated_launch")
-
-    @staticmethod
-    def _address(library: ctypes.CDLL, name: str) -> int:
-        return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        self.products = products()
+        self.launch = _address(machine(), "emulated_launch")
 
     @contextmanager
     def stream(self) -> Iterator[None]:
         yield None
 
     def error(self, number: int) -> str:
-        return self._machine.emulated_error().decode()
+        return machine().emulated_error().decode()
 
 
 def layer(program, dtype: torch.dtype, recurrent: int = 0, change=lambda source: source):
