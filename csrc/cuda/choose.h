@@ -30,7 +30,7 @@ struct Plan {
   bool exists() const { return tiling.warps > 0; }
   Kernel kernel() const {
     return !exists()             ? Kernel::kStepwise
-           : tiling.parts > 0    ? Kernel::kLane
+           : tiling.sharers > 0  ? Kernel::kLane
            : tiling.is_grid      ? Kernel::kGrid
            : tiling.cluster == 1 ? Kernel::kResident
                                  : Kernel::kCluster;

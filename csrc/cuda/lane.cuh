@@ -1,8 +1,10 @@
-// The lane kernels: a block computes one lane, all steps in one launch, and each unit has few threads that
-// keep their part of W in registers. For so few hidden units that a block's registers hold W.
+// The lane kernels: a block computes one lane, all steps in one launch, and its threads keep W in registers.
+// For so few hidden units that they hold it.
 //
-// The fastest kernels of all where they can run: a step has one barrier, and what the parts of a unit
-// sum is added up by shuffles, so that each of them has the whole and computes the cell, all the same.
+// The fastest kernels of all where they can run: a step has one barrier. A tile of threads multiplies
+// for some units, each thread with some columns; its sums are added up by shuffles, so that each unit's come
+// to the few threads that share it, which compute the cell, all the same. What a step takes is bound by
+// what a thread reads of x, 4 bytes a lane for each column: the fewer the more units it multiplies for.
 // Three more warps do what else there is meanwhile: one fetches inputs some steps ahead, one stores
 // results a step behind, and the last one computes where both are, for both only to follow. That takes
 // longer than a step, so it meets the others once in kPlaceSteps steps. Products are of float32, in every
@@ -15,11 +17,6 @@
 
 namespace fastbptt {
 namespace {
-
-// How a thread's sums are kept apart while it multiplies: chains of additions that do not wait for each
-// other.
-template <int rows>
-constexpr int kSumsOfRow = rows == 1 ? 4 : 2;
 
 // Where a step's inputs and results are, those of unit 0: null where there are none. Results may go to two
 // places.
@@ -38,27 +35,43 @@ struct Addresses {
   }
 };
 
-// kRows: of W, that a unit has; kGroups: of kColumns columns each, that a thread has of each row. Forward
-// a row is a gate's and the columns are x's; backward there is one row, with groups of columns for
-// the gates.
-template <typename Step, typename Place, int kParts, int kColumns, int kRows, int kGroups>
+// kRows: of W, that a unit has; kGroups: of columns, that a thread has of each row. Forward a row is a
+// gate's and the columns are x's; backward there is one row, with groups of columns for the gates.
+template <typename Step, typename Place, size_t kShape, int kRows, int kGroups>
 struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
   using Base = StepMemory<Step, Place, kLaneRing, kLanePlaces>;
   using Base::inputs, Base::results, Base::place, Base::tiling;
   using typename Base::Group;
   using typename Base::scalar_t;
   using Four = Packed<float, 4>;
-  // Of x, from part to part: the parts' columns are in other banks.
-  static constexpr int kStride = kColumns + 4, kGroupStride = kParts * kStride;
-  static constexpr int kXNumbers = kGroups * kGroupStride;
 
-  int unit = int(threadIdx.x) / kParts, part = int(threadIdx.x) % kParts;
+  static constexpr LaneShape kOf = kLaneShapes[kShape];
+  static constexpr int kGates = kRows * kGroups;
+  static constexpr bool kIsBackward = kGroups > 1;  // of one gate both are divided alike
+  static constexpr int kUnits =
+      kOf.tile_units(kGates, kIsBackward);  // that a thread multiplies for
+  static constexpr int kTile = kOf.tile_threads(kGates, kIsBackward);
+  static constexpr int kColumns = kOf.columns(kGates, kIsBackward);
+  static constexpr int kStride = kOf.stride(kGates, kIsBackward), kGroupStride = kTile * kStride;
+  static constexpr int kXNumbers = kGroups * kGroupStride;
+  static_assert(kXNumbers == kGroups * kOf.x_numbers(kGates, kIsBackward) && kColumns % 4 == 0 &&
+                kWarp % kTile == 0);
+  static constexpr int kSums = kUnits * kRows;
+  // How a sum is kept apart while it grows: chains of additions that do not wait for each other.
+  static constexpr int kApart = kSums >= 4 ? 1 : 4 / kSums;
+  // A thread's numbers of W, four columns at a time.
+  static constexpr int kFours = kSums * kGroups * kColumns / 4;
+  static constexpr int kKept = kFours - kOf.shared_numbers / 4;  // in registers
+
+  // What its state is, which the unit's sharers have: `sharer` is its place among them.
+  int unit = int(threadIdx.x) / kOf.sharers, sharer = int(threadIdx.x) % kOf.sharers;
+  int part = int(threadIdx.x) % kTile;  // of the columns
   // What the warp does; those before them compute.
   enum Role { kFetch, kStore, kPlaces };
   int role;
   int own_x;    // bytes from a buffer's begin to the place of the unit in x
   int stretch;  // numbers beside each other that are carried at a time
-  float w[kRows][kGroups][kColumns];
+  Four kept[kKept];
 
   __device__ OneLane(const Tiling& tiling, int stretch)
       : Base(tiling),
@@ -78,22 +91,42 @@ struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
     return this->template at<Addresses<Step>>(tiling.shared.addresses)[step % kLanePlaces];
   }
 
+  // Where four numbers of a thread are in its order: sums fastest.
+  static constexpr int place_of(int group, int c, int sum) {
+    return (group * kColumns / 4 + c / 4) * kSums + sum;
+  }
+  // Those in shared memory.
+  __device__ Four& shared_four(int place) const {
+    constexpr int kThreads = kOf.units * kOf.sharers;
+    return this->template at<Four>(tiling.shared.weights)[(place - kKept) * kThreads + threadIdx.x];
+  }
+
   // weight(row, group, unit, column): a number of W; columns are units too.
   template <typename Weight>
   __device__ void load_weights(int64_t H, Weight&& weight) {
+    const int first_unit = int(threadIdx.x) / kTile * kUnits;
     FASTBPTT_UNROLL
-    for (int row = 0; row < kRows; ++row) {
+    for (int group = 0; group < kGroups; ++group) {
       FASTBPTT_UNROLL
-      for (int group = 0; group < kGroups; ++group) {
+      for (int c = 0; c < kColumns; c += 4) {
         FASTBPTT_UNROLL
-        for (int c = 0; c < kColumns; ++c) {
-          const int column = part * kColumns + c;
-          const bool exists = unit < H && column < H;
-          w[row][group][c] = exists ? weight(row, group, unit, column) : 0.0f;
+        for (int sum = 0; sum < kSums; ++sum) {
+          const int own_unit = first_unit + sum / kRows, place = place_of(group, c, sum);
+          Four four;
+          FASTBPTT_UNROLL
+          for (int j = 0; j < 4; ++j) {
+            const int column = part * kColumns + c + j;
+            const bool exists = own_unit < H && column < H;
+            four.values[j] = exists ? weight(sum % kRows, group, own_unit, column) : 0.0f;
+          }
+          if (place < kKept) {
+            kept[place] = four;
+          } else if (role < 0) {
+            shared_four(place) = four;
+          }
         }
-        // Forward no two addresses follow each other: more loads would be under way than there are
-        // registers.
-        if (kRows > 1) sync_warp();
+        // Where no two addresses follow each other more loads would be under way than there are registers.
+        sync_warp();
       }
     }
   }
@@ -105,7 +138,7 @@ struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
     if (role == kPlaces) compute_places<2 * kPlaceSteps>(0, locate);
     for (int i = threadIdx.x; i < 2 * kXNumbers; i += blockDim.x) x(0)[i] = 0;
     sync_block();
-    if (unit < H && part == 0) {
+    if (role < 0 && unit < H && sharer == 0) {
       FASTBPTT_UNROLL
       for (int group = 0; group < kGroups; ++group) own(0, group) = initial(unit);
     }
@@ -232,13 +265,9 @@ struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
 
   // --- By those that compute -------------------------------------------------------------------------
 
-  // The unit's sums, of all its parts, each of which begins with what is in `sums`. Collective over the
-  // warp.
+  // Adds the unit's sums to what is in `sums`, for each of its sharers. Collective over the warp.
   __device__ void multiply(int step, float (&sums)[kRows]) const {
-    constexpr int kApart = kSumsOfRow<kRows>;
-    float apart[kRows][kApart] = {};
-    FASTBPTT_UNROLL
-    for (int row = 0; row < kRows; ++row) apart[row][0] = sums[row];
+    float apart[kApart][kSums] = {};
     FASTBPTT_UNROLL
     for (int group = 0; group < kGroups; ++group) {
       const Four* const from =
@@ -246,36 +275,64 @@ struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
       FASTBPTT_UNROLL
       for (int c = 0; c < kColumns; c += 4) {
         const Four four = from[c / 4];
+        Four weights[kSums];
+        FASTBPTT_UNROLL
+        for (int sum = 0; sum < kSums; ++sum) {
+          const int place = place_of(group, c, sum);
+          weights[sum] = place < kKept ? kept[place] : shared_four(place);
+        }
         FASTBPTT_UNROLL
         for (int j = 0; j < 4; ++j) {
           FASTBPTT_UNROLL
-          for (int row = 0; row < kRows; ++row) {
-            apart[row][j % kApart] += w[row][group][c + j] * four.values[j];
+          for (int sum = 0; sum < kSums; ++sum) {
+            apart[j % kApart][sum] += weights[sum].values[j] * four.values[j];
           }
         }
       }
     }
     FASTBPTT_UNROLL
-    for (int row = 0; row < kRows; ++row) {
-      sums[row] = apart[row][0] + apart[row][1];
-      if constexpr (kApart == 4) sums[row] += apart[row][2] + apart[row][3];
+    for (int i = 1; i < kApart; ++i) {
       FASTBPTT_UNROLL
-      for (int mask = 1; mask < kParts; mask *= 2) sums[row] += shuffle_xor(sums[row], mask);
+      for (int sum = 0; sum < kSums; ++sum) apart[0][sum] += apart[i][sum];
+    }
+    add_up<kUnits, kTile / 2>(apart[0]);
+    FASTBPTT_UNROLL
+    for (int row = 0; row < kRows; ++row) sums[row] += apart[0][row];
+  }
+
+  // What the tile's threads have summed for `units` units: each keeps one half of them and hands over the
+  // other, until one unit is left, whose sharers then add up.
+  template <int units, int mask>
+  __device__ void add_up(float* sums) const {
+    if constexpr (mask > 0) {
+      constexpr int half = units > 1 ? units / 2 * kRows : kRows;
+      FASTBPTT_UNROLL
+      for (int i = 0; i < half; ++i) {
+        if constexpr (units > 1) {
+          const bool is_upper = part & mask;
+          const float own = is_upper ? sums[half + i] : sums[i];
+          const float other = is_upper ? sums[i] : sums[half + i];
+          sums[i] = own + shuffle_xor(other, mask);
+        } else {
+          sums[i] += shuffle_xor(sums[i], mask);
+        }
+      }
+      add_up<(units > 1 ? units / 2 : 1), mask / 2>(sums);
     }
   }
 
-  // Each of the parts keeps some.
-  __device__ void keep_parts(int step, const typename Step::Results& kept) const {
-    this->keep_results(step, unit, kept, [&](int i) { return part == i % kParts; });
+  // Each of the sharers keeps some.
+  __device__ void keep_parts(int step, const typename Step::Results& results) const {
+    this->keep_results(step, unit, results, [&](int i) { return sharer == i % kOf.sharers; });
   }
 };
 
-template <typename Cell, typename scalar_t, int kParts, int kColumns>
-__global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
+template <typename Cell, typename scalar_t, size_t kShape>
+__global__ void __launch_bounds__(kLaneShapes[kShape].threads(), 1)
     lane_forward_kernel(FwdRecurrence<scalar_t> p, Tiling tiling, GridMemory) {
   using Step = FwdStep<Cell, scalar_t>;
   constexpr int G = Cell::kGates;
-  OneLane<Step, FwdPlace, kParts, kColumns, G, 1> chip(tiling, stretch_of<Step>(p));
+  OneLane<Step, FwdPlace, kShape, G, 1> chip(tiling, stretch_of<Step>(p));
   const Sequences& sequences = p.sequences;
   const int b = int(blockIdx.x), H = int(p.H), steps = int(sequences.length(b));
   const bool has_initial = has_initial_state(sequences, b), has_unit = chip.unit < H;
@@ -290,7 +347,7 @@ __global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
   const auto initial = [&](int unit) {
     return has_initial ? load_or_zero(p.hx, b * p.H + unit) : 0.0f;
   };
-  float biases[G] = {};             // of one of the unit's parts
+  float biases[G] = {};
   float input_bias = 0, carry = 0;  // carry: c of LSTM, h of GRU
   chip.load_weights(p.H, [&](int row, int, int64_t unit, int64_t column) {
     return to_acc(p.w_hh[(row * p.H + unit) * p.H + column]);
@@ -298,7 +355,7 @@ __global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
   if (has_unit) {
     FASTBPTT_UNROLL
     for (int g = 0; g < G; ++g) {
-      if (chip.part == 0) biases[g] = Step::recurrent_bias(p, g, chip.unit);
+      biases[g] = Step::recurrent_bias(p, g, chip.unit);
     }
     input_bias = Step::input_bias(p, chip.unit);
     if (Cell::kHasCarry && has_initial) {
@@ -317,20 +374,20 @@ __global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
     float sent = to_acc(from_acc<scalar_t>(values.h));
     if (Cell::kHasCarry) carry = Step::carried(values);
     if (sequences.resets && chip.place(step, 0).is_reset) sent = carry = 0;
-    if (chip.part == 0) chip.own(step + 1, 0) = sent;
+    if (chip.sharer == 0) chip.own(step + 1, 0) = sent;
     chip.keep_parts(step, Step::results_of(values));
   };
   chip.run(steps, H, compute, locate);
 }
 
 // A lane is a window of a sequence.
-template <typename Cell, typename scalar_t, int kParts, int kColumns>
-__global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
+template <typename Cell, typename scalar_t, size_t kShape>
+__global__ void __launch_bounds__(kLaneShapes[kShape].threads(), 1)
     lane_backward_kernel(BwdRecurrence<scalar_t> p, Tiling tiling, GridMemory) {
   using Step = BwdStep<Cell, scalar_t>;
   using Place = typename Step::Place;
   constexpr int G = Cell::kGates;
-  OneLane<Step, Place, kParts, kColumns, 1, G> chip(tiling, stretch_of<Step>(p));
+  OneLane<Step, Place, kShape, 1, G> chip(tiling, stretch_of<Step>(p));
   const int lane = int(blockIdx.x), H = int(p.H);
   const int steps =
       int(p.steps) + (p.d_hx || p.d_cx);  // the initial states come after the last step
@@ -356,14 +413,15 @@ __global__ void __launch_bounds__(lane_threads(kParts, kColumns), 1)
     // All that is read is asked for at once.
     const auto inputs = chip.inputs_of(k, has_unit ? chip.unit : 0);
     Place place = chip.place(k, 0);
-    place.is_initial = place.is_initial && chip.part == 0;  // one adds to the initial states'
+    place.is_initial = place.is_initial && chip.sharer == 0;  // one adds to the initial states'
     float dh[1] = {}, d[Step::kColumns] = {};
     chip.multiply(k, dh);
     if (!has_unit) return;
     Step::run(p, place, inputs, lane, chip.unit, dh[0], carry, d);
     FASTBPTT_UNROLL
     for (int g = 0; g < G; ++g) {
-      if (chip.part == g % kParts) chip.own(k + 1, g) = d[Cell::kFirstRecurrent + g];
+      if (chip.sharer == g % decltype(chip)::kOf.sharers)
+        chip.own(k + 1, g) = d[Cell::kFirstRecurrent + g];
     }
     chip.keep_parts(k, Step::results_of(d));
   };

@@ -15,27 +15,51 @@ constexpr int kLaneRing = 8, kLanePlaces = 4 * kPlaceSteps;
 static_assert(kLaneRing > kLaneAhead && kLanePlaces >= 3 * kPlaceSteps + 1 &&
               kPlaceSteps >= kLaneAhead);
 
-// Threads of a unit, and the columns of W that each of them has, of every gate.
+// How W is divided, for up to so many units.
 struct LaneShape {
-  int parts, columns;
-  int least_gates, most_gates;                             // of the cells that have such a kernel
-  constexpr int units() const { return parts * columns; }  // at most
+  int units;                    // at most
+  int sharers;                  // threads that have a unit's state
+  int least_gates, most_gates;  // of the cells that have such a kernel
+  int shared_numbers;  // of W, that a thread has in shared memory: the rest are in registers
   constexpr bool is_for(int gates) const { return least_gates <= gates && gates <= most_gates; }
+
+  // A thread multiplies for some units, the same ones as the others of its tile, which share the columns. The
+  // more units, the fewer columns, whose x it has to read from shared memory; but the more sums are
+  // exchanged. Forward it has a sum for each gate.
+  constexpr int tile_units(int gates, bool is_backward) const {
+    const int wished = is_backward || gates == 1 ? 4 : 2;
+    return units % (4 * wished * sharers) == 0 ? wished : 2;
+  }
+  constexpr int tile_threads(int gates, bool is_backward) const {
+    return tile_units(gates, is_backward) * sharers;
+  }
+  // Of a thread, and how far apart those of a tile's threads begin in x: in other banks.
+  constexpr int columns(int gates, bool is_backward) const {
+    return units / tile_threads(gates, is_backward);
+  }
+  constexpr int stride(int gates, bool is_backward) const {
+    const int own = columns(gates, is_backward);
+    return own % 8 == 0 ? own + 4 : own;
+  }
+  // Numbers of x, of each of a step's groups of columns.
+  constexpr int x_numbers(int gates, bool is_backward) const {
+    return tile_threads(gates, is_backward) * stride(gates, is_backward);
+  }
+  constexpr int threads() const { return units * sharers + kLaneCarriers * kWarp; }
 };
 
-// As many numbers of W as threads have registers.
-constexpr LaneShape kLaneShapes[] = {{2, 16, 1, 4}, {2, 32, 1, 4}, {2, 40, 3, 3}, {2, 64, 1, 1}};
+// As many numbers of W as threads have registers, and of more units the rest in shared memory.
+constexpr LaneShape kLaneShapes[] = {
+    {32, 2, 1, 4, 0},  {64, 2, 1, 4, 0},  {80, 2, 3, 3, 0},   {96, 4, 3, 3, 0},
+    {96, 2, 4, 4, 80}, {128, 2, 1, 1, 0}, {128, 2, 3, 3, 80},
+};
 
-constexpr int lane_threads(int parts, int columns) {
-  return parts * parts * columns + kLaneCarriers * kWarp;
-}
-
-// The least one for so many hidden units; without parts if there is none.
+// The least one for so many hidden units; without units if there is none.
 constexpr LaneShape lane_shape(int gates, int64_t H) {
   LaneShape least{};
   for (const LaneShape& shape : kLaneShapes) {
-    const bool is_less = least.parts == 0 || shape.units() < least.units();
-    if (shape.is_for(gates) && H <= shape.units() && is_less) least = shape;
+    const bool is_less = least.units == 0 || shape.units < least.units;
+    if (shape.is_for(gates) && H <= shape.units && is_less) least = shape;
   }
   return least;
 }
@@ -44,14 +68,14 @@ constexpr LaneShape lane_shape(int gates, int64_t H) {
 inline Tiling divide_lane(const Divided& d) {
   const LaneShape shape = lane_shape(d.gates, d.H);
   Tiling t{};
-  if (shape.parts == 0) return t;
+  if (shape.units == 0) return t;
   t.clusters = t.cluster = t.lanes = 1;
   t.units = int(round_up(d.H, kUnitGroup));
-  t.parts = shape.parts;
-  t.part_columns = shape.columns;
-  t.warps = int(ceil_div(t.units * t.parts, kWarp)) + kLaneCarriers;
+  t.lane_units = shape.units;
+  t.sharers = shape.sharers;
+  t.warps = int(ceil_div(t.units * t.sharers, kWarp)) + kLaneCarriers;
   const int bytes = tile_shape(d.arithmetic).x_bytes;
-  const int x = d.column_gates() * t.parts * (t.part_columns + 4);  // as OneLane::kXNumbers
+  const int x = d.column_gates() * shape.x_numbers(d.gates, d.is_backward);
   SharedLayout& shared = t.shared;
   shared.x_buffers = 2;
   shared.x = kBarrierBytes;
@@ -60,7 +84,9 @@ inline Tiling divide_lane(const Divided& d) {
   shared.places = shared.results + 2 * d.results * t.pairs() * bytes;
   shared.addresses = int(round_up(shared.places + kLanePlaces * d.place_bytes, 16));
   const int addresses = d.inputs + 2 * d.results;
-  shared.bytes = shared.addresses + kLanePlaces * addresses * int(sizeof(void*));
+  shared.weights =
+      int(round_up(shared.addresses + kLanePlaces * addresses * int(sizeof(void*)), 16));
+  shared.bytes = shared.weights + shape.units * shape.sharers * shape.shared_numbers * 4;
   return t;
 }
 

@@ -11,16 +11,16 @@
 namespace fastbptt {
 namespace {
 
-template <typename Params, typename Cell, int kParts, int kColumns>
+template <typename Params, typename Cell, size_t kShape>
 struct LaneKernel;
 
-template <typename scalar_t, typename Cell, int kParts, int kColumns>
-struct LaneKernel<FwdRecurrence<scalar_t>, Cell, kParts, kColumns> {
-  static constexpr auto kIs = lane_forward_kernel<Cell, scalar_t, kParts, kColumns>;
+template <typename scalar_t, typename Cell, size_t kShape>
+struct LaneKernel<FwdRecurrence<scalar_t>, Cell, kShape> {
+  static constexpr auto kIs = lane_forward_kernel<Cell, scalar_t, kShape>;
 };
-template <typename scalar_t, typename Cell, int kParts, int kColumns>
-struct LaneKernel<BwdRecurrence<scalar_t>, Cell, kParts, kColumns> {
-  static constexpr auto kIs = lane_backward_kernel<Cell, scalar_t, kParts, kColumns>;
+template <typename scalar_t, typename Cell, size_t kShape>
+struct LaneKernel<BwdRecurrence<scalar_t>, Cell, kShape> {
+  static constexpr auto kIs = lane_backward_kernel<Cell, scalar_t, kShape>;
 };
 
 template <typename Params, typename Cell, size_t kShape = 0>
@@ -28,8 +28,8 @@ PersistentKernel<Params> find_lane_kernel(const Tiling& tiling) {
   if constexpr (kShape < std::size(kLaneShapes)) {
     constexpr LaneShape shape = kLaneShapes[kShape];
     if constexpr (shape.is_for(Cell::kGates)) {
-      if (tiling.parts == shape.parts && tiling.part_columns == shape.columns) {
-        return LaneKernel<Params, Cell, shape.parts, shape.columns>::kIs;
+      if (tiling.lane_units == shape.units && tiling.sharers == shape.sharers) {
+        return LaneKernel<Params, Cell, kShape>::kIs;
       }
     }
     return find_lane_kernel<Params, Cell, kShape + 1>(tiling);

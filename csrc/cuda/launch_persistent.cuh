@@ -35,7 +35,7 @@ struct Pass<Cell, Product, BwdRecurrence<scalar_t>> {
 
 template <typename P>
 PersistentKernel<typename P::Params> kernel_of(CellKind cell, const Tiling& tiling) {
-  return tiling.parts > 0      ? lane_kernel<typename P::Params>(cell, tiling)
+  return tiling.sharers > 0    ? lane_kernel<typename P::Params>(cell, tiling)
          : tiling.is_grid      ? P::template kOf<Reach::kGrid>
          : tiling.cluster == 1 ? P::template kOf<Reach::kBlock>
                                : P::template kOf<Reach::kCluster>;

@@ -84,8 +84,8 @@ inline int64_t step_cycles(const Divided& d, const Tiling& t, int64_t teams = 1)
 
 // A lane kernel's, with so many blocks on an SM, that share its issue of instructions; fitted likewise.
 inline int64_t lane_cycles(const Divided& d, const Tiling& t, int64_t blocks) {
-  const int64_t warps = ceil_div(t.units * t.parts, 4 * kWarp);  // of each of an SM's four parts
-  double cycles = 310 + 2.8 * double(warps * d.gates * t.part_columns);
+  const int64_t warps = ceil_div(t.units * t.sharers, 4 * kWarp);  // of each of an SM's four parts
+  double cycles = 310 + 2.8 * double(warps * d.gates * t.lane_units / t.sharers);
   if (d.gates > 1) cycles += 140;
   if (d.gates == 4) cycles += 40;
   if (d.is_backward) cycles += d.gates == 1 ? 115 : d.gates == 3 ? 10 : 80;

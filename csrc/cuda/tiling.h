@@ -109,7 +109,7 @@ struct Tiling {
   int warps;
   int copy_rows, copy_chunks;  // of a grid's x, from one 16 bytes that a thread copies to the next
   int send_warps;              // that send one owner the sums of its units
-  int parts, part_columns;     // of a lane kernel, as in LaneShape; 0 of the others
+  int lane_units, sharers;  // of a lane kernel, units and sharers of its LaneShape; 0 of the others
   SharedLayout shared;
 
   FASTBPTT_HD int threads() const { return warps * kWarp; }
