@@ -103,7 +103,7 @@ struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
 
   // weight(row, group, unit, column): a number of W; columns are units too.
   template <typename Weight>
-  __device__ void load_weights(int64_t H, Weight&& weight) {
+  __device__ void load_weights(int H, Weight&& weight) {
     const int first_unit = int(threadIdx.x) / kTile * kUnits;
     FASTBPTT_UNROLL
     for (int group = 0; group < kGroups; ++group) {
@@ -124,9 +124,9 @@ struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
           } else if (role < 0) {
             shared_four(place) = four;
           }
+          // More loads would be under way than there are registers, where no two addresses follow each other.
+          sync_warp();
         }
-        // Where no two addresses follow each other more loads would be under way than there are registers.
-        sync_warp();
       }
     }
   }
@@ -349,8 +349,8 @@ __global__ void __launch_bounds__(kLaneShapes[kShape].threads(), 1)
   };
   float biases[G] = {};
   float input_bias = 0, carry = 0;  // carry: c of LSTM, h of GRU
-  chip.load_weights(p.H, [&](int row, int, int64_t unit, int64_t column) {
-    return to_acc(p.w_hh[(row * p.H + unit) * p.H + column]);
+  chip.load_weights(H, [&](int row, int, int unit, int column) {
+    return to_acc(p.w_hh[(row * H + unit) * H + column]);
   });
   if (has_unit) {
     FASTBPTT_UNROLL
@@ -404,8 +404,8 @@ __global__ void __launch_bounds__(kLaneShapes[kShape].threads(), 1)
     return place;
   };
   float carry = 0;
-  chip.load_weights(p.H, [&](int, int gate, int64_t unit, int64_t column) {
-    return to_acc(p.w_hh[(gate * p.H + column) * p.H + unit]);
+  chip.load_weights(H, [&](int, int gate, int unit, int column) {
+    return to_acc(p.w_hh[(gate * H + column) * H + unit]);
   });
   chip.start(H, [](int) { return 0.0f; }, locate);
 

@@ -51,7 +51,7 @@ struct LaneShape {
 // As many numbers of W as threads have registers, and of more units the rest in shared memory.
 constexpr LaneShape kLaneShapes[] = {
     {32, 2, 1, 4, 0},  {64, 2, 1, 4, 0},  {80, 2, 3, 3, 0},   {96, 4, 3, 3, 0},
-    {96, 2, 4, 4, 80}, {128, 2, 1, 1, 0}, {128, 2, 3, 3, 80},
+    {96, 2, 4, 4, 96}, {128, 2, 1, 1, 0}, {128, 2, 3, 3, 80},
 };
 
 // The least one for so many hidden units; without units if there is none.

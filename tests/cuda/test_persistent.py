@@ -243,7 +243,7 @@ def test_choice(emulation, monkeypatch):
     [
         ("fast", Case(), f"{VARIABLE} must be auto, stepwise, lane, resident, cluster or grid"),
         ("resident", Case(), f"{VARIABLE}=resident: there is no such kernel for float64"),
-        ("lane", Case(H=65, cell="lstm", dtype=torch.float32), "so many hidden units"),
+        ("lane", Case(H=97, cell="lstm", dtype=torch.float32), "so many hidden units"),
         ("cluster", Case(cell="lstm", proj=2, dtype=torch.float32), "an LSTM with projections"),
         ("resident", Case(H=1100, dtype=torch.float32), "so many hidden units"),
         ("cluster", Case(H=3000, dtype=torch.float32), "so many hidden units"),
