@@ -24,10 +24,12 @@ struct LaneShape {
   constexpr bool is_for(int gates) const { return least_gates <= gates && gates <= most_gates; }
 
   // A thread multiplies for some units, the same ones as the others of its tile, which share the columns. The
-  // more units, the fewer columns, whose x it has to read from shared memory; but the more sums are
-  // exchanged. Forward it has a sum for each gate.
+  // more units, the less of x it has to read from shared memory; but the more often sums are exchanged, so
+  // that few units, whose x is soon read, are faster one by one. Forward there is a sum for each gate.
   constexpr int tile_units(int gates, bool is_backward) const {
-    const int wished = is_backward || gates == 1 ? 4 : 2;
+    const int x_bytes =
+        4 * units * units * (is_backward ? gates : 1);  // that all threads read, one by one
+    const int wished = x_bytes > 32768 ? (is_backward || gates == 1 ? 4 : 2) : gates == 4 ? 2 : 1;
     return units % (4 * wished * sharers) == 0 ? wished : 2;
   }
   constexpr int tile_threads(int gates, bool is_backward) const {

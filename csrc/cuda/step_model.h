@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "cuda/lane_shape.h"
 #include "cuda/tiling.h"
 
 namespace fastbptt {
@@ -89,6 +90,8 @@ inline int64_t lane_cycles(const Divided& d, const Tiling& t, int64_t blocks) {
   if (d.gates > 1) cycles += 140;
   if (d.gates == 4) cycles += 40;
   if (d.is_backward) cycles += d.gates == 1 ? 115 : d.gates == 3 ? 10 : 80;
+  if (lane_shape(d.gates, d.H).shared_numbers > 0 && tile_shape(d.arithmetic).x_bytes == 4)
+    cycles += 150;
   return int64_t(cycles * (1 + 0.15 * double(blocks - 1)));
 }
 
