@@ -23,8 +23,8 @@ from fastbptt._program import Program
 _WARP = 32  # threads
 #: Bytes of a kernel's arguments that every driver takes; UserStep is among them.
 _MOST_ARGUMENTS = 4096 - 64
-#: Products of no more rows, and of no more multiplications, are those of csrc/user_cell/product.cuh: on an
-#: H100 they take as long as torch's or less, at 5 to 16 rows a tenth.
+#: Products of no more rows, and of no more multiplications, are those of user_cell/product.cuh:
+#: on an H100 they take as long as torch's or less, at 5 to 16 rows a tenth.
 _FEW_ROWS = 32
 _FEW_PRODUCTS = 2**25
 
