@@ -94,7 +94,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_fork_inside_another_parallel_region(tmp_path):
-    """The region's threads cannot be given up: the child's calls stay with the thread that it has."""
+    """The region's threads cannot be given up: the child keeps to the thread it has."""
     region = Path(tmp_path, "region.c")
     region.write_text(
         "void run(void (*call)(void)) {\n"

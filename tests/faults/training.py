@@ -1,4 +1,4 @@
-"""What a process of the tests of faults does: some steps of training, with torch's own operators."""
+"""What a process of the tests of faults does: a few steps of training, with torch's operators."""
 
 from __future__ import annotations
 
