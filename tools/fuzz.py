@@ -162,14 +162,14 @@ def check(call, choose: random.Random, note, count: Counter) -> None:
 def networks() -> dict[str, type]:
     from functools import partial
 
-    import fastbptt
     from fastbptt import Recurrent, cells
+    from fastbptt.cell import Cell
 
     shipped = ("gru", "peephole_lstm", "layer_norm_lstm")
     return {
         name: partial(Recurrent, getattr(cells, name))
         for name in shipped
-        if isinstance(getattr(cells, name, None), fastbptt.cell)
+        if isinstance(getattr(cells, name, None), Cell)
     }
 
 
