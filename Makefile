@@ -28,7 +28,7 @@ die = { echo "error:" $(1) >&2; exit 1; }
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test clients bench cuda-check wheel wheel-test aarch64-test lint format clean distclean python lint-tools FORCE
+.PHONY: help run test clients bench cuda-check wheel wheel-test aarch64-test sanitize kills fuzz lint format clean distclean python lint-tools FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,15 @@ wheel-test: python ## install the wheel into clean environments and test it (2 m
 aarch64-test: python ## build for AArch64 and test in an emulated processor (needs Debian's cross compiler, qemu)
 	@$(PIP_INSTALL) $(BUILD_TOOLS)
 	@PATH="$$(dirname $(PY)):$$PATH" $(PY) tools/aarch64_test.py $(ARGS)
+
+sanitize: build/.installed ## run the CPU kernels' tests under sanitizers (builds for half an hour the first time)
+	@$(PY) tools/sanitize.py $(ARGS)
+
+kills: build/.installed ## kill a training run a hundred times and resume it
+	@$(PY) tools/kill_training.py $(ARGS)
+
+fuzz: build/.installed ## call operators and modules with arguments of all kinds (ARGS="--calls 200000")
+	@$(PY) tools/fuzz.py $(ARGS)
 
 CLANG_FORMAT = find csrc tests tools benchmarks/gpu -type f -name "*.h" -o -name "*.cpp" -o -name "*.cu*" -o -name "*.inc" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
 

@@ -6,10 +6,27 @@ to find it. torch is imported here, before it: the module links to its libraries
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 
-import torch
+
+def _refuse_subinterpreters() -> None:
+    """Before torch is imported, which would hang."""
+    python = ctypes.pythonapi
+    python.PyInterpreterState_Get.restype = ctypes.c_void_p
+    number = python.PyInterpreterState_GetID
+    number.argtypes, number.restype = [ctypes.c_void_p], ctypes.c_int64
+    if number(python.PyInterpreterState_Get()) != 0:
+        raise ImportError(
+            "fastbptt must be imported in the main interpreter, but this is a subinterpreter, "
+            "where torch does not run: use threads or processes"
+        )
+
+
+_refuse_subinterpreters()
+
+import torch  # noqa: E402
 
 #: What a wheel's builds share, and a folder ``torch-2.x`` with each.
 FOLDER = Path(__file__).parent / "_builds"

@@ -211,15 +211,20 @@ void run_in_waves(const std::vector<typename Run::Params>& passes, Team& team) {
   Waves waves(int(passes.size()), team.parts());
   team.run([&](const Worker&) {
     Team alone;
-    for (Waves::Task task; (task = waves.next()).kind != Waves::Kind::kNothing;) {
-      Run& run = runs[task.pass];
-      switch (task.kind) {
-        case Waves::Kind::kStart: run.start(alone); break;
-        case Waves::Kind::kPiece: run.run_piece(alone, piece); break;
-        case Waves::Kind::kProducts: run.run_products({task.part, team.parts(), nullptr}); break;
-        default: run.finish(alone);
+    try {
+      for (Waves::Task task; (task = waves.next()).kind != Waves::Kind::kNothing;) {
+        Run& run = runs[task.pass];
+        switch (task.kind) {
+          case Waves::Kind::kStart: run.start(alone); break;
+          case Waves::Kind::kPiece: run.run_piece(alone, piece); break;
+          case Waves::Kind::kProducts: run.run_products({task.part, team.parts(), nullptr}); break;
+          default: run.finish(alone);
+        }
+        waves.complete(task, run.is_done(), run.owes_products());
       }
-      waves.complete(task, run.is_done(), run.owes_products());
+    } catch (...) {
+      waves.abandon();
+      throw;
     }
   });
 }

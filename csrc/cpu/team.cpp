@@ -12,9 +12,29 @@
 namespace fastbptt {
 namespace {
 
-// A forked child inherits the thread pool's records but none of its threads: using it would hang.
-std::atomic<bool> in_forked_child{false};
-const int fork_handler_installed = pthread_atfork(nullptr, nullptr, [] { in_forked_child = true; });
+// A forked child inherits the records of its parent's thread pool but none of its threads: using it
+// would hang, here as in torch's own operators. GCC's runtime keeps a pool for each thread that leads,
+// so before a thread forks its pool is given up, and parent and child each make a new one at need. It
+// cannot be given up inside a parallel region; other runtimes have handlers of their own.
+std::atomic<bool> in_forked_child{false};  // with a pool that has lost its threads
+thread_local bool pool_given_up = false;
+
+#if defined(__linux__)
+#pragma weak omp_pause_resource_all
+extern "C" [[gnu::weak]] int kmp_get_blocktime();  // LLVM's and Intel's runtimes alone have it
+
+bool give_up_pool() {
+  if (omp_pause_resource_all == nullptr || kmp_get_blocktime != nullptr || in_forked_child) {
+    return false;
+  }
+  return omp_pause_resource_all(omp_pause_hard) == 0;
+}
+#else
+bool give_up_pool() { return false; }
+#endif
+
+const int fork_handler_installed = pthread_atfork([] { pool_given_up = give_up_pool(); }, nullptr,
+                                                  [] { in_forked_child = !pool_given_up; });
 
 int64_t now() {
   using namespace std::chrono;
@@ -135,6 +155,7 @@ void Team::post(const Job& job) {
   int own = 0;
   while (take(0)) ++own;
   wait_until(parts_, [&] { return done_.value.load(std::memory_order_acquire) == job.tasks; });
+  if (failed_) std::rethrow_exception(error_);
   const int64_t waited = time_waited - waited_before, worked = now() - begin - waited;
   saved_ += worked * (job.tasks - own) / std::max(own, 1) - waited;
 }
@@ -151,7 +172,11 @@ bool Team::take(int id) {
     }
     if (id > 0) waiting_.value.fetch_sub(1, std::memory_order_relaxed);
     const Job& job = *job_.load(std::memory_order_relaxed);
-    job.run(job.fn, {parts_ * task / job.tasks, parts_ * (task + 1) / job.tasks});
+    try {
+      job.run(job.fn, {parts_ * task / job.tasks, parts_ * (task + 1) / job.tasks});
+    } catch (...) {  // none may leave the region, or the job while others are at it
+      keep_error();
+    }
     // In this order: when the job is done, who has done it waits for the next.
     if (id > 0) waiting_.value.fetch_add(1, std::memory_order_relaxed);
     done_.value.fetch_add(1, std::memory_order_release);
@@ -173,7 +198,11 @@ void Team::follow(int id) {
 
 void Team::lead(void (*fn)(const void* context, Team& team), const void* context) {
   open_ = true;
-  fn(context, *this);
+  try {
+    fn(context, *this);
+  } catch (...) {
+    keep_error();
+  }
   stayed_ = open_;
   if (open_) close();
 }
@@ -181,6 +210,10 @@ void Team::lead(void (*fn)(const void* context, Team& team), const void* context
 void Team::close() {
   open_ = false;
   ticket_.value.store(kClosed, std::memory_order_release);
+}
+
+void Team::keep_error() {
+  if (!failed_.exchange(true)) error_ = std::current_exception();
 }
 
 bool run_team(int parts, void (*fn)(const void* context, Team& team), const void* context) {
@@ -206,6 +239,7 @@ bool run_team(int parts, void (*fn)(const void* context, Team& team), const void
     }
   }
   // OpenMP has waited for all threads, whether they came or not.
+  if (team.failed_) std::rethrow_exception(team.error_);
   experience.add(team.saved_ - (now() - finished));
   return team.stayed_;
 }

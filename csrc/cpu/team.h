@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 
 namespace fastbptt {
 
@@ -48,7 +49,8 @@ class Team {
  public:
   Team() : Team(1, &own_arrivals_) {}  // of the calling thread, with one part
 
-  // Runs fn(worker) for every part, in any order and by whoever is there. Returns when all are done.
+  // Runs fn(worker) for every part, in any order and by whoever is there. Returns when all are done;
+  // throws what the first that failed threw.
   template <typename Fn>
   void run(const Fn& fn) {
     const auto each = [&](Parts mine) {
@@ -58,7 +60,7 @@ class Team {
   }
 
   // Runs fn(parts) with all parts, at the same time on as many threads as are there now: so those of
-  // different threads may wait for each other.
+  // different threads may wait for each other. fn must not throw: the others would wait for ever.
   template <typename Fn>
   void run_together(const Fn& fn) {
     post(fn, members());
@@ -94,7 +96,8 @@ class Team {
   bool take(int id);
   void lead(void (*fn)(const void* context, Team& team), const void* context);
   void follow(int id);
-  void close();  // the others leave
+  void close();       // the others leave
+  void keep_error();  // the exception that is being handled, if it is the first
 
   const int parts_;
   Arrivals* const arrivals_;  // [parts]
@@ -109,11 +112,13 @@ class Team {
   std::atomic<const Job*> job_{nullptr};
   Shared<int> done_;     // tasks of the job
   Shared<int> waiting_;  // threads beside the leader that have no task
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;  // set by who made failed_ true, read when all have done their tasks
 };
 
 // Runs fn(context, team) with `parts` parts on up to as many threads, and returns whether it was not
-// left alone. Inside another parallel region, and in a forked child, which has lost its parent's
-// threads, the calling thread is.
+// left alone. What it throws passes through. Inside another parallel region, and in a forked child that could not be given threads of
+// its own, the calling thread is.
 bool run_team(int parts, void (*fn)(const void* context, Team& team), const void* context);
 
 }  // namespace fastbptt

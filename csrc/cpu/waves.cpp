@@ -44,7 +44,7 @@ Waves::Task Waves::next() {
     {
       const std::lock_guard lock(mutex_);
       Task task;
-      if (find(&task) || num_done_ == int(passes_.size())) return task;
+      if (is_abandoned_ || find(&task) || num_done_ == int(passes_.size())) return task;
     }
     await_change(changes_, seen, parts_);
   }
@@ -69,6 +69,14 @@ void Waves::complete(const Task& task, bool is_last, bool owes_products) {
       pass.phase = Kind::kNothing;
       ++num_done_;
     }
+  }
+  changes_.fetch_add(1, std::memory_order_release);
+}
+
+void Waves::abandon() {
+  {
+    const std::lock_guard lock(mutex_);
+    is_abandoned_ = true;
   }
   changes_.fetch_add(1, std::memory_order_release);
 }

@@ -22,12 +22,15 @@ class Waves {
   // `parts`: how many shares the products of a block have, and threads that take tasks at most.
   Waves(int passes, int parts) : passes_(passes), parts_(parts) {}
 
-  // A task for the calling thread, when there is one; kNothing when all is done.
+  // A task for the calling thread, when there is one; kNothing when all is done or abandoned.
   Task next();
 
   // Says that a task is done: whether its pass has now taken all steps, and after a piece whether
   // products are to be made before the next.
   void complete(const Task& task, bool is_last, bool owes_products);
+
+  // Nobody gets another task: one has failed, and what depends on it could not be done.
+  void abandon();
 
  private:
   struct Pass {
@@ -43,6 +46,7 @@ class Waves {
   std::mutex mutex_;
   std::vector<Pass> passes_;
   int num_done_ = 0;
+  bool is_abandoned_ = false;
   const int parts_;
   std::atomic<uint32_t> changes_{0};
 };

@@ -11,6 +11,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <c10/util/Exception.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <optional>
@@ -30,7 +31,15 @@ class NoGil {
   NoGil() = default;
   NoGil(const NoGil&) = delete;
   NoGil& operator=(const NoGil&) = delete;
-  ~NoGil() { PyEval_RestoreThread(state_); }
+  ~NoGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      // The interpreter is at its end, and ends a thread that comes back by unwinding its stack, which
+      // would abort at the first destructor. As from Python 3.14 on, it waits for the process to end.
+      for (;;) pause();
+    }
+  }
 
  private:
   PyThreadState* const state_ = PyEval_SaveThread();

@@ -126,8 +126,7 @@ assert count == 6
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_fork(threads):
-    # The child has lost its parent's threads. torch's own parallel operators hang in it, so all
-    # that is not ours stays small and simple enough for torch to leave it to one thread.
+    # With torch's own parallel operators too: tests/faults/test_fork.py.
     python(
         SET_UP
         + f"""
