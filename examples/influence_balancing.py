@@ -75,10 +75,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"\nloss after {args.segments} updates, each after 200 steps\n")
     print(markdown(rows))
 
-    curves = {f"K = {k}": each.losses for k, each in windows.items()}
+    curves = {f"K = {k}": list(enumerate(each.losses, 1)) for k, each in windows.items()}
     segments = {
         f"{rate:g}": {
-            f"{name}#{number}": run.losses for (of, name, number), run in runs.items() if of == rate
+            f"{name}#{number}": list(enumerate(run.losses, 1))
+            for (of, name, number), run in runs.items()
+            if of == rate
         }
         for rate in RATES
     }

@@ -14,7 +14,7 @@ from .chain import RANDOM, WINDOWS  # noqa: E402
 
 COLOURS = ("#c2402a", "#e8a33d", "#8a6d3b", "#7a3e9d", "#2c7fc9", "black")
 
-Curves = Mapping[str, Sequence[float]]
+Curves = Mapping[str, Sequence[Sequence[float]]]  # pairs of an update and its loss
 
 
 def draw(influences: Sequence[float], windows: Curves, segments: Mapping[str, Curves]) -> Figure:
@@ -44,8 +44,7 @@ def _losses(axes: Axes, curves: Curves, title: str) -> None:
     for label, losses in curves.items():
         name = label.partition("#")[0]  # of a random one there are several runs
         axes.plot(
-            range(1, len(losses) + 1),
-            losses,
+            *zip(*losses, strict=True),
             color=COLOURS[names.index(name)],
             linewidth=0.8 if name == RANDOM else 1.5,
             label=None if name in seen else name,
