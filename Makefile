@@ -28,7 +28,7 @@ die = { echo "error:" $(1) >&2; exit 1; }
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test clients bench cuda-check wheel wheel-test aarch64-test sanitize kills fuzz lint format clean distclean python lint-tools FORCE
+.PHONY: help run test clients bench science cuda-check wheel wheel-test aarch64-test sanitize kills fuzz lint format clean distclean python lint-tools FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -55,6 +55,10 @@ docs: .venv-docs/.installed ## build the documentation in build/docs, examples a
 bench: build/.installed ## measure the speed against torch and then the memory
 	@$(PY) -m benchmarks.compare $(ARGS)
 	@$(PY) -m benchmarks.memory
+
+science: build/.installed ## run the experiments on truncation and write their tables and pictures (ARGS="--quick" for small ones)
+	@$(PY) -m benchmarks.science $(ARGS)
+	@$(PY) -m benchmarks.readme
 
 cuda-check: build/.installed ## compile the CUDA kernels and print what they take (needs nvcc)
 	@$(PY) -c 'import importlib.metadata as m; m.version("nvidia-cuda-nvdisasm")' 2>/dev/null || \

@@ -9,6 +9,7 @@ from .common.files import Record
 from .common.rows import BACKWARD, FORWARD
 from .cpu.results import failures, load
 from .cpu.tables import format_ms, format_times, machine_line
+from .science.tables import TABLES as SCIENCE
 
 # The rows of the short table: cell, row, peer.
 SHORT = (
@@ -186,6 +187,10 @@ def h100(results: Path) -> str:
     return _table(head, "|---|" + "--:|" * len(sizes), lines) + f"\n\n{note}"
 
 
+def _science(table: Callable[[Path], str]) -> Callable[[Path], str]:
+    return lambda results: table(results / "science")
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "short": short,
     "book": book,
@@ -193,4 +198,9 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "resets": resets,
     "twice": twice,
     "h100": h100,
+    **{
+        f"science-{table.__name__}": _science(table)
+        for tables in SCIENCE.values()
+        for table in tables
+    },
 }

@@ -9,6 +9,7 @@ from fastbptt import _tangent_fakes as _tangent_fakes
 from fastbptt import cells, diagnostics, reference
 from fastbptt import flops as flops  # its formulas are registered
 from fastbptt import quantize as quantize  # so that torch.ao.quantization knows the modules
+from fastbptt.adaptive import AdaptiveTruncation
 from fastbptt.boundaries import resets_from_dones
 from fastbptt.cell import cell
 from fastbptt.convert import convert, revert
@@ -26,6 +27,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "TBPTT",
+    "AdaptiveTruncation",
     "Chunked",
     "Gated",
     "Randomized",

@@ -92,7 +92,7 @@ struct OneLane : StepMemory<Step, Place, kLaneRing, kLanePlaces> {
   }
 
   // Where four numbers of a thread are in its order: sums fastest.
-  static constexpr int place_of(int group, int c, int sum) {
+  static constexpr FASTBPTT_HD int place_of(int group, int c, int sum) {
     return (group * kColumns / 4 + c / 4) * kSums + sum;
   }
   // Those in shared memory.

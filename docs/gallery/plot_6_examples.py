@@ -1,7 +1,7 @@
 """The example programs
 ====================
 
-``examples/`` holds four programs, run from a clone; ``make run`` is the first of them. Here they
+``examples/`` holds programs that are run from a clone; ``make run`` is the first of them. Here some
 run with short settings, and what they print is what they print.
 
 Bias, noise and cost of the truncations

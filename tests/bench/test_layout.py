@@ -14,8 +14,8 @@ MODULES = {
     for path in FOLDER.rglob("*.py")
     if path.name != "__init__.py"
 }
-BELOW = {"": ("", "cpu", "common"), "cpu": ("cpu", "common"), "gpu": ("gpu", "common")}
-BELOW["common"] = ("common",)
+BELOW = {"": ("", "science", "cpu", "common"), "cpu": ("cpu", "common"), "gpu": ("gpu", "common")}
+BELOW |= {"science": ("science", "cpu", "common"), "common": ("common",)}
 
 
 def place(module: str) -> str:

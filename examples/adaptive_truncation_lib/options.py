@@ -1,0 +1,25 @@
+"""The command line."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from shared_lib.command_line import Parser, positive_int, seed
+
+
+def make_parser(description: str) -> ArgumentParser:
+    """All the options and their defaults."""
+    parser = Parser(description)
+    add = parser.add_argument
+    add("--updates", type=positive_int, default=1000, help="updates of a run")
+    add("--seeds", type=positive_int, default=2, help="runs of each setting")
+    add("--seed", type=seed, default=0, help="decides on all that is random")
+    add("--every", type=positive_int, default=25, help="updates from one measurement to the next")
+    add("--threads", type=positive_int, default=1, help="CPU threads")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/adaptive_truncation"),
+        metavar="DIR",
+        help="folder for the picture",
+    )
+    return parser

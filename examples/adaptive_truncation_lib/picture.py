@@ -1,0 +1,65 @@
+"""Learning curves, the chosen K, and the bias against the tolerance, in one figure."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # a file is drawn: no display is needed
+from matplotlib.axes import Axes  # noqa: E402  (the line above has to come first)
+from matplotlib.figure import Figure  # noqa: E402
+
+from .task import CHANCE  # noqa: E402
+from .training import SETTINGS, Run  # noqa: E402
+
+BLUES = ("#b9d6f0", "#7fb3e6", "#2c7fc9", "#17558f", "#0b3c6f")
+REDS = ("#e8a33d", "#c2402a", "#7a1d10")
+COLOURS = dict(zip(SETTINGS, (*BLUES, *REDS), strict=True))
+SMOOTH = 20  # updates
+
+
+def draw(runs: Sequence[Run]) -> Figure:
+    """Three panels."""
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    curves, chosen, bias = figure.subplots(1, 3)
+    seen: set[str] = set()
+    for run in runs:
+        style = {"color": COLOURS[run.setting], "linewidth": 1.3}
+        label = None if run.setting in seen else run.setting
+        seen.add(run.setting)
+        smooth = [
+            sum(run.losses[i : i + SMOOTH]) / len(run.losses[i : i + SMOOTH])
+            for i in range(0, len(run.losses), SMOOTH)
+        ]
+        curves.plot(range(0, len(run.losses), SMOOTH), smooth, label=label, **style)
+        if run.chosen:
+            updates, ks, _ = zip(*run.chosen, strict=True)
+            chosen.step(updates, ks, where="post", label=label, **style)
+            tolerance = float(run.setting.split()[1])
+            updates, biases = zip(*run.checks, strict=True)
+            relative = [each / tolerance for each in biases]
+            bias.plot(updates, relative, ".-", label=label, **style)
+    curves.axhline(CHANCE, color="gray", linestyle=":", linewidth=1)
+    curves.set(yscale="log", ylabel="loss", title="copy task, lag 10")
+    chosen.set(ylabel="K", title="chosen truncation")
+    bias.axhline(1, color="gray", linestyle=":", linewidth=1)
+    bias.set(ylabel="relative bias / tolerance", title="measured bias", ylim=(0, None))
+    for axes in (curves, chosen, bias):
+        _finish(axes)
+    return figure
+
+
+def _finish(axes: Axes) -> None:
+    axes.set_xlabel("update")
+    axes.legend(fontsize=8)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the picture, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(unfinished, format="png", dpi=90, facecolor="white")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

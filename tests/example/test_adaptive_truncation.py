@@ -1,0 +1,85 @@
+"""The example ``adaptive_truncation.py``: the task, its costs, a run, and the command line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fastbptt
+
+# Before the examples: it lets them be imported.
+from example_runs import assert_refused, run_fixture
+
+# isort: split
+import adaptive_truncation
+from adaptive_truncation_lib import report
+from adaptive_truncation_lib.task import BATCH, LAG, STEPS, Copier, draw
+from adaptive_truncation_lib.training import (
+    K_MAX,
+    MEASURED,
+    Run,
+    bias_of,
+    cost_of,
+    train,
+    truncation_of,
+)
+
+run = run_fixture(adaptive_truncation.main, "--updates=2", "--seeds=1", "--every=1")
+
+
+def test_task():
+    inputs, target = draw(3, torch.Generator().manual_seed(0))
+    assert inputs.shape[:2] == (STEPS, 3) and target.shape == (STEPS - LAG, 3)
+    assert (inputs.argmax(-1)[:-LAG] == target).all() and (inputs.sum(-1) == 1).all()
+
+
+def test_cost_is_that_of_the_windows():
+    """Counted on windows written out: the losses of 5 steps, and what they reach back."""
+    for k in (2, 10, 30):
+        cut = truncation_of(k)
+        assert isinstance(cut, fastbptt.TBPTT) and cut.k2 - cut.k1 == k - 1
+        backward = 0
+        for first in range(0, STEPS, 5):
+            begin, end = max(0, first - (k - 1)), min(first + 5, STEPS)
+            backward += end - begin
+        assert cost_of(k) == STEPS + backward
+
+
+def test_bias():
+    torch.manual_seed(0)
+    model, data = Copier(), draw(2, torch.Generator().manual_seed(0))
+    assert bias_of(model, STEPS, *data) == pytest.approx(0, abs=1e-5)
+    assert bias_of(model, 2, *data) > 1e-3
+
+
+def test_run():
+    fixed = train("K = 10", 0, 3, 1)
+    assert fixed.cost == 3 * cost_of(10) and len(fixed.losses) == 3 and not fixed.chosen
+    chosen = train("tolerance 0.1", 0, 3, 2)
+    assert chosen.losses[0] == fixed.losses[0]  # the same weights and sequences
+    assert [update for update, _, _ in chosen.chosen] == [0, 2]
+    (_, first, bound), (_, second, _) = chosen.chosen
+    assert bound <= 0.1
+    measured = 2 * MEASURED / BATCH * STEPS * (1 + K_MAX)
+    assert chosen.cost == 2 * cost_of(first) + cost_of(second) + measured
+    assert [update for update, _ in chosen.checks] == [0]
+
+
+def test_table():
+    runs = [
+        Run("K = 30", 0, [1.0, 0.5], cost=2 * cost_of(30)),
+        Run("tolerance 0.5", 0, [0.4, 0.2], [(0, 3, 0.4)], [(0, 0.3), (1, 0.6)], cost_of(30)),
+    ]
+    _, fixed, chosen = report.rows(runs)
+    assert fixed == ("K = 30", "0.750", "", "369", "100%", "")
+    assert chosen == ("tolerance 0.5", "0.300", "3 to 3", "184", "50%", "1 of 2")
+
+
+def test_program(run, tmp_path):
+    status, out, _ = run()
+    assert status == 0 and "| tolerance 0.1 |" in out
+    assert (tmp_path / "out" / "adaptive_truncation.png").stat().st_size > 10_000
+
+
+def test_bad_input(run):
+    assert_refused(run("--every=0"), "argument --every: must be a whole number of at least 1")
