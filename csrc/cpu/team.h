@@ -117,8 +117,8 @@ class Team {
 };
 
 // Runs fn(context, team) with `parts` parts on up to as many threads, and returns whether it was not
-// left alone. What it throws passes through. Inside another parallel region, and in a forked child that could not be given threads of
-// its own, the calling thread is.
+// left alone. What fn throws passes through. Inside another parallel region, and in a forked child
+// that could not be given threads of its own, the calling thread is alone.
 bool run_team(int parts, void (*fn)(const void* context, Team& team), const void* context);
 
 }  // namespace fastbptt
