@@ -253,9 +253,9 @@ def check_glue(cuda_headers: Path) -> None:
 
 
 def is_tolerated(kernel: Kernel) -> bool:
-    """A lane kernel, whose threads keep as much of W as they have registers: a few numbers."""
+    """A lane kernel, whose threads keep as much of W as they have registers: a dozen numbers."""
     is_lane = re.search(r"lane_(forward|backward)_kernel", kernel.name) is not None
-    return is_lane and max(kernel.spills, kernel.stack) <= 80
+    return is_lane and kernel.stack <= 48 and kernel.spills <= 160
 
 
 def main() -> None:

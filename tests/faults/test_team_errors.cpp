@@ -63,10 +63,9 @@ int main() {
     });
     expect(found, "a pass", "waves");
     int done[kParts] = {};
-    expect(error_of([&](Team& team) {
-             team.run([&](const Worker& worker) { ++done[worker.id]; });
-           }),
-           "", "the next");
+    expect(
+        error_of([&](Team& team) { team.run([&](const Worker& worker) { ++done[worker.id]; }); }),
+        "", "the next");
     for (int count : done) {
       if (count != 1) expect(std::to_string(count), "1", "a part of the next");
     }
