@@ -232,7 +232,7 @@ class DeviceLayer(Layer):
                 states=states,
                 entering=entering,
                 slots=x.new_empty(B, shape.gradient_slots, H) if shape.gradient_slots else None,
-                kappa=None if kappa is None else kappa.to(x.dtype).contiguous(),
+                kappa=_contiguous([kappa], x.dtype)[0],
                 clip_grad=clip_grad or 0.0,
                 d=d,
                 carry=x.new_empty(B, self.program.states, H),
@@ -330,7 +330,7 @@ class DeviceLayer(Layer):
 
 
 def _contiguous(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
-    return [None if each is None else each.to(dtype).contiguous() for each in tensors]
+    return [None if each is None else each.to(dtype).resolve_neg().contiguous() for each in tensors]
 
 
 def _in_order(rows: Tensor, order: Sequence[int]) -> Tensor:

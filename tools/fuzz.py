@@ -165,7 +165,7 @@ def networks() -> dict[str, type]:
     from fastbptt import Recurrent, cells
     from fastbptt.cell import Cell
 
-    shipped = ("gru", "peephole_lstm", "layer_norm_lstm")
+    shipped = ("gru", "coupled_lstm", "layer_norm_lstm")
     return {
         name: partial(Recurrent, getattr(cells, name))
         for name in shipped

@@ -162,7 +162,7 @@ UserEach<Tensor> user_gradients(const UserCell& cell, const UserArguments& args,
                            at::IntArrayRef wanted_sizes) {
     std::vector<OptionalTensor> contiguous;
     for (const OptionalTensor& each : gradients) {
-      contiguous.push_back(each ? each->to(of.input.scalar_type()).contiguous() : each);
+      contiguous.push_back(each ? as_stored(each->to(of.input.scalar_type())) : each);
       if (each) check_tensor<int64_t>(*contiguous.back(), name, wanted_sizes, of.input);
     }
     contiguous.resize(size_t(cell.states));
@@ -172,7 +172,7 @@ UserEach<Tensor> user_gradients(const UserCell& cell, const UserArguments& args,
   const std::vector<OptionalTensor> d_last =
       checked(given.d_last, "a last state's gradient", {of.B, of.H});
   OptionalTensor kappa;
-  if (given.kappa) kappa = given.kappa->to(of.input.scalar_type()).contiguous();
+  if (given.kappa) kappa = as_stored(given.kappa->to(of.input.scalar_type()));
   check_rows<int64_t>(kappa, "kappa", of.input.scalar_type(), of.input);
 
   UserEach<Tensor> found;

@@ -15,7 +15,7 @@ Tensor read_extra(const std::string& name, const Tensor& given, const UserLayout
   if (extra.dim() == 0 && extra.device() != of.input.device()) {
     extra = at::full({}, extra.item(), of.input.options());
   }
-  extra = extra.to(of.input.scalar_type()).contiguous();
+  extra = as_stored(extra.to(of.input.scalar_type()));
   const at::IntArrayRef shape = extra.sizes();
   std::vector<int64_t> by_unit = of.input.sizes().vec(), by_row = by_unit;
   by_unit.back() = of.H;
@@ -45,20 +45,22 @@ Tensor read_reset_to(const Tensor& given, const UserLayout& of, std::vector<int6
   check_tensor<int64_t>(given, "reset_to", sizes, of.input);
   if (of.batch_sizes || given.stride(0) > 0) {
     strides->insert(strides->end(), {of.H, 0});
-    return given.contiguous();
+    return as_stored(given);
   }
   strides->insert(strides->end(), {0, of.H});
-  return given.select(0, 0).contiguous();
+  return as_stored(given.select(0, 0));
 }
 
 }  // namespace
+
+Tensor as_stored(const Tensor& tensor) { return tensor.resolve_neg().contiguous(); }
 
 UserLayout user_layout(int64_t gates, const std::vector<std::string>& extra_names,
                        const UserArguments& args) {
   UserLayout of;
   TORCH_CHECK(args.direction == 1 || args.direction == -1, "direction must be 1 or -1, got ",
               args.direction);
-  of.input = args.input.contiguous();
+  of.input = as_stored(args.input);
   if (args.batch_sizes) of.batch_sizes = args.batch_sizes->to(at::kLong).contiguous();
   LayerShape shape{};
   check_batch_sizes<int64_t>(of.input, of.batch_sizes, false, std::nullopt, &shape);
@@ -72,11 +74,11 @@ UserLayout user_layout(int64_t gates, const std::vector<std::string>& extra_name
   of.H = args.w_ih.size(0) / gates;
   const int64_t rows = gates * of.H;
   check_tensor<int64_t>(args.w_ih, "weight_ih", {rows, of.I}, input);
-  of.w_ih = args.w_ih.contiguous();
+  of.w_ih = as_stored(args.w_ih);
   const auto read = [&](const OptionalTensor& tensor, const std::string& name,
                         at::IntArrayRef sizes) {
     if (tensor) check_tensor<int64_t>(*tensor, name, sizes, input);
-    return contiguous(tensor);
+    return tensor ? OptionalTensor(as_stored(*tensor)) : tensor;
   };
   of.w_hh = read(args.w_hh, "weight_hh", {rows, of.H});
   of.b_ih = read(args.b_ih, "bias_ih", {rows});

@@ -34,6 +34,10 @@ struct UserLayout {
   std::vector<int64_t> reset_strides;  // of each by row and by sequence
 };
 
+// A tensor whose numbers lie in memory as they are, one after another. torch's own operators are handed no
+// others, but what Python calls directly may be a view that says it is negated.
+Tensor as_stored(const Tensor& tensor);
+
 // A number among the extras may be on any device and of any dtype. What is not input's is an error,
 // in names of the module's; an extra has its own.
 UserLayout user_layout(int64_t gates, const std::vector<std::string>& extra_names,

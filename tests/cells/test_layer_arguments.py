@@ -178,3 +178,21 @@ def test_a_number_comes_to_the_inputs_device():
     sizes, _, _, (number,), strides, *_ = _C.read_user_arguments(1, ["alpha"], *of)
     assert sizes == [T, B, T * B, I, H]
     assert (number.device.type, number.shape, strides) == ("meta", (), [0, 0])
+
+
+@pytest.mark.parametrize("name", ["x", "w_ih", "w_hh", "b_ih", "b_hh", "initial"])
+def test_views_that_say_they_are_negated(name):
+    """As the imaginary part of a conjugate is: its memory has the other sign."""
+    layer, of = compiled(leaky()), arguments("leaky", T, B, H)
+    given = getattr(of, name)
+    plain = given[0] if name == "initial" else given
+    view = torch._neg_view(-plain.detach())
+    assert view.is_neg() and torch.equal(view, plain)
+    changed = of._replace(**{name: [view] if name == "initial" else view})
+    states, last, kept = layer.forward(of)
+    found, found_last, found_kept = layer.forward(changed)
+    assert all(map(torch.equal, [*states, *last], [*found, *found_last]))
+    gradients = [torch._neg_view(-torch.ones_like(states[0]))]
+    expected = layer.backward(of, states, kept, [torch.ones_like(states[0])])
+    result = layer.backward(changed, found, found_kept, gradients)
+    assert all(map(torch.equal, expected[:5], result[:5]))

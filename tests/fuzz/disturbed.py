@@ -69,7 +69,9 @@ def wrong_tensor(tensor: Tensor, choose: random.Random) -> object:
         return tensor.new_empty(0)
     if how == 5 and tensor.numel() and tensor.dtype.is_floating_point:
         changed = tensor.clone()
-        changed.view(-1)[choose.randrange(changed.numel())] = choose.choice(FLOATS)
+        # Through a tensor: 1e300 becomes infinite, where a number would be refused.
+        value = torch.tensor(choose.choice(FLOATS), dtype=torch.float64).to(changed.dtype)
+        changed.view(-1)[choose.randrange(changed.numel())] = value
         return changed
     if how == 6:
         return tensor.to("meta")
