@@ -22,7 +22,7 @@ from adaptive_truncation_lib import picture, report
 from adaptive_truncation_lib.options import make_parser
 from adaptive_truncation_lib.training import SETTINGS, train
 from shared_lib.command_line import run_program
-from shared_lib.output import prepare_folder
+from shared_lib.output import prepare_folder, save_picture
 from shared_lib.progress import progress
 
 PICTURE = "adaptive_truncation.png"
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         for setting, seed in progress(cases, desc="copy task", unit="run", lines=len(cases))
     ]
     print(report.table(runs))
-    picture.save(picture.draw(runs), args.out / PICTURE)
+    save_picture(picture.draw(runs), args.out / PICTURE)
     print(f"\npicture: {args.out / PICTURE}")
     return 0
 

@@ -29,7 +29,7 @@ from decision_net_lib.options import make_parser
 from decision_net_lib.task import COHERENCES, DECISION, DELAY
 from decision_net_lib.training import compare, psychometric, train
 from shared_lib.command_line import run_program
-from shared_lib.output import prepare_folder
+from shared_lib.output import prepare_folder, save_picture
 from shared_lib.tables import markdown
 
 PICTURE = "decision_net.png"
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         f"{1e3 * cost.loop:.1f} ms ({cost.ratio:.1f} times); their gradients differ by "
         f"{cost.difference:.0e}"
     )
-    picture.save(picture.draw(model, curve, points, title), args.out / PICTURE)
+    save_picture(picture.draw(model, curve, points, title), args.out / PICTURE)
     print(f"\npicture: {args.out / PICTURE}")
     return 0
 

@@ -34,7 +34,7 @@ from influence_balancing_lib.chain import (
 )
 from influence_balancing_lib.options import make_parser
 from shared_lib.command_line import run_program
-from shared_lib.output import prepare_folder
+from shared_lib.output import prepare_folder, save_picture
 from shared_lib.progress import progress
 from shared_lib.tables import markdown
 
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         }
         for rate in RATES
     }
-    picture.save(picture.draw(influences, curves, segments), args.out / PICTURE)
+    save_picture(picture.draw(influences, curves, segments), args.out / PICTURE)
     print(f"\npicture: {args.out / PICTURE}")
     return 0
 

@@ -24,7 +24,7 @@ import torch
 
 import fastbptt
 from shared_lib.command_line import run_program
-from shared_lib.output import prepare_folder
+from shared_lib.output import prepare_folder, save_picture
 from truncation_bias_lib import bias, cost, picture, report
 from truncation_bias_lib.modes import FULL, modes
 from truncation_bias_lib.options import fill_in, make_parser
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     print("\n3. Time of a training step, and its ratio to that of full backpropagation\n")
     print(report.cost_table(costs))
 
-    picture.save(picture.draw(biases, runs, costs, title), args.out / PICTURE)
+    save_picture(picture.draw(biases, runs, costs, title), args.out / PICTURE, dpi=110)
     print(f"\npicture: {args.out / PICTURE}")
     return 0
 

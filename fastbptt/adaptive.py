@@ -118,11 +118,12 @@ class AdaptiveTruncation:
                 them. Then nothing has changed.
         """
         if self.k is None or self.calls % self.every == 0:
-            self.measure(rnn, x, loss_fn, hx=hx, resets=resets)
-        assert self.k is not None
-        self._set(rnn, self.k)
+            k = self.measure(rnn, x, loss_fn, hx=hx, resets=resets)
+        else:
+            k = self.k
+            self._set(rnn, k)
         self.calls += 1
-        return self.k
+        return k
 
     def measure(
         self,

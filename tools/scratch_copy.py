@@ -19,18 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("FASTBPTT_CUDA", "0")
-import setup  # noqa: E402  (after the above, which it needs)
+from ninja_rules import RULES  # noqa: E402
 
-RULES = """\
-rule compile
-  command = $cxx $flags -MMD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-  description = $out
-rule link
-  command = $cxx $in $flags -o $out
-  description = $out
-"""
+import setup  # noqa: E402  (after the above, which it needs)
 
 
 def tracked_files() -> list[str]:

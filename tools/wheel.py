@@ -30,6 +30,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["FASTBPTT_CUDA"] = "0"
+from ninja_rules import RULES  # noqa: E402
+
 import setup  # noqa: E402  (after the above, which it needs)
 
 #: A wheel has a build for each of these.
@@ -53,16 +55,6 @@ TORCH_LIBRARIES = ("c10", "torch_cpu", "torch_python")
 # partly outside of Python's stable ABI: hence the sections.
 TORCH_FLAGS = ["-ffunction-sections", "-fdata-sections", "-DTORCH_EXTENSION_NAME=_C"]
 LINK = ["-shared", "-s", "-Wl,--gc-sections", "-Wl,-O1"]
-RULES = """\
-rule compile
-  command = $cxx $flags -MMD -MF $out.d -c $in -o $out
-  depfile = $out.d
-  deps = gcc
-  description = $out
-rule link
-  command = $cxx $in $flags -o $out
-  description = $out
-"""
 
 
 def run(*command: str | Path, **options: object) -> subprocess.CompletedProcess:

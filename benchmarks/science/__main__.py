@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -38,15 +37,6 @@ def _begun(path: Path, facts: Record, command: str, again: bool) -> Record:
             return results
     settings = {"command": command}
     return {"machine": facts, "settings": settings, "complete": False, "records": []}
-
-
-def _write_picture(experiment: Experiment, records: Sequence[Record], path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        experiment.draw(records).savefig(unfinished, format="png", dpi=90, facecolor="white")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def perform(experiment: Experiment, out: Path, command: str, *, quick: bool, again: bool) -> None:
@@ -77,7 +67,7 @@ def perform(experiment: Experiment, out: Path, command: str, *, quick: bool, aga
     save(results, path)
     text = "\n\n".join(table(out) for table in TABLES[experiment.name])
     write_text(out / f"{experiment.name}.md", f"{text}\n")
-    _write_picture(experiment, results["records"], out / f"{experiment.name}.png")
+    experiment.save_picture(results["records"], out / f"{experiment.name}.png")
     print(f"## {experiment.name}\n\n{text}\n", flush=True)
 
 

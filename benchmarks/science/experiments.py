@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.files import ROOT, Record
@@ -17,6 +18,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 from adaptive_truncation_lib import training as adaptive  # noqa: E402
 from influence_balancing_lib import chain  # noqa: E402
+from shared_lib.output import save_picture  # noqa: E402
 
 from . import characters, oracle  # noqa: E402
 
@@ -34,6 +36,10 @@ class Experiment:
     parts: Callable[[bool], list[Part]]  # of a quick run or a whole one
     run: Callable[[Part], Record]  # what a part gives, beside itself
     draw: Callable[[Sequence[Record]], Figure]
+
+    def save_picture(self, records: Sequence[Record], path: Path) -> None:
+        """Draws it, and writes it whole or not at all."""
+        save_picture(self.draw(records), path)
 
 
 def _thin(losses: Sequence[float], points: int = 150) -> list[list[float]]:

@@ -1,7 +1,6 @@
 """The command line."""
 
 from argparse import ArgumentParser
-from pathlib import Path
 
 from shared_lib.command_line import Parser, positive_int, seed
 
@@ -15,11 +14,5 @@ def make_parser(description: str) -> ArgumentParser:
     add("--seed", type=seed, default=0, help="decides on all that is random")
     add("--every", type=positive_int, default=25, help="updates from one measurement to the next")
     add("--threads", type=positive_int, default=1, help="CPU threads")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/adaptive_truncation"),
-        metavar="DIR",
-        help="folder for the picture",
-    )
+    parser.add_out("runs/adaptive_truncation")
     return parser

@@ -1,8 +1,6 @@
 """Learning curves, the chosen K, and the bias against the tolerance, in one figure."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 
@@ -53,13 +51,3 @@ def draw(runs: Sequence[Run]) -> Figure:
 def _finish(axes: Axes) -> None:
     axes.set_xlabel("update")
     axes.legend(fontsize=8)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the picture, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(unfinished, format="png", dpi=90, facecolor="white")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

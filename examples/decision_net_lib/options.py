@@ -1,7 +1,6 @@
 """The command line."""
 
 import argparse
-from pathlib import Path
 
 from shared_lib.command_line import Parser, learning_rate, positive_float, positive_int, seed
 
@@ -27,11 +26,5 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     add("--rounds", type=positive_int, default=7, help="times that a training step is timed")
     add("--seed", type=seed, default=0, help="decides on all that is random")
     add("--threads", type=positive_int, default=2, help="CPU threads")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/decision_net"),
-        metavar="DIR",
-        help="folder for the picture",
-    )
+    parser.add_out("runs/decision_net")
     return parser

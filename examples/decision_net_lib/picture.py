@@ -1,8 +1,6 @@
 """The psychometric curve, the state space, the eigenvalues and the weights in one figure."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 
@@ -74,13 +72,3 @@ def _weights(axes: Axes, model: DecisionNet) -> None:
     axes.imshow(weight.numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.axvline(model.excitatory - 0.5, color="black", linewidth=0.8)
     axes.set(xlabel="from unit", ylabel="to unit", title="W_hh, by Dale's law")
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the picture, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(unfinished, format="png", dpi=90, facecolor="white")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """The command line."""
 
 from argparse import ArgumentParser
-from pathlib import Path
 
 from shared_lib.command_line import Parser, positive_int, seed
 
@@ -14,11 +13,5 @@ def make_parser(description: str) -> ArgumentParser:
     add("--segments", type=positive_int, default=300, help="updates, one after each segment")
     add("--seeds", type=positive_int, default=5, help="runs of what is random")
     add("--seed", type=seed, default=0, help="decides on all that is random")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/influence_balancing"),
-        metavar="DIR",
-        help="folder for the picture",
-    )
+    parser.add_out("runs/influence_balancing")
     return parser

@@ -1,8 +1,6 @@
 """The influence, and the losses of both ways to learn, in one figure."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib
 
@@ -52,13 +50,3 @@ def _losses(axes: Axes, curves: Curves, title: str) -> None:
         seen.add(name)
     axes.set(xlabel="update", ylabel="loss", title=title, yscale="log", ylim=(1e-12, 1e7))
     axes.legend(fontsize=7.5)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the picture, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(unfinished, format="png", dpi=90, facecolor="white")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

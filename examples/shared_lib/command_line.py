@@ -5,6 +5,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 MAX_LR = 1e3  # far beyond what trains; at 1e38, Adam's step size would overflow
@@ -61,6 +62,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str) -> None:
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def add_out(self, default: str) -> None:
+        """The option of the folder that a program's picture goes to."""
+        self.add_argument(
+            "--out", type=Path, default=Path(default), metavar="DIR", help="folder for the picture"
+        )
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""

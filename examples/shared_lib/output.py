@@ -1,9 +1,16 @@
-"""The output folder."""
+"""The output folder, and pictures in it."""
 
+from __future__ import annotations
+
+import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .command_line import BadInput
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def prepare_folder(folder: Path, files: list[Path]) -> None:
@@ -31,3 +38,13 @@ def prepare_folder(folder: Path, files: list[Path]) -> None:
             f"argument --out: must be a folder that can be written to, but was {folder} "
             f"({error.strerror})"
         ) from error
+
+
+def save_picture(figure: Figure, path: Path, dpi: int = 90) -> None:
+    """Write the picture, whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(unfinished, format="png", dpi=dpi, facecolor="white")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

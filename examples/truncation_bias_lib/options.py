@@ -1,7 +1,6 @@
 """The command line."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from shared_lib.command_line import Parser, learning_rate, positive_int, seed
@@ -70,13 +69,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a shorter run, by the defaults of some options")
     add("--seed", type=seed, default=0, help="decides on all that is random")
     add("--threads", type=positive_int, default=1, help="CPU threads; more pay with a larger net")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/truncation_bias"),
-        metavar="DIR",
-        help="folder for the picture",
-    )
+    parser.add_out("runs/truncation_bias")
     return parser
 
 

@@ -163,7 +163,7 @@ def test_writes_tables_and_picture(run, tmp_path):
 
 def test_seed_decides_on_everything_but_the_time(run, monkeypatch):
     monkeypatch.setattr(decision_net.picture, "draw", lambda *_: None)
-    monkeypatch.setattr(decision_net.picture, "save", lambda *_: None)
+    monkeypatch.setattr(decision_net, "save_picture", lambda *_, **__: None)
     tables = [
         [line for line in run(f"--seed={seed}")[1].splitlines() if line.startswith("|")]
         for seed in (1, 1, 2)

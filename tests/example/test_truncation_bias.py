@@ -38,7 +38,7 @@ run = run_fixture(truncation_bias.main, *TINY)
 def without_picture(monkeypatch):
     """Drawing takes longer than the rest of a tiny run."""
     monkeypatch.setattr(truncation_bias.picture, "draw", lambda *_: None)
-    monkeypatch.setattr(truncation_bias.picture, "save", lambda *_: None)
+    monkeypatch.setattr(truncation_bias, "save_picture", lambda *_, **__: None)
 
 
 def generator(seed: int = 0) -> torch.Generator:
