@@ -11,6 +11,8 @@ from .cpu.results import failures, load
 from .cpu.tables import format_ms, format_times, machine_line
 from .science.tables import TABLES as SCIENCE
 
+# The folder whose results the pages show: the last run on a machine that nothing else used.
+SHOWN = "avx2"
 # The rows of the short table: cell, row, peer.
 SHORT = (
     ("rnn", "35,32,256", "torch.nn.RNN"),
@@ -65,7 +67,7 @@ def _taken(results: Record) -> str:
 
 def short(results: Path) -> str:
     """Six rows: both passes, ours beside what the user has today."""
-    found = _load(results / "avx512" / "compare.json")
+    found = _load(results / SHOWN / "compare.json")
     rows = []
     for cell, row, peer in SHORT:
         record = _find(found, cell=cell, row=row, mode=BACKWARD)
@@ -88,7 +90,7 @@ def short(results: Path) -> str:
 
 def book(results: Path) -> str:
     """Tokens a second of the book's model, beside those that its authors' notebooks print."""
-    found = _load(results / "avx512" / "book.json")
+    found = _load(results / SHOWN / "book.json")
     rows = []
     for record in found["records"]:
         torchs = f"torch.nn.{NAMES[record['cell']]}"
@@ -105,7 +107,7 @@ def book(results: Path) -> str:
 
 def costs(results: Path) -> str:
     """Truncations and resets against the loops that compute the same."""
-    found = _load(results / "avx512" / "compare.json")
+    found = _load(results / SHOWN / "compare.json")
     rows = []
     for row, loop, what in COSTS:
         size, _, truncation = row.partition(" ")
@@ -124,7 +126,7 @@ def costs(results: Path) -> str:
 
 def resets(results: Path) -> str:
     """Resets inside a rollout against a loop over its steps, forward and with the backward pass."""
-    found = _load(results / "avx512" / "compare.json")
+    found = _load(results / SHOWN / "compare.json")
     rows = []
     for row in ("128,8,128 resets", "128,16,256 resets"):
         for cell, name in NAMES.items():
@@ -144,7 +146,7 @@ def resets(results: Path) -> str:
 
 def twice(results: Path) -> str:
     """Double backward against torch.nn's."""
-    found = _load(results / "avx512" / "derivatives.json")
+    found = _load(results / SHOWN / "derivatives.json")
     rows: dict[str, dict[str, str]] = {}
     for record in found["records"]:
         if record["kind"] == "twice":

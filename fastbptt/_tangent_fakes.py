@@ -7,7 +7,46 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastbptt.ops import num_sequences
+from fastbptt import _C
+from fastbptt.ops import check_given, num_sequences
+
+
+def _check_tangents(**pairs: tuple[Tensor | None, Tensor | None]) -> None:
+    """Each tangent, where there is one, is of its tensor's shape."""
+    for name, (tangent, of) in pairs.items():
+        if tangent is not None and of is not None and tangent.shape != of.shape:
+            raise RuntimeError(
+                f"{name} must have shape {tuple(of.shape)}, got {tuple(tangent.shape)}"
+            )
+
+
+def _check_layer(
+    input: Tensor,
+    output: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    hx: Tensor | None,
+    cx: Tensor | None,
+    weights: Sequence[Tensor],
+    has_biases: bool,
+    batch_sizes: Tensor | None,
+    batch_first: bool,
+    cell: str,
+    k1: int,
+    resets: Tensor | None,
+    kappa: Tensor | None,
+    grads: Sequence[Tensor | None] = (None, None, None),
+) -> None:
+    """What a pass over a layer's results takes, as rnn_bwd checks it."""
+    check_given(input=input, output=output, c=c, gates=gates)
+    _C.check_backward(
+        *grads,
+        *(input, output, c, gates, hx, cx),
+        *(weights, has_biases, batch_sizes, batch_first, cell),
+        [False] * 4,
+        *(k1, k1, False, resets, kappa),
+        *(None, 0, 0, False, False, None),
+    )
 
 
 @torch.library.register_fake("fastbptt::rnn_jvp")
@@ -31,6 +70,11 @@ def _(
     resets: Tensor | None = None,
     kappa: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    _check_layer(
+        *(input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell),
+        *(k1, resets, kappa),
+    )
+    _check_tangents(input_t=(input_t, input), hx_t=(hx_t, hx), cx_t=(cx_t, cx))
     state_size = weights[1].shape[1]
     directions = output.shape[-1] // state_size
     batch = num_sequences(batch_sizes, input.shape[0 if batch_first else 1], hx, cx)
@@ -80,6 +124,19 @@ def _(
     resets: Tensor | None = None,
     kappa: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
+    _check_layer(
+        *(input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell),
+        *(k1, resets, kappa, (grad_output, grad_h_n, grad_c_n)),
+    )
+    check_given(output_t=output_t, c_t=c_t, gates_t=gates_t)
+    _check_tangents(
+        input_t=(input_t, input),
+        output_t=(output_t, output),
+        c_t=(c_t, c),
+        gates_t=(gates_t, gates),
+        hx_t=(hx_t, hx),
+        cx_t=(cx_t, cx),
+    )
     return (
         _like(input, needs[0], input),
         _like(input, needs[1], input),
@@ -111,6 +168,10 @@ def _(
     resets: Tensor | None = None,
     kappa: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    _check_layer(
+        *(input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell),
+        *(k1, resets, kappa, (grad_output, grad_h_n, grad_c_n)),
+    )
     return (
         _like(input, needs[0], input),
         _like(hx, needs[1], input),
@@ -138,6 +199,7 @@ def _(
     reverse: bool,
     cell: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_given(pre=pre, output=output, c=c, gates=gates, before=before, w_hh=w_hh)
     batch = num_sequences(batch_sizes, output.shape[0] // T)
     return (
         pre.new_empty(output.shape),
@@ -174,6 +236,7 @@ def _(
     reverse: bool,
     cell: str,
 ) -> tuple[Tensor, ...]:
+    check_given(output=output, c=c, gates=gates, before=before, w_hh=w_hh)
     rows, state_size = output.shape
     hidden_size = c.shape[1] if cell == "lstm" else state_size
     columns = {"gru": 4, "lstm": 4}.get(cell, 1) * hidden_size

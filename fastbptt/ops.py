@@ -94,6 +94,13 @@ def num_sequences(
     return int(batch_sizes[0])
 
 
+def check_given(**tensors: Tensor | None) -> None:
+    """The dispatcher lets None pass for a tensor, whatever the schema says."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            raise RuntimeError(f"{name} must be a tensor")
+
+
 @torch.library.register_fake("fastbptt::rnn_fwd")
 def _(
     input: Tensor,
@@ -107,6 +114,7 @@ def _(
     keep_gates: bool,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    check_given(input=input)
     _C.check_forward(input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets)
     directions = 2 if len(weights) >= 2 * (4 if has_biases else 2) else 1
     state_size = weights[1].shape[1]
@@ -155,6 +163,7 @@ def _(
     input_by_lane: bool = False,
     grad_network: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    check_given(input=input, output=output, c=c, gates=gates)
     _C.check_backward(
         grad_output,
         grad_h_n,

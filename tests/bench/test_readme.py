@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import readme
 from benchmarks.common.files import ROOT
-from benchmarks.pages import BLOCKS
+from benchmarks.pages import BLOCKS, SHOWN
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -72,9 +72,9 @@ def test_other_markers_are_refused(text, message, tmp_path, capsys):
 )
 @pytest.mark.parametrize("change", ["cut off", "failed", "foreign", "no rows"])
 def test_tables_take_no_failed_or_partial_results(name, change, tmp_path):
-    folder = tmp_path / "avx512"
+    folder = tmp_path / SHOWN
     folder.mkdir()
-    for path in (RESULTS / "avx512").glob("*.json"):
+    for path in (RESULTS / SHOWN).glob("*.json"):
         found = json.loads(path.read_text())
         if change == "cut off":
             found["complete"] = False
@@ -105,9 +105,9 @@ def test_a_row_that_failed_is_not_taken_from_a_gpus_run(tmp_path):
 
 
 def test_a_table_is_that_of_the_results(tmp_path):
-    folder: Path = tmp_path / "avx512"
+    folder: Path = tmp_path / SHOWN
     folder.mkdir()
-    found = json.loads((RESULTS / "avx512" / "book.json").read_text())
+    found = json.loads((RESULTS / SHOWN / "book.json").read_text())
     found["records"][1]["tokens_per_s"]["fastbptt"]["median"] = 123456.7
     (folder / "book.json").write_text(json.dumps(found))
     assert "| GRU | " in BLOCKS["book"](tmp_path) and "| 123,457 |" in BLOCKS["book"](tmp_path)

@@ -167,7 +167,7 @@ class Disturbed:
     def is_moderate(self) -> bool:
         """Whether results are numbers that rounding changes little."""
         return all(
-            _is_plain(t) and (not t.is_floating_point() or bool((t.abs() < 30).all()))
+            _is_plain(t) and (not t.is_floating_point() or bool((t.double().abs() < 30).all()))
             for t in self.tensors()
         )
 

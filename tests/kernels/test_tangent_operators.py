@@ -123,3 +123,31 @@ def test_bad_gradients_and_groups():
     ):
         with pytest.raises(RuntimeError, match=message):
             rnn_bwd_apart(**apart | change)
+
+
+OPERATORS = {"rnn_jvp": rnn_jvp, "rnn_bwd_jvp": rnn_bwd_jvp, "rnn_bwd_apart": rnn_bwd_apart}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("what", ["input", "output", "c", "gates", "weights"])
+def test_what_is_missing_is_named_without_data_too(operator, what):
+    """The dispatcher lets None pass for a tensor."""
+    arguments = arguments_of(next(n for n, c in CASES.items() if c.cell == "lstm"))[operator]
+    for device in ("cpu", "meta"):
+        given = torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda tensor, device=device: tensor.to(device), arguments
+        )
+        given[what] = [] if what == "weights" else None
+        with pytest.raises(RuntimeError, match=f"{what} must"):
+            OPERATORS[operator](**given)
+
+
+def test_meta_tensors_of_other_shapes_are_refused():
+    arguments = arguments_of(next(n for n, c in CASES.items() if c.cell == "gru"))["rnn_bwd_jvp"]
+    given = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), arguments)
+    for name in ("input_t", "output_t", "gates_t", "output", "grad_output"):
+        with pytest.raises(RuntimeError, match=f"{name} must have shape"):
+            rnn_bwd_jvp(**given | {name: given[name][..., :-1]})
+    for name in ("output_t", "c_t", "gates_t"):
+        with pytest.raises(RuntimeError, match=f"{name} must be a tensor"):
+            rnn_bwd_jvp(**given | {name: None})
