@@ -28,7 +28,7 @@ die = { echo "error:" $(1) >&2; exit 1; }
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help run test clients bench science cuda-check wheel wheel-test aarch64-test sanitize kills fuzz lint format clean distclean python lint-tools FORCE
+.PHONY: help run test clients bench science cuda-check wheel wheel-test aarch64-test sanitize kills fuzz mutants soak lint format clean distclean python lint-tools FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +85,12 @@ kills: build/.installed ## kill a training run a hundred times and resume it
 
 fuzz: build/.installed ## call operators and modules with arguments of all kinds (ARGS="--calls 200000")
 	@$(PY) tools/fuzz.py $(ARGS)
+
+mutants: build/.installed ## break the sources in a hundred places and count what the tests find (hours)
+	@$(PY) tools/mutate.py $(ARGS)
+
+soak: build/.installed ## call the modules for an hour: same bits, flat memory (ARGS="--minutes 5 --busy 4")
+	@$(PY) tools/soak.py $(ARGS)
 
 CLANG_FORMAT = find csrc tests tools benchmarks/gpu -type f -name "*.h" -o -name "*.cpp" -o -name "*.cu*" -o -name "*.inc" | xargs $(PY) -c 'import clang_format; clang_format.clang_format()'
 

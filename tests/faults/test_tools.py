@@ -1,0 +1,106 @@
+"""Short runs of what looks for faults for hours: tools/soak.py, tools/mutate.py."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.common.files import ROOT
+
+sys.path.append(str(ROOT / "tools"))
+
+import mutants  # noqa: E402
+
+SOURCE = """\
+#include <cstdio>
+
+int sum(const int* values, int count) {
+  int total = 0, last = 0;
+  for (int i = 0; i < count; ++i) {
+    total += values[i];
+  }
+  if (count > 3) {
+    last = 2 * total - count;
+  }
+  return total + last;
+}
+
+int main() {
+  const int values[] = {1, 2, 3, 4, 50};
+  std::printf("%d", sum(values, 4));
+}
+"""
+PYTHON = """\
+def f(x: int, names: list[str]) -> str:
+    if not names and x >= 3:
+        raise ValueError("x < 3 or names")
+    return names[0] if names else str(x + 1)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_soak():
+    command = [sys.executable, ROOT / "tools" / "soak.py", "--minutes=0", "--steps=8"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 of 11 differ from the first pass" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_mutants_of_cpp_are_switched_on_one_at_a_time(tmp_path):
+    numbered = dict(enumerate(mutants.of_cpp("sum.cpp", SOURCE)))
+    (tmp_path / "mutant.h").write_text(mutants.HEADER)
+    source = tmp_path / "sum.cpp"
+    source.write_text('#include "mutant.h"\n' + mutants.with_all(SOURCE, numbered))
+    subprocess.run(["c++", "-std=c++17", "-o", tmp_path / "sum", source], check=True)
+    said = {}
+    for number in (None, *numbered):
+        switch = {} if number is None else {"FASTBPTT_MUTANT": str(number)}
+        done = subprocess.run([tmp_path / "sum"], env=os.environ | switch, capture_output=True)
+        mutant = numbered.get(number)
+        said[mutant and (mutant.kind, mutant.line)] = int(done.stdout)
+    assert said == {
+        None: 10 + 16,
+        ("bound", 5): 6 + 8,  # one value fewer
+        ("index", 6): 59 + 114,  # each the next
+        ("statement", 6): 0 - 4,
+        ("condition", 8): 10,
+        ("sign", 9): 10 + 24,
+        ("statement", 9): 10,
+        ("sign", 11): 10 - 16,
+    }
+
+
+def test_mutants_of_python():
+    found = list(mutants.of_python("f.py", PYTHON))
+    texts = {PYTHON[: m.begin] + m.text + PYTHON[m.end :] for m in found}
+    for old, new in (
+        ("not names and x", "not names or x"),
+        ("x >= 3", "x > 3"),
+        ("x >= 3", "x >= 4"),
+        ("x + 1", "x - 1"),
+        ("x + 1", "x + 2"),
+        ("names[0]", "names[1]"),
+        ("if not names and x >= 3:", "if not (not names and x >= 3):"),
+        ("if names else", "if not (names) else"),
+    ):
+        assert PYTHON.replace(old, new) in texts
+    assert len(texts) == 8
+
+
+def test_the_sources_have_places_of_every_kind():
+    import mutate
+
+    found = mutants.all_of(ROOT, mutate.sources(ROOT))
+    of_cpp = {m.kind for m in found if m.is_cpp}
+    assert of_cpp == set(mutants.CPP)
+    assert {m.kind for m in found if not m.is_cpp} == {"operator", "number", "condition"}
+    for mutant in found[::50]:
+        text = (ROOT / mutant.path).read_text()
+        changed = text[: mutant.begin] + mutant.text + text[mutant.end :]
+        if not mutant.is_cpp:
+            compile(changed, mutant.path, "exec")

@@ -1,0 +1,215 @@
+"""Breaks the sources in a hundred places, one after another, and counts what the tests find.
+
+    python tools/mutate.py
+    python tools/mutate.py --count 20 --seed 3 --only cpp
+
+In a copy of the repository, build/mutants, the CPU's C++ is compiled once with a switch in each
+place (tools/mutants.py), and files of Python are changed. The tests run on each mutant group by
+group until one fails, crashes or takes far longer than it did on the unbroken sources; a mutant on
+which all of them pass is printed. Places are drawn by --seed, half of them in C++. What the copy's
+folder holds of an earlier run with the same arguments is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mutants
+from mutants import Mutant
+from scratch_copy import ROOT, ScratchCopy, optimized_by
+
+WORK = ROOT / "build" / "mutants"
+# Each is run until it fails, and then the next: what finds most first.
+GROUPS = (
+    (
+        "tests/kernels/test_rnn.py::test_every_option",
+        "tests/kernels/test_tangent_steps.py",
+        "tests/cells/test_compiled_networks.py",
+        "tests/modules",
+        "tests/truncation",
+    ),
+    ("tests/kernels", "tests/derivatives", "tests/capture", "tests/cells", "tests/faults"),
+)
+# What a GPU alone runs, what only makes it faster, what is not run in the tests' processor.
+LEFT_OUT = re.compile(
+    r"csrc/cuda/|csrc/user_cell/(product|step|steps|kernels|device)\.|csrc/cpu/(split|schedule|isa_)"
+    r"|fastbptt/(_nvrtc|_device_layer|__main__|_builds|opacus|onnx|flops)\.|\.(cuh|cu|pyi)$"
+)
+NOT_SLOWER = 4  # times as long as on the unbroken sources: it hangs
+
+
+def sources(root: Path) -> list[str]:
+    found = [*root.glob("csrc/**/*"), *root.glob("fastbptt/*.py")]
+    paths = (str(path.relative_to(root)) for path in sorted(found) if path.is_file())
+    return [path for path in paths if not LEFT_OUT.search(path)]
+
+
+def choose(seed: int, count: int, only: str | None) -> list[Mutant]:
+    """Half of them in C++ and half in Python; of each kind and file as many as chance has it."""
+    everything = mutants.all_of(ROOT, sources(ROOT))
+    draw = random.Random(seed)
+    parts = [[m for m in everything if m.is_cpp], [m for m in everything if not m.is_cpp]]
+    of_cpp = {"cpp": count, "python": 0}.get(only, count // 2)
+    drawn = [draw.sample(part, n) for part, n in zip(parts, (of_cpp, count - of_cpp), strict=True)]
+    return [mutant for part in drawn for mutant in part]
+
+
+def write_switches(copy: ScratchCopy, numbered: dict[int, Mutant]) -> None:
+    (copy.folder / "csrc" / "mutant.h").write_text(mutants.HEADER)
+    by_path: dict[str, dict[int, Mutant]] = {}
+    for number, mutant in numbered.items():
+        by_path.setdefault(mutant.path, {})[number] = mutant
+    for path, own in by_path.items():
+        text = mutants.with_all((ROOT / path).read_text(), own)
+        (copy.folder / path).write_text(f'#include "mutant.h"\n#line 1\n{text}')
+
+
+def build(copy: ScratchCopy, numbered: dict[int, Mutant]) -> dict[int, Mutant]:
+    """Builds with as many of these as compile, and gives them: types may lack the operation."""
+    log = copy.folder.parent / "build.log"
+    while True:
+        copy.update()
+        write_switches(copy, numbered)
+        flags = [*optimized_by("-O2"), "-include", str(copy.folder / "csrc" / "mutant.h")]
+        print(f"building {len(numbered)} mutants of C++, see {log}", flush=True)
+        with log.open("w") as out, redirected(out):
+            try:
+                copy.build([flag for flag in flags if flag != "-Werror"])
+                return numbered
+            except subprocess.CalledProcessError:
+                pass
+        # The places that the compiler names, in errors and in how it came to them.
+        named = set(re.findall(r"((?:csrc)/[\w/.]+):(\d+)", log.read_text()))
+        wrong = [n for n, m in numbered.items() if (m.path, str(m.line)) in named]
+        if not wrong:
+            sys.exit(f"error: the copy does not build, see {log}")
+        for number in wrong:
+            print(f"does not compile: {numbered.pop(number)}", flush=True)
+
+
+class redirected:
+    """What this process and its children print goes to a file meanwhile."""
+
+    def __init__(self, file) -> None:
+        self.file = file
+
+    def __enter__(self) -> None:
+        sys.stdout.flush()
+        self.kept = os.dup(1), os.dup(2)
+        for descriptor in (1, 2):
+            os.dup2(self.file.fileno(), descriptor)
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor, kept in zip((1, 2), self.kept, strict=True):
+            os.dup2(kept, descriptor)
+            os.close(kept)
+
+
+class Tree:
+    """A copy in which tests run, one mutant at a time."""
+
+    def __init__(self, built: ScratchCopy, folder: Path) -> None:
+        self.folder = folder
+        shutil.rmtree(folder, ignore_errors=True)
+        hidden = shutil.ignore_patterns("build", "__pycache__", ".pytest_cache")
+        shutil.copytree(built.folder, folder, ignore=hidden)
+        self.limits = [3600.0] * len(GROUPS)
+
+    def fails(self, group: int, environment: dict[str, str]) -> str | None:
+        """How the tests fail, or None."""
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        deselected = ["--deselect", "tests/faults/test_kill.py"]
+        try:
+            done = subprocess.run(
+                [*command, *deselected, *GROUPS[group]],
+                cwd=self.folder,
+                env=os.environ | {"GOMP_SPINCOUNT": "0", "CPPFLAGS": ""} | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=self.limits[group],
+            )
+        except subprocess.TimeoutExpired:
+            return "hangs"
+        if done.returncode == 0:
+            return None
+        said = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+        return said[0] if said else f"status {done.returncode}"
+
+    def measure(self) -> None:
+        """How long each group takes where nothing is broken; ends the program if one fails."""
+        for group in range(len(GROUPS)):
+            begin = time.monotonic()
+            if said := self.fails(group, {"FASTBPTT_CACHE": str(self.folder / "build" / "cells")}):
+                sys.exit(f"error: the tests fail without a mutant: {said}")
+            self.limits[group] = NOT_SLOWER * (time.monotonic() - begin) + 60
+
+    def judge(self, number: int, mutant: Mutant) -> str | None:
+        """What finds the mutant, or None."""
+        # A cell's library has the switches of the headers, and would be taken from the cache.
+        environment = {"FASTBPTT_CACHE": str(self.folder / "build" / "cells")}
+        path = self.folder / mutant.path
+        before = path.read_text()
+        if mutant.is_cpp:
+            environment["FASTBPTT_MUTANT"] = str(number)
+        else:
+            path.write_text(before[: mutant.begin] + mutant.text + before[mutant.end :])
+        try:
+            for group in range(len(GROUPS)):
+                if said := self.fails(group, environment):
+                    return said
+            return None
+        finally:
+            path.write_text(before)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--count", type=int, default=100, help="how many (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="of the places (default: 0)")
+    parser.add_argument("--only", choices=["cpp", "python"], help="default: half of each")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time")
+    options = parser.parse_args(arguments)
+
+    drawn = choose(options.seed, options.count, options.only)
+    built = ScratchCopy(WORK / "built")
+    numbered = {i: mutant for i, mutant in enumerate(drawn) if mutant.is_cpp}
+    numbered = build(built, numbered)
+    numbered |= {i: mutant for i, mutant in enumerate(drawn) if not mutant.is_cpp}
+
+    results = WORK / f"found-{options.seed}-{options.count}-{options.only}.json"
+    known = json.loads(results.read_text()) if results.exists() else {}
+    left = {i: mutant for i, mutant in numbered.items() if str(mutant) not in known}
+    trees = [Tree(built, WORK / f"tree{i}") for i in range(max(options.jobs, 1))]
+    trees[0].measure()
+    free = list(trees)
+
+    def judge(item: tuple[int, Mutant]) -> None:
+        tree = free.pop()
+        tree.limits = trees[0].limits
+        said = tree.judge(*item)
+        free.append(tree)
+        known[str(item[1])] = said
+        print(f"{item[1]}: {said or 'NOT FOUND'}", flush=True)
+        results.write_text(json.dumps(known, indent=1))
+
+    with ThreadPoolExecutor(len(trees)) as pool:
+        list(pool.map(judge, left.items()))
+    found = [said for mutant in numbered.values() if (said := known[str(mutant)])]
+    print(f"{len(found)} of {len(numbered)} mutants found")
+    return 0 if len(found) == len(numbered) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
