@@ -15,3 +15,21 @@ HIDDEN void __throw_bad_array_new_length();
 void __throw_bad_array_new_length() { throw bad_array_new_length(); }
 
 }  // namespace std
+
+// Of GCC 11 too: what std::exception_ptr's copies and ends call since its headers have them inline. It
+// is a pointer to the exception, which the library counts; its own copies and ends it has had before.
+extern "C" {
+void copy_exception_ptr(void** to,
+                        void* const* from) asm("_ZNSt15__exception_ptr13exception_ptrC1ERKS0_");
+void end_exception_ptr(void** self) asm("_ZNSt15__exception_ptr13exception_ptrD1Ev");
+HIDDEN void add_reference(void** self) asm("_ZNSt15__exception_ptr13exception_ptr9_M_addrefEv");
+HIDDEN void release(void** self) asm("_ZNSt15__exception_ptr13exception_ptr10_M_releaseEv");
+}
+void add_reference(void** self) {
+  void* copy;  // which never ends
+  copy_exception_ptr(&copy, self);
+}
+void release(void** self) {
+  end_exception_ptr(self);
+  *self = nullptr;
+}

@@ -86,3 +86,51 @@ def test_wheels_sources_are_all_there_are():
     on_disk = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp")}
     cuda = {source for source in setup.CUDA_SOURCES if source.endswith(".cpp")}
     assert on_disk == set(setup.KERNEL_SOURCES) | set(setup.TORCH_SOURCES) | cuda
+
+
+@pytest.mark.skipif(not shutil.which("objdump"), reason="needs binutils")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of ELF's symbols")
+def test_no_symbol_is_newer_than_the_platform(tmp_path):
+    """auditwheel refuses a wheel with one that tools/older_libraries.cpp does not stand in for."""
+    compiler = os.environ.get("CXX", "c++").split()
+    limits = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}
+
+    def run(*command):
+        return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+    first: dict[str, tuple[str, tuple[int, ...]]] = {}  # where a symbol first was
+    for library in ("libstdc++.so.6", "libc.so.6", "libm.so.6"):
+        path = run(*compiler, f"-print-file-name={library}").strip()
+        for line in run("objdump", "--dynamic-syms", path).splitlines():
+            match = re.search(r"\b(GLIBC|GLIBCXX|CXXABI)_([\d.]+)\)?\s+(\S+)$", line)
+            if match and "*UND*" not in line:
+                version = (match[1], tuple(map(int, match[2].split("."))))
+                first[match[3]] = min(version, first.get(match[3], version))
+    shim = tmp_path / "shim.o"
+    source = ROOT / "tools" / "older_libraries.cpp"
+    run(*compiler, "-std=c++17", "-fPIC", "-c", "-o", shim, source)
+    lines = run("objdump", "--syms", shim).splitlines()
+    stood_in = {line.split()[-1] for line in lines if ".hidden" in line and "*UND*" not in line}
+
+    # The kernels' library alone has no part in torch's, where newer ones are found too.
+    needed = set()
+    for source in setup.KERNEL_SOURCES:
+        if "/isa_" in source:
+            continue  # loops over numbers, which take long to compile
+        out = tmp_path / "kernels.o"
+        run(
+            *compiler,
+            *setup.COMPILE_FLAGS,
+            "-std=c++20",
+            "-Icsrc",
+            "-fPIC",
+            "-c",
+            "-o",
+            out,
+            source,
+        )
+        lines = run("objdump", "--syms", out).splitlines()
+        needed |= {line.split()[-1] for line in lines if "*UND*" in line} & first.keys()
+    assert needed
+    newer = {name for name in needed if first[name][1] > limits[first[name][0]]}
+    assert newer <= stood_in
