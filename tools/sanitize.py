@@ -1,25 +1,35 @@
-"""Runs the CPU kernels' tests under sanitizers, in a copy of the repository.
+"""Runs the CPU kernels' tests under sanitizers, in copies of the repository.
 
     python tools/sanitize.py
-    python tools/sanitize.py --isa avx2 -- tests/kernels -k packed    one set; arguments for pytest
+    python tools/sanitize.py address --isa avx2 -- tests/kernels -k packed    arguments for pytest
+    python tools/sanitize.py thread
+    python tools/sanitize.py faults
 
-The whole extension is built with AddressSanitizer and UndefinedBehaviorSanitizer in build/sanitize,
-half an hour the first time, and runs a selection of tests/kernels on each instruction set that the
-CPU has. Needs GCC with its sanitizers.
+``address``: the whole extension with AddressSanitizer and UndefinedBehaviorSanitizer. ``thread``:
+the kernels and what calls them with ThreadSanitizer, and with threads of the C++ library for those
+of OpenMP, whose waits it does not see. Both run a selection of tests/kernels on each instruction
+set that the CPU has. ``faults``: one fault at a time is switched on in these builds, an access
+beyond the end by one, a workspace used after it was freed and a barrier left out; each must be
+found. Without a word: all three. The builds are in build/sanitize, and take half an hour the first
+time. Needs GCC with its sanitizers.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import mutants
 from scratch_copy import ROOT, ScratchCopy, optimized_by
 
+import setup
+
 WORK = ROOT / "build" / "sanitize"
-ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all"]
-ADDRESS += ["-fno-omit-frame-pointer"]
 # What is run: every kernel, and the ends of its tiles.
 TESTS = [
     "tests/kernels/test_operators.py",
@@ -32,6 +42,60 @@ TESTS = [
     "tests/kernels/test_rnn.py::test_projections",
     "tests/kernels/test_rnn.py::test_packed_shapes",
 ]
+# OpenMP's one parallel region, by threads whose beginning and end the sanitizer sees.
+REGION = "#pragma omp parallel num_threads(parts)\n  {\n"
+THREADS = """\
+  const auto each = [&](int id) {
+"""
+REGION_END = "  }\n  // OpenMP has waited"
+THREADS_END = """\
+  };
+  std::vector<std::thread> others;
+  for (int id = 1; id < parts; ++id) others.emplace_back(each, id);
+  each(0);
+  for (std::thread& other : others) other.join();
+  // OpenMP has waited"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A place to break in a copy, behind the switch of its number, and what then must be said."""
+
+    what: str
+    path: str
+    old: str
+    new: str
+    said: str
+
+
+FAULTS = {
+    "address": (
+        Fault(
+            "an element beyond the end",
+            "csrc/cpu/vec.h",
+            "if (i < part.n) v[i] = p[i];",
+            "if (i < part.n + ::fastbptt::is_mutant(0)) v[i] = p[i];",
+            "heap-buffer-overflow",
+        ),
+        Fault(
+            "a workspace used after it was freed",
+            "csrc/thread_workspace.h",
+            "    return memory_.get();\n  }\n  // Gives back",
+            "    void* const memory = memory_.get();\n    if (is_mutant(1)) release();\n"
+            "    return memory;\n  }\n  // Gives back",
+            "heap-use-after-free",
+        ),
+    ),
+    "thread": (
+        Fault(
+            "no wait for the other threads' states",
+            "csrc/cpu/forward.h",
+            "const auto await = [&] { mine.group.await(); };",
+            "const auto await = [&] { if (!is_mutant(0)) mine.group.await(); };",
+            "data race",
+        ),
+    ),
+}
 
 
 def library(name: str) -> str:
@@ -44,62 +108,126 @@ def library(name: str) -> str:
     return path
 
 
-def address_environment() -> dict[str, str]:
-    # The C++ library too: else what torch throws is thrown by one that the sanitizer has not seen.
-    preloaded = f"{library('libasan.so')} {library('libstdc++.so')}"
-    options = "detect_leaks=0:detect_odr_violation=0:abort_on_error=1:allocator_may_return_null=1"
-    return os.environ | {
-        "LD_PRELOAD": preloaded,
-        "ASAN_OPTIONS": options,
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "GOMP_SPINCOUNT": "0",
-    }
+class Sanitized:
+    """A copy, built with a sanitizer and with its faults, all of them off."""
 
+    name: str
+    runtime: str
+    flags: Sequence[str]
 
-def address_copy() -> ScratchCopy:
-    copy = ScratchCopy(WORK / "address")
-    copy.update()
-    return copy
+    def __init__(self) -> None:
+        self.copy = ScratchCopy(WORK / self.name)
+        self.copy.update()
+        (self.copy.folder / "csrc" / "mutant.h").write_text(mutants.HEADER)
+        for fault in FAULTS[self.name]:
+            self.copy.replace(fault.path, fault.old, fault.new)
+        self.prepare()
+        self.copy.build(self.flags_of, self.flags)
 
+    def prepare(self) -> None:
+        """Changes the copy before it is built."""
 
-def build_address(copy: ScratchCopy) -> None:
-    copy.build([*optimized_by("-O1"), *ADDRESS], ADDRESS)
+    def flags_of(self, source: str) -> list[str]:
+        header = str(self.copy.folder / "csrc" / "mutant.h")
+        return [*optimized_by("-O1"), *self.flags, "-fno-omit-frame-pointer", "-include", header]
 
+    def environment(self, isa: str, fault: int | None) -> dict[str, str]:
+        # The C++ library too: else torch throws by one that the sanitizer has not seen.
+        given = {
+            "LD_PRELOAD": f"{library(self.runtime)} {library('libstdc++.so')}",
+            "ASAN_OPTIONS": "detect_leaks=0:detect_odr_violation=0:abort_on_error=1:"
+            "allocator_may_return_null=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+            "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0",
+            "GOMP_SPINCOUNT": "0",
+            "FASTBPTT_CPU_ISA": isa,
+        }
+        if fault is not None:
+            given["FASTBPTT_MUTANT"] = str(fault)
+        return os.environ | given
 
-def runnable_isas(copy: ScratchCopy) -> list[str]:
-    script = "import fastbptt; print(*fastbptt._C.cpu_isas())"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=copy.folder,
-        env=address_environment(),
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.split()
-
-
-def address(arguments: argparse.Namespace) -> int:
-    copy = address_copy()
-    build_address(copy)
-    failed = []
-    for isa in [arguments.isa] if arguments.isa else runnable_isas(copy):
-        print(f"AddressSanitizer and UndefinedBehaviorSanitizer, {isa}:", flush=True)
+    def run(self, isa: str, arguments: Sequence[str], fault: int | None = None, **options):
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-        own = arguments.pytest or ["-n", "2", *TESTS]
-        environment = address_environment() | {"FASTBPTT_CPU_ISA": isa}
-        if subprocess.run([*command, *own], cwd=copy.folder, env=environment).returncode:
-            failed.append(isa)
-    if failed:
-        print(f"faults or failures on {', '.join(failed)}")
-    return int(bool(failed))
+        environment = self.environment(isa, fault)
+        return subprocess.run(
+            [*command, *arguments], cwd=self.copy.folder, env=environment, **options
+        )
+
+    def isas(self) -> list[str]:
+        script = "import fastbptt; print(*fastbptt._C.cpu_isas())"
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=self.copy.folder,
+            env=self.environment("baseline", None),
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.split()
+
+    def test(self, isa: str | None, arguments: Sequence[str]) -> bool:
+        """Runs tests on that instruction set, or on each."""
+        failed = []
+        for each in [isa] if isa else self.isas():
+            print(f"{self.name} sanitizer, {each}:", flush=True)
+            if self.run(each, arguments or ["-n", "2", *TESTS]).returncode:
+                failed.append(each)
+        if failed:
+            print(f"faults or failures on {', '.join(failed)}")
+        return not failed
+
+    def find_faults(self) -> bool:
+        """Whether each is found; by the tests of layers, with two threads where it takes them."""
+        tests = ["-s", "-k", "threads=2", "tests/kernels/test_rnn.py::test_every_option"]
+        found = []
+        for number, fault in enumerate(FAULTS[self.name]):
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            # The vectors of AVX-512 are loaded under masks, which the sanitizer does not see.
+            done = self.run("avx2", tests, number, errors="replace", **streams)
+            said = re.search(f"SUMMARY: .*{fault.said}.*", done.stdout)
+            found.append(bool(said))
+            print(f"{fault.what}: {said[0] if said else 'NOT FOUND'}", flush=True)
+        return all(found)
+
+
+class Address(Sanitized):
+    name, runtime = "address", "libasan.so"
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all")
+
+
+class Thread(Sanitized):
+    name, runtime = "thread", "libtsan.so"
+    flags = ("-fsanitize=thread",)
+
+    def prepare(self) -> None:
+        team = "csrc/cpu/team.cpp"
+        self.copy.replace(team, REGION, THREADS)
+        self.copy.replace(team, REGION_END, THREADS_END)
+        text = (self.copy.folder / team).read_text().replace("omp_get_thread_num()", "id")
+        (self.copy.folder / team).write_text("#include <vector>\n" + text)
+
+    def flags_of(self, source: str) -> list[str]:
+        own = super().flags_of(source)
+        if source in (*setup.KERNEL_SOURCES, "csrc/ops_cpu.cpp", "csrc/tangents_cpu.cpp"):
+            return own
+        return [flag for flag in own if flag not in self.flags]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("what", nargs="?", choices=["address", "thread", "faults"])
     parser.add_argument("--isa", help="one instruction set (default: all that the CPU has)")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
-    return address(parser.parse_args())
+    options = parser.parse_args()
+    passed = []
+    for sanitizer in (Address, Thread):
+        if options.what in (None, "faults", sanitizer.name):
+            sanitized = sanitizer()
+            if options.what != "faults":
+                passed.append(sanitized.test(options.isa, options.pytest))
+            if options.what in (None, "faults"):
+                passed.append(sanitized.find_faults())
+    return int(not all(passed))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A copy of the repository in which the extension is built in other ways than users have it.
 
-What tools/sanitize.py works in: the working tree stays as it is, and a second run compiles what has
-changed.
+What tools/sanitize.py and tools/mutate.py work in: the working tree stays as it is, and a second
+run compiles what has changed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -58,26 +58,33 @@ class ScratchCopy:
                 if is_source and str(path.relative_to(self.folder)) not in names:
                     path.unlink()
 
+    def replace(self, path: str, old: str, new: str) -> None:
+        """Changes a place of a file of the copy, which must be there once."""
+        text = (self.folder / path).read_text()
+        if text.count(old) != 1:
+            sys.exit(f"error: {path} does not have once {old!r}")
+        (self.folder / path).write_text(text.replace(old, new))
+
     def build(
         self,
-        compile_flags: Sequence[str],
+        flags_of: Callable[[str], Sequence[str]],
         link_flags: Sequence[str] = (),
         sources: Sequence[str] = tuple(setup.SOURCES),
     ) -> None:
-        """Compiles what has changed and links the module into the copy's package."""
+        """Compiles what has changed, each source with its flags, and links the copy's module."""
         from torch.utils import cpp_extension
 
         objects_folder = self.folder / "build" / "objects"
         objects_folder.mkdir(parents=True, exist_ok=True)
         standard = re.search(r"'(-std=c\+\+\d+)'", Path(cpp_extension.__file__).read_text())[1]
-        flags = [*compile_flags, "-fPIC", standard, "-DTORCH_EXTENSION_NAME=_C"]
+        flags = ["-fPIC", standard, "-DTORCH_EXTENSION_NAME=_C"]
         flags += ["-I", str(self.folder / "csrc"), "-I", sysconfig.get_path("include")]
         flags += [f"-isystem{path}" for path in cpp_extension.include_paths()]
         text, objects = f"cxx = {os.environ.get('CXX', 'c++')}\n{RULES}", []
         for source in sources:
             out = f"{Path(source).parent.name}_{Path(source).stem}.o"
             text += f"build {out}: compile {self.folder / source}\n"
-            own = shlex.join(flags).replace("$", "$$")
+            own = shlex.join([*flags_of(source), *flags]).replace("$", "$$")
             text += f"  flags = {own}\n"
             objects.append(out)
         library = self.folder / "fastbptt" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
