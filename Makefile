@@ -77,7 +77,7 @@ aarch64-test: python ## build for AArch64 and test in an emulated processor (nee
 	@$(PIP_INSTALL) $(BUILD_TOOLS)
 	@PATH="$$(dirname $(PY)):$$PATH" $(PY) tools/aarch64_test.py $(ARGS)
 
-sanitize: build/.installed ## run the CPU kernels' tests under sanitizers (builds for half an hour the first time; ARGS=thread for one)
+sanitize: build/.installed ## run the CPU kernels' tests under sanitizers (builds for half an hour the first time; ARGS="--only thread" for one)
 	@$(PY) tools/sanitize.py $(ARGS)
 
 kills: build/.installed ## kill a training run a hundred times and resume it

@@ -55,6 +55,26 @@ class _FlatWeights(list):
         )
 
 
+def _check_options(
+    input_size: int,
+    hidden_size: int,
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = False,
+    *_: Any,
+    **__: Any,
+) -> None:
+    """What torch.nn's constructors check, but those of older versions do not."""
+    for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+        if not isinstance(size, int):
+            raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+        if size <= 0:
+            raise ValueError(f"{name} must be greater than zero, got {size}")
+    for name, flag in (("bias", bias), ("batch_first", batch_first)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
+
+
 class _Recurrent(Scriptable, torch.nn.RNNBase):
     """What the recurrent modules share; in front of torch.nn's class, whose instances they are."""
 
@@ -71,6 +91,8 @@ class _Recurrent(Scriptable, torch.nn.RNNBase):
     ):
         truncation = defaults.truncation if truncation is _NOT_GIVEN else as_truncation(truncation)
         clip_grad = as_clip_grad(clip_grad)
+        takes_nonlinearity = isinstance(self, torch.nn.RNN)  # as its fourth argument
+        _check_options(*(args[:3] + args[4:] if takes_nonlinearity else args), **kwargs)
         super().__init__(*args, **kwargs)
         self.truncation = truncation
         self.clip_grad = clip_grad

@@ -1,16 +1,15 @@
 """Runs the CPU kernels' tests under sanitizers, in copies of the repository.
 
     python tools/sanitize.py
-    python tools/sanitize.py address --isa avx2 -- tests/kernels -k packed    arguments for pytest
-    python tools/sanitize.py thread
-    python tools/sanitize.py faults
+    python tools/sanitize.py --only thread
+    python tools/sanitize.py --only address --isa avx2 -- tests/kernels -k packed    for pytest
 
 ``address``: the whole extension with AddressSanitizer and UndefinedBehaviorSanitizer. ``thread``:
 the kernels and what calls them with ThreadSanitizer, and with threads of the C++ library for those
 of OpenMP, whose waits it does not see. Both run a selection of tests/kernels on each instruction
 set that the CPU has. ``faults``: one fault at a time is switched on in these builds, an access
 beyond the end by one, a workspace used after it was freed and a barrier left out; each must be
-found. Without a word: all three. The builds are in build/sanitize, and take half an hour the first
+found. The builds are in build/sanitize, and take half an hour the first
 time. Needs GCC with its sanitizers.
 """
 
@@ -215,17 +214,17 @@ class Thread(Sanitized):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", nargs="?", choices=["address", "thread", "faults"])
+    parser.add_argument("--only", choices=["address", "thread", "faults"], help="default: all")
     parser.add_argument("--isa", help="one instruction set (default: all that the CPU has)")
     parser.add_argument("pytest", nargs="*", help="arguments for pytest, after --")
     options = parser.parse_args()
     passed = []
     for sanitizer in (Address, Thread):
-        if options.what in (None, "faults", sanitizer.name):
+        if options.only in (None, "faults", sanitizer.name):
             sanitized = sanitizer()
-            if options.what != "faults":
+            if options.only != "faults":
                 passed.append(sanitized.test(options.isa, options.pytest))
-            if options.what in (None, "faults"):
+            if options.only in (None, "faults"):
                 passed.append(sanitized.find_faults())
     return int(not all(passed))
 

@@ -518,7 +518,7 @@ for make in (torch.nn.RNN, torch.nn.GRU, torch.nn.LSTM):
 dist.destroy_process_group()
 print("done")
 """
-    assert python(script, tmp_path / "store").stdout.strip() == "done"
+    assert python(script, tmp_path / "store").stdout.endswith("done\n")  # after what Gloo says
 
 
 # Calls.
