@@ -33,13 +33,22 @@ _QUANTIZED = ("torch.ao.", "torchao.")  # where such modules' classes live
 # What a forward that computes by itself refers to.
 _BY_ITSELF = ("_VF", "_flat_weights", "_impl", "rnn_tanh", "rnn_relu", "gru", "lstm")
 
+
+class _Plain:
+    """Has in its namespace what a class statement puts there, in each version of Python its own."""
+
+    number: int = 0
+
+    def __init__(self) -> None:
+        self.number = 1
+
+
 # A subclass may redefine these: none takes part in a call.
 _HARMLESS = frozenset(
-    "__init__ __init_subclass__ __module__ __doc__ __dict__ __weakref__ __annotations__ "
-    "__annotate__ __annotate_func__ __annotations_cache__ __constants__ "
-    "__jit_unused_properties__ __repr__ __str__ call_super_init extra_repr flatten_parameters "
-    "reset_parameters".split()
-)
+    "__init_subclass__ __annotations__ __annotate__ __annotate_func__ __annotations_cache__ "
+    "__conditional_annotations__ __constants__ __jit_unused_properties__ __repr__ __str__ "
+    "call_super_init extra_repr flatten_parameters reset_parameters".split()
+) | (vars(_Plain).keys() - {"number"})
 
 
 def convert(module: _M, *, truncation: Truncation | int | None = None) -> _M:
