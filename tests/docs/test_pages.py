@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import linecache
 import re
+import sys
 import types
 import warnings
 
@@ -48,6 +49,37 @@ def test_the_recipes_of_recurrent_rl_are_the_loop():
     output, ours = names["one_call"](features, state, starts, lstm)
     torch.testing.assert_close(output, expected.transpose(0, 1).flatten(0, 1))
     torch.testing.assert_close(ours, last)
+
+
+def test_the_callback_of_lightning(monkeypatch):
+    """What a Trainer calls of it, in its order; tests/clients has it in Lightning itself."""
+    lightning = types.ModuleType("lightning")
+    lightning.Callback = object
+    monkeypatch.setitem(sys.modules, "lightning", lightning)
+    names: dict = {}
+    (block,) = (b for b in python_blocks("choosing_a_truncation.md") if "lightning" in b)
+    exec(block, names)
+
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.rnn = fastbptt.GRU(3, 5)
+    module.loss = lambda output, target: (output - target).square().mean()
+    batch = torch.randn(20, 8, 3), torch.randn(20, 8, 5)
+
+    def make():
+        return names["AdaptTruncation"](fastbptt.AdaptiveTruncation(0.5, k_max=10, every=2))
+
+    callback = make()
+    for number in range(3):
+        callback.on_train_batch_start(None, module, batch, number)
+        assert module.rnn.truncation == fastbptt.TBPTT(
+            callback.schedule.k, 2 * callback.schedule.k - 1
+        )
+    resumed = make()
+    resumed.load_state_dict(callback.state_dict())
+    module.rnn.truncation = None
+    resumed.on_train_batch_start(None, module, batch, 3)  # does not measure
+    assert resumed.schedule.k == callback.schedule.k and module.rnn.truncation is not None
 
 
 PREAMBLE = python_blocks("errors.md")[0]
