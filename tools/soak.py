@@ -7,7 +7,8 @@ A few hundred random training steps of the modules and of users' cells, of all c
 truncations and resets, run over and over, from two threads of Python at a time, and a DataLoader's
 workers are forked and end. The first pass over them says what each gives, by a checksum of its
 results and gradients; every later pass is held to it. The memory that the process has resident is
-read after each pass; what counts is how far it is above its highest in the first minute.
+read after each pass: how far it comes to be above its highest in the first minute, and its highest
+in each tenth of the time after that, which a leak would have grow to the end.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     soak, choose = Soak(make_steps(options.seed, options.steps)), random.Random(options.seed)
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(options.busy)]
     begin, passes = time.monotonic(), 0
-    settled = highest = 0
+    settled, highest = 0, [0] * 10
     try:
         while passes < 3 or time.monotonic() - begin < 60 * options.minutes:
             soak.do_pass(choose)
@@ -132,19 +133,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             gc.collect()
             passes += 1
             # Passes differ in what is alive at a time: the highest of both spans are compared.
-            if passes < 3 or time.monotonic() - begin < 60:
+            elapsed = time.monotonic() - begin
+            if passes < 3 or elapsed < 60:
                 settled = max(settled, resident_bytes())
             else:
-                highest = max(highest, resident_bytes())
+                part = min(int(10 * (elapsed - 60) / max(60 * options.minutes - 60, 1)), 9)
+                highest[part] = max(highest[part], resident_bytes())
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    grown = max(highest - settled, 0)
     print(
         f"{soak.calls} training steps in {passes} passes, {time.monotonic() - begin:.0f} s, beside "
         f"{options.busy} busy processes: {len(soak.differing)} of {len(soak.steps)} differ from "
-        f"the first pass; {grown:,} bytes grown over {settled:,} after the first minute"
+        f"the first pass; {max(*highest, settled) - settled:,} bytes grown over {settled:,} after "
+        f"the first minute; MiB at most, by tenths of the time: "
+        + " ".join(f"{most / 2**20:.1f}" for most in highest if most)
     )
     return int(bool(soak.differing))
 
