@@ -17,6 +17,7 @@ LONG = """
 import os, signal, sys, threading, time
 import torch, fastbptt
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
 torch.manual_seed(0)
 torch.set_num_threads(2)
 rnn = fastbptt.LSTM(64, 256, dtype=torch.float64)
