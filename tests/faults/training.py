@@ -11,7 +11,9 @@ class Training:
     """A model with a head, whose work pays two threads, here and in torch."""
 
     def __init__(self, cls: type = fastbptt.GRU) -> None:
-        torch.manual_seed(0)
+        # The CPU's alone: torch.manual_seed takes locks, and a child may be forked while another
+        # thread holds one of them.
+        torch.default_generator.manual_seed(0)
         self.layer = cls(32, 96, 2, dtype=torch.float64)
         self.head = torch.nn.Linear(96, 300, dtype=torch.float64)
         self.parameters = [*self.layer.parameters(), *self.head.parameters()]
