@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,32 +22,20 @@ def _check_tangents(**pairs: tuple[Tensor | None, Tensor | None]) -> None:
 
 
 def _check_layer(
-    input: Tensor,
-    output: Tensor,
-    c: Tensor,
-    gates: Tensor,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    weights: Sequence[Tensor],
-    has_biases: bool,
-    batch_sizes: Tensor | None,
-    batch_first: bool,
-    cell: str,
+    grads: Sequence[Tensor | None],
+    layer: Sequence[Any],
     k1: int,
     resets: Tensor | None,
     kappa: Tensor | None,
-    grads: Sequence[Tensor | None] = (None, None, None),
 ) -> None:
-    """What a pass over a layer's results takes, as rnn_bwd checks it."""
+    """What a pass over a layer's results takes, as rnn_bwd checks it; its arguments' order too.
+
+    ``grads`` are those of output, h_n and c_n, ``layer`` all that follows them, from input to cell.
+    """
+    input, output, c, gates, *_ = layer
     check_given(input=input, output=output, c=c, gates=gates)
-    _C.check_backward(
-        *grads,
-        *(input, output, c, gates, hx, cx),
-        *(weights, has_biases, batch_sizes, batch_first, cell),
-        [False] * 4,
-        *(k1, k1, False, resets, kappa),
-        *(None, 0, 0, False, False, None),
-    )
+    needs, windows = [False] * 4, (k1, k1, False, resets, kappa)
+    _C.check_backward(*grads, *layer, needs, *windows, None, 0, 0, False, False, None)
 
 
 @torch.library.register_fake("fastbptt::rnn_jvp")
@@ -70,10 +59,8 @@ def _(
     resets: Tensor | None = None,
     kappa: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    _check_layer(
-        *(input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell),
-        *(k1, resets, kappa),
-    )
+    layer = (input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell)
+    _check_layer((None, None, None), layer, k1, resets, kappa)
     _check_tangents(input_t=(input_t, input), hx_t=(hx_t, hx), cx_t=(cx_t, cx))
     state_size = weights[1].shape[1]
     directions = output.shape[-1] // state_size
@@ -124,10 +111,8 @@ def _(
     resets: Tensor | None = None,
     kappa: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
-    _check_layer(
-        *(input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell),
-        *(k1, resets, kappa, (grad_output, grad_h_n, grad_c_n)),
-    )
+    layer = (input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell)
+    _check_layer((grad_output, grad_h_n, grad_c_n), layer, k1, resets, kappa)
     check_given(output_t=output_t, c_t=c_t, gates_t=gates_t)
     _check_tangents(
         input_t=(input_t, input),
@@ -168,10 +153,8 @@ def _(
     resets: Tensor | None = None,
     kappa: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    _check_layer(
-        *(input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell),
-        *(k1, resets, kappa, (grad_output, grad_h_n, grad_c_n)),
-    )
+    layer = (input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell)
+    _check_layer((grad_output, grad_h_n, grad_c_n), layer, k1, resets, kappa)
     return (
         _like(input, needs[0], input),
         _like(hx, needs[1], input),

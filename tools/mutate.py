@@ -65,27 +65,28 @@ def choose(seed: int, count: int, only: str | None) -> list[Mutant]:
     return [mutant for part in drawn for mutant in part]
 
 
-def write_switches(copy: ScratchCopy, numbered: dict[int, Mutant]) -> None:
-    (copy.folder / "csrc" / "mutant.h").write_text(mutants.HEADER)
+def with_switches(numbered: dict[int, Mutant]) -> dict[str, str]:
+    """The texts of the files that have mutants, and of the header that these include."""
     by_path: dict[str, dict[int, Mutant]] = {}
     for number, mutant in numbered.items():
         by_path.setdefault(mutant.path, {})[number] = mutant
+    texts = {"csrc/mutant.h": mutants.HEADER}
     for path, own in by_path.items():
         text = mutants.with_all((ROOT / path).read_text(), own)
-        (copy.folder / path).write_text(f'#include "mutant.h"\n#line 1\n{text}')
+        texts[path] = f'#include "mutant.h"\n#line 1\n{text}'
+    return texts
 
 
 def build(copy: ScratchCopy, numbered: dict[int, Mutant]) -> dict[int, Mutant]:
     """Builds with as many of these as compile, and gives them: types may lack the operation."""
     log = copy.folder.parent / "build.log"
     while True:
-        copy.update()
-        write_switches(copy, numbered)
+        copy.update(with_switches(numbered))
         flags = [*optimized_by("-O2"), "-include", str(copy.folder / "csrc" / "mutant.h")]
         print(f"building {len(numbered)} mutants of C++, see {log}", flush=True)
-        with log.open("w") as out, redirected(out):
+        with log.open("w") as out:
             try:
-                copy.build(lambda source, flags=flags: flags)
+                copy.build(lambda source, flags=flags: flags, stdout=out, stderr=out)
                 return numbered
             except subprocess.CalledProcessError:
                 pass
@@ -98,24 +99,6 @@ def build(copy: ScratchCopy, numbered: dict[int, Mutant]) -> dict[int, Mutant]:
             print(f"does not compile: {numbered.pop(number)}", flush=True)
 
 
-class redirected:
-    """What this process and its children print goes to a file meanwhile."""
-
-    def __init__(self, file) -> None:
-        self.file = file
-
-    def __enter__(self) -> None:
-        sys.stdout.flush()
-        self.kept = os.dup(1), os.dup(2)
-        for descriptor in (1, 2):
-            os.dup2(self.file.fileno(), descriptor)
-
-    def __exit__(self, *_: object) -> None:
-        for descriptor, kept in zip((1, 2), self.kept, strict=True):
-            os.dup2(kept, descriptor)
-            os.close(kept)
-
-
 class Tree:
     """A copy in which tests run, one mutant at a time."""
 
@@ -126,8 +109,10 @@ class Tree:
         shutil.copytree(built.folder, folder, ignore=hidden)
         self.limits = [3600.0] * len(GROUPS)
 
-    def fails(self, group: int, environment: dict[str, str]) -> str | None:
+    def fails(self, group: int, **environment: str) -> str | None:
         """How the tests fail, or None."""
+        # Not the user's cache: a cell's library has the switches of the headers.
+        environment |= {"FASTBPTT_CACHE": str(self.folder / "build" / "cells")}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
         deselected = ["--deselect", "tests/faults/test_kill.py"]
         try:
@@ -151,14 +136,13 @@ class Tree:
         """How long each group takes where nothing is broken; ends the program if one fails."""
         for group in range(len(GROUPS)):
             begin = time.monotonic()
-            if said := self.fails(group, {"FASTBPTT_CACHE": str(self.folder / "build" / "cells")}):
+            if said := self.fails(group):
                 sys.exit(f"error: the tests fail without a mutant: {said}")
             self.limits[group] = NOT_SLOWER * (time.monotonic() - begin) + 60
 
     def judge(self, number: int, mutant: Mutant) -> str | None:
         """What finds the mutant, or None."""
-        # A cell's library has the switches of the headers, and would be taken from the cache.
-        environment = {"FASTBPTT_CACHE": str(self.folder / "build" / "cells")}
+        environment = {}
         path = self.folder / mutant.path
         before = path.read_text()
         if mutant.is_cpp:
@@ -167,7 +151,7 @@ class Tree:
             path.write_text(before[: mutant.begin] + mutant.text + before[mutant.end :])
         try:
             for group in range(len(GROUPS)):
-                if said := self.fails(group, environment):
+                if said := self.fails(group, **environment):
                     return said
             return None
         finally:

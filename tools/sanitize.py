@@ -9,8 +9,8 @@ the kernels and what calls them with ThreadSanitizer, and with threads of the C+
 of OpenMP, whose waits it does not see. Both run a selection of tests/kernels on each instruction
 set that the CPU has. ``faults``: one fault at a time is switched on in these builds, an access
 beyond the end by one, a workspace used after it was freed and a barrier left out; each must be
-found. The builds are in build/sanitize, and take half an hour the first
-time. Needs GCC with its sanitizers.
+found. The builds are in build/sanitize, and take half an hour the first time. Needs GCC with its
+sanitizers.
 """
 
 from __future__ import annotations
@@ -102,6 +102,16 @@ FAULTS = {
 }
 
 
+def replace_once(path: str, changes: dict[str, str]) -> str:
+    """A file's text with places changed, each of which must be there once."""
+    text = (ROOT / path).read_text()
+    for old, new in changes.items():
+        if text.count(old) != 1:
+            sys.exit(f"error: {path} does not have once {old!r}")
+        text = text.replace(old, new)
+    return text
+
+
 def library(name: str) -> str:
     done = subprocess.run(
         ["c++", f"-print-file-name={name}"], check=True, capture_output=True, text=True
@@ -121,16 +131,16 @@ class Sanitized:
 
     def __init__(self) -> None:
         self.copy = ScratchCopy(WORK / self.name)
-        self.copy.update()
-        (self.copy.folder / "csrc" / "mutant.h").write_text(mutants.HEADER)
+        self.copy.update({"csrc/mutant.h": mutants.HEADER, **self.changed()})
         (WORK / "suppressions").write_text(SUPPRESSED)
-        for fault in FAULTS[self.name]:
-            self.copy.replace(fault.path, fault.old, fault.new)
-        self.prepare()
         self.copy.build(self.flags_of, self.flags)
 
-    def prepare(self) -> None:
-        """Changes the copy before it is built."""
+    def changed(self) -> dict[str, str]:
+        """The texts of the copy's files that are not the repository's: with the faults in them."""
+        texts = {}
+        for fault in FAULTS[self.name]:
+            texts[fault.path] = replace_once(fault.path, {fault.old: fault.new})
+        return texts
 
     def flags_of(self, source: str) -> list[str]:
         header = str(self.copy.folder / "csrc" / "mutant.h")
@@ -205,12 +215,11 @@ class Thread(Sanitized):
     name, runtime = "thread", "libtsan.so"
     flags = ("-fsanitize=thread",)
 
-    def prepare(self) -> None:
+    def changed(self) -> dict[str, str]:
         team = "csrc/cpu/team.cpp"
-        self.copy.replace(team, REGION, THREADS)
-        self.copy.replace(team, REGION_END, THREADS_END)
-        text = (self.copy.folder / team).read_text().replace("omp_get_thread_num()", "id")
-        (self.copy.folder / team).write_text("#include <vector>\n" + text)
+        text = replace_once(team, {REGION: THREADS, REGION_END: THREADS_END})
+        text = "#include <vector>\n" + text.replace("omp_get_thread_num()", "id")
+        return super().changed() | {team: text}
 
     def flags_of(self, source: str) -> list[str]:
         own = super().flags_of(source)

@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -42,36 +43,37 @@ class ScratchCopy:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def update(self) -> None:
-        """Makes the copy's files the repository's; those that are so keep their times."""
-        names = tracked_files()
+    def update(self, changed: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Makes the copy's files the repository's, but for those that have a text of their own.
+
+        Files that are so already keep their times, so that nothing is compiled for them.
+        """
+        names = {*tracked_files(), *changed}
         for name in names:
             to = self.folder / name
-            content = (ROOT / name).read_bytes()
+            content = changed[name].encode() if name in changed else (ROOT / name).read_bytes()
             if not to.exists() or to.read_bytes() != content:
                 to.parent.mkdir(parents=True, exist_ok=True)
                 to.write_bytes(content)
-                shutil.copymode(ROOT / name, to)
+                if (ROOT / name).exists():
+                    shutil.copymode(ROOT / name, to)
         for package in ("fastbptt", "tests", "csrc"):
             for path in (self.folder / package).rglob("*"):
                 is_source = path.suffix in (".py", ".h", ".cpp", ".inc")
                 if is_source and str(path.relative_to(self.folder)) not in names:
                     path.unlink()
 
-    def replace(self, path: str, old: str, new: str) -> None:
-        """Changes a place of a file of the copy, which must be there once."""
-        text = (self.folder / path).read_text()
-        if text.count(old) != 1:
-            sys.exit(f"error: {path} does not have once {old!r}")
-        (self.folder / path).write_text(text.replace(old, new))
-
     def build(
         self,
         flags_of: Callable[[str], Sequence[str]],
         link_flags: Sequence[str] = (),
         sources: Sequence[str] = tuple(setup.SOURCES),
+        **options: object,
     ) -> None:
-        """Compiles what has changed, each source with its flags, and links the copy's module."""
+        """Compiles what has changed, each source with its flags, and links the copy's module.
+
+        The options are those of ninja's process, for ``subprocess.run``.
+        """
         from torch.utils import cpp_extension
 
         objects_folder = self.folder / "build" / "objects"
@@ -96,4 +98,4 @@ class ScratchCopy:
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
         command = ["ninja", "-C", str(objects_folder), *jobs]
-        subprocess.run(command, env=os.environ | {"PATH": path}, check=True)
+        subprocess.run(command, env=os.environ | {"PATH": path}, check=True, **options)
