@@ -60,7 +60,7 @@ science: build/.installed ## run the experiments on truncation and write their t
 	@$(PY) -m benchmarks.science $(ARGS)
 	@$(PY) -m benchmarks.readme
 
-cuda-check: build/.installed ## compile the CUDA kernels and print what they take (needs nvcc)
+cuda-check: build/.installed ## compile the CUDA kernels and print what they take (needs nvcc; ARGS="--quick" only that they compile)
 	@$(PY) -c 'import importlib.metadata as m; m.version("nvidia-cuda-nvdisasm")' 2>/dev/null || \
 		command -v nvdisasm >/dev/null || $(PIP_INSTALL) "nvidia-cuda-nvdisasm>=13"
 	@$(PY) tools/cuda_check.py $(ARGS)

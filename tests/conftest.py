@@ -1,4 +1,4 @@
-"""Fixtures: each instruction set, thread counts, poisoned buffers; bounded property tests."""
+"""Which tests run; fixtures: each instruction set, thread counts, poisoned buffers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch  # noqa: E402
 
 import common  # noqa: E402
 import fastbptt  # noqa: E402
+from selection import for_a_short_run  # noqa: E402
 
 # Derandomized: a run finds today what it found yesterday. FASTBPTT_TEST_EXPLORE=1 looks further.
 # The fixtures set what an example does not change: an instruction set, the threads.
@@ -41,6 +42,33 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile(
     "explore" if os.environ.get("FASTBPTT_TEST_EXPLORE") == "1" else "repeatable"
 )
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all",
+        action="store_true",
+        help="run the slow tests too, and every combination of a test's parameters, not only each "
+        "pair of two parameters' values (so does naming a test by its id)",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "slow(runs=0): without --all it runs with so many combinations of its parameters"
+    )
+
+
+@pytest.hookimpl(trylast=True)  # of what -k and -m have left
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("all") or any("::" in argument for argument in config.args):
+        return
+    of_test = {}
+    for item in items:
+        of_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = {id(item) for each in of_test.values() for item in for_a_short_run(each)}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
 
 
 @pytest.fixture(params=[isa for isa in fastbptt._C.cpu_isas() if not isa.endswith("_bf16")])

@@ -71,7 +71,7 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--epochs", type=positive_int, default=8, help="passes over the text")
+    group.add_argument("--epochs", type=positive_int, default=6, help="passes over the text")
     group.add_argument(
         "--max-steps",
         type=positive_int,

@@ -65,6 +65,7 @@ def test_both_are_timed_and_say_whose_package_they_run(other, tmp_path, capsys):
     assert "rnn forward+backward: " in said
 
 
+@pytest.mark.slow
 def test_uses_are_timed_too(other, tmp_path):
     words = ["--suites", "stacks", "steps", "--cells", "gru", "--modes", "forward"]
     status, found = run(tmp_path, *words, "--filter", "stacks", "1,1,64 auto")
@@ -75,6 +76,7 @@ def test_uses_are_timed_too(other, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_what_computes_something_else_is_refused_and_what_rounds_otherwise_is_said(
     other, tmp_path, capsys
 ):
@@ -89,6 +91,7 @@ def test_what_computes_something_else_is_refused_and_what_rounds_otherwise_is_sa
     assert rounds.endswith("rounding differs") and "FAILED, not timed: output is off" in fails
 
 
+@pytest.mark.slow
 def test_a_package_that_does_not_import_is_said(other, tmp_path, capsys):
     append(other, "\nraise ImportError('too old')\n")
     status, found = run(tmp_path, *ROW)

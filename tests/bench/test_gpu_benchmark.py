@@ -51,6 +51,7 @@ def dry(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_dry_run_measures_every_kind_of_row(dry):
     found = json.loads((dry[0] / "gpu.json").read_text())
     assert found["complete"] and found["measurements"] == len(found["records"])
@@ -163,6 +164,7 @@ def test_dry_run_reports_in_words_that_it_is_one(dry):
         pytest.fail("the row of the backward pass alone is missing")
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_what_was_found(tmp_path):
     words = command("--dry-run", "--steps", "benchmark", "--out", tmp_path)
     process = subprocess.Popen(words, env=environment(), stdout=subprocess.DEVNULL)

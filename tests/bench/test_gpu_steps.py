@@ -206,6 +206,7 @@ def test_probe_keeps_what_it_read_before_it_failed(tmp_path, monkeypatch):
     assert "arch=compute_80,code=sm_80" in commands[0]
 
 
+@pytest.mark.slow
 def test_the_probe_compiles_without_warnings(tmp_path):
     compiler = shutil.which("nvcc")
     if compiler is None:

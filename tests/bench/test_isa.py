@@ -72,6 +72,7 @@ def test_results_with_a_number_of_threads_lie_in_a_folder_below(tmp_path, monkey
         assert args.out == expected and expected.is_dir()
 
 
+@pytest.mark.slow
 def test_a_held_program_says_so(tmp_path):
     if "avx2" not in fastbptt._C.cpu_isas():
         pytest.skip("needs AVX2")

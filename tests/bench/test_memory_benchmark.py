@@ -33,6 +33,7 @@ def test_storages_count_views_once():
     assert memory.storages({"one": one, "other": other}) == {one.data_ptr(): 40}
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     found = memory.measure(Row("rnn", 40, 4, 32), "fastbptt", threads=1)
     assert 0 < found["allocated"] < 50 * (4 * 40 * 4 * 32)

@@ -126,6 +126,7 @@ def backend(monkeypatch):
     monkeypatch.setattr(compiled_loop, "BACKEND", "aot_eager")
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("mode", [FORWARD, BACKWARD])
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_the_compiled_loop_agrees(cell, mode, backend):

@@ -133,6 +133,7 @@ def run(folder, monkeypatch, *arguments: str) -> tuple[int, Record]:
     return status, json.loads((folder / "scaling.json").read_text())
 
 
+@pytest.mark.slow(1)
 def test_scaling_writes_everything(tmp_path, monkeypatch, capsys, threads):
     status, found = run(tmp_path, monkeypatch, "--cells", "rnn", "lstm", "--upto", "9")
     assert status == 0 and found["complete"]

@@ -39,6 +39,7 @@ def fast(monkeypatch):
     monkeypatch.setattr(experiments, "EXPERIMENTS", (experiment,))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_ended_goes_on(fast, tmp_path, monkeypatch):
     whole = perform("influence", tmp_path)
     assert whole["complete"] and len(whole["records"]) == 5

@@ -29,6 +29,7 @@ TINY = {(name, tiny(use)) for name, suite in SUITES.items() for use in suite}
 TINY = sorted(TINY, key=str)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("use", [use for _, use in TINY], ids=lambda use: use.label)
 def test_every_use_agrees_with_torch(use):
     for _, cell, mode in ((use, cell, mode) for cell in use.cells for mode in use.modes):

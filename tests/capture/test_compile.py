@@ -77,6 +77,7 @@ def fresh_compiler(monkeypatch, tmp_path):
     torch._dynamo.reset()
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_aot_eager(options):
     model = Model(**options)
@@ -86,6 +87,7 @@ def test_aot_eager(options):
     assert_matches(train(model, compiled), expected, RTOL)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("cls", [fastbptt.RNN, fastbptt.GRU, fastbptt.LSTM])
 @pytest.mark.parametrize("truncation", [None, 4], ids="truncation={}".format)
 def test_lengths_that_change(truncation, cls):
@@ -150,6 +152,7 @@ def test_without_gradients(cls):
             assert torch.equal(a, b)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("cls", [fastbptt.RNN, fastbptt.LSTM])
 def test_inductor(cls):
     model = Model(cls, num_layers=2, truncation=2)

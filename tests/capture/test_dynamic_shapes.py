@@ -79,18 +79,21 @@ def check_training(cls: type, options: dict, dynamic: bool | None, most: int) ->
     assert graphs() <= most
 
 
+@pytest.mark.slow(1)
 @every_class
 @every_option
 def test_training(cls, options):
     check_training(cls, options, dynamic=True, most=1)
 
 
+@pytest.mark.slow(2)
 @by_turns
 def test_training_that_learns_the_sizes(cls, options):
     """One after the other: T and B each cost a graph beside the first."""
     check_training(cls, options, dynamic=None, most=2)
 
 
+@pytest.mark.slow(3)
 @by_turns
 def test_inference(cls, options):
     module = made(cls, options).eval()
@@ -137,6 +140,7 @@ PACKED = {
 GIVEN = ["input", "states, gates and resets"]
 
 
+@pytest.mark.slow(1)
 @every_class
 @pytest.mark.parametrize("name", PACKED)
 @pytest.mark.parametrize("given", GIVEN)
@@ -177,6 +181,7 @@ def test_packed(cls, name, given):
     assert graphs() == 1
 
 
+@pytest.mark.slow
 def test_inductor():
     module = made(fastbptt.LSTM, {"truncation": fastbptt.TBPTT(2, 6), "num_layers": 2})
     compiled = torch.compile(module, fullgraph=True, dynamic=True)

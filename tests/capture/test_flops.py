@@ -88,6 +88,7 @@ def test_gates_that_are_computed_again():
     assert again == (plain[0], plain[1] + plain[0])
 
 
+@pytest.mark.slow
 def test_what_imports_first():
     """The formulas are there whichever of the two is imported first; neither imports the other."""
     script = """

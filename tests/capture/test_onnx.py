@@ -71,6 +71,7 @@ CASES = [
 CASES = [Case(**{**vars(case), "dtype": torch.float32}) for case in CASES]
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_bare_module(case, exporter, tmp_path):
     module, (x, hx) = case.module(truncation=2).eval(), case.data()
@@ -93,6 +94,7 @@ class Net(nn.Module):
         return self.head(output), whole([state[-1] for state in parts(states)])
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 def test_inside_a_net_at_another_shape(cell, exporter, tmp_path):
     net = Net(Case(cell=cell, layers=2, dtype=torch.float32).module(truncation=2)).eval()
@@ -105,6 +107,7 @@ def test_inside_a_net_at_another_shape(cell, exporter, tmp_path):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     "truncation",
     [fastbptt.TBPTT(2, 3), fastbptt.Randomized(0.5), fastbptt.Gated(torch.zeros(5))],

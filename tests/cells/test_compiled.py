@@ -206,6 +206,7 @@ def test_many_gates_of_many_rows(either):
     check("many gates", 3, 150, 9)
 
 
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("B", [1, 4])
 @pytest.mark.parametrize("name", ["leaky by unit", "lstm", "three states", *NORMALIZED])
@@ -225,6 +226,7 @@ def test_resets_and_gates(name, B, direction, either):
     check(name, T, B, 11, direction=direction)
 
 
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("name", ["leaky by unit", "gru", "three states", "masked", *NORMALIZED])
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("bounded", [False, True], ids=["open", "bounded"])

@@ -57,6 +57,7 @@ def penalty(call, leaves):
     return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
 
 
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("name", ["leaky", "lstm", "zoneout_gru", "layer_norm_gru", "dreamer_gru"])
 @pytest.mark.parametrize("truncation", [None, fastbptt.TBPTT(5, 8)], ids=str)
 def test_float32_is_as_exact_as_the_plain_loop(name, truncation, compiled_steps):

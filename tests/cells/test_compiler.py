@@ -53,6 +53,7 @@ check(_compiled.layer(leaky(), torch.float32))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_on_a_cold_cache(tmp_path):
     processes = [
         subprocess.Popen(
@@ -79,6 +80,7 @@ def test_two_processes_on_a_cold_cache(tmp_path):
     assert library.stat().st_mtime_ns == made and library.stat().st_mode & stat.S_IRUSR
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("damage", ["cut off", "empty", "changed"])
 def test_a_damaged_library_is_compiled_anew(tmp_path, damage, nothing_is_known):
     check(_compiled.layer(leaky(), torch.float32))

@@ -32,6 +32,7 @@ from option_nets import (
 NORMALIZED_LSTM = partial(fastbptt.Recurrent, cells.layer_norm_lstm)
 
 
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("name", [*MODULES, *RECURRENT])
 @pytest.mark.parametrize("mode", MODES)
 def test_against_windows_by_hand(name, mode, steps):
@@ -73,6 +74,7 @@ def packed_rows(output, states):
     return torch.stack([pad_packed_sequence(output._replace(data=s))[0] for s in states])
 
 
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("name", [*MODULES, *RECURRENT])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
@@ -167,6 +169,7 @@ def test_projections(bidirectional):
     torch.testing.assert_close(c[0, -1], final[1][0])
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("name", ["tanh", "gru", "lstm", *RECURRENT])
 @pytest.mark.parametrize("form", FORMS)
 def test_gradcheck(name, form, plain):

@@ -45,6 +45,7 @@ def products_of(kernels):
 
 
 # One row and full kernels, rows that are missing and columns, depths that warps share unevenly.
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("H", [1, 6, 30, 132, 300])
 @pytest.mark.parametrize("B", [1, 4, 5, 13, 32])
 def test_they_are_as_exact_as_float32_is(B, H):
@@ -99,6 +100,7 @@ def test_many_rows_are_the_library_s(B, H, dtype):
     assert not products_of(kernels) and len(kernels.launches) == 2
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("B", [2, 8, 16, 32])
 def test_the_same_bits_in_every_order(B, order):
     program, recurrent, _ = CASES["lstm"]

@@ -89,6 +89,7 @@ MODES = {
 OVERLAPPING = ("windows", "last", "sliding")  # a network in both directions has none
 
 
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("mode", MODES)
 def test_against_windows_by_hand(name, mode, steps):
@@ -114,6 +115,7 @@ def test_against_windows_by_hand(name, mode, steps):
                 assert_equal(got, net.gradients(*want))
 
 
+@pytest.mark.slow(40)
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize(
     "mode, bidirectional",
@@ -150,6 +152,7 @@ def test_packed_is_each_sequence_by_hand(name, mode, bidirectional, steps):
     assert_equal(got, net.gradients(*by_hand.joined(runs, T)))
 
 
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("name", SHIPPED)
 def test_gradcheck(name, plain):
     net = Net(name, 2)

@@ -59,6 +59,7 @@ def test_calls(call):
     assert_matches(call.ours(), expected_of(call), rtol=1e-10)
 
 
+@pytest.mark.slow(80)
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("mode", MODES)
 def test_random_calls(mode, seed):
@@ -104,6 +105,7 @@ def test_input_without_features():
     assert_matches(*results)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
 @pytest.mark.parametrize("case", cuda_calls.ROUNDED, ids=str)
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")

@@ -60,6 +60,7 @@ RIGHT = [
 ]
 
 
+@pytest.mark.slow(25)
 @pytest.mark.parametrize(("kernel", "sizes"), RIGHT, ids=str)
 def test_every_order_of_events_is_right(explore, kernel, sizes):
     printed, right = explore(kernel, sizes)

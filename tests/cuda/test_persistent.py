@@ -82,11 +82,13 @@ def check(call: Call, device: str = "cpu") -> None:
     assert_as_exact(call.ours(device), peer_of(call), expected_of(call))
 
 
+@pytest.mark.slow(40)
 @pytest.mark.parametrize("call", modes(), ids=str)
 def test_modes(kernel, call):
     check(call)
 
 
+@pytest.mark.slow(40)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
 def test_modes_in_16_bits(kernel, call, dtype):
@@ -101,6 +103,7 @@ SIZES = [
 
 
 # One multiprocessor to a cluster: eight lanes in each. Many: one.
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("clusters", [1, 100])
 @pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -117,6 +120,7 @@ def test_sizes(emulation, kernel, size, dtype, clusters):
             check(Call(Case(T, B, 3, H, cell=cell, dtype=dtype)))
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 def test_errors_of_rounding(kernel, cell, dtype):
@@ -161,6 +165,7 @@ def check_in_tf32(call: Call, turn_on: Callable, device: str = "cpu") -> None:
     assert_as_exact(rounded, peer_in_tf32(call), expected_of(call))
 
 
+@pytest.mark.slow(20)
 @pytest.mark.parametrize("call", [call for call in modes() if call.case.cell != "relu"], ids=str)
 def test_modes_in_tf32(kernel, call, tf32):
     if kernel == "lane":
@@ -168,6 +173,7 @@ def test_modes_in_tf32(kernel, call, tf32):
     check_in_tf32(call, tf32)
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_any_order_of_threads(kernel, schedule, dtype):
     for cell, truncation in (("lstm", None), ("gru", TBPTT(2, 4))):
@@ -180,6 +186,7 @@ def test_places_over_many_steps(kernel, truncation):
         check(call)
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("call", cuda_calls.long_calls(40, 17, 40), ids=str)
 def test_many_steps(kernel, call):
     check(call)
@@ -190,6 +197,7 @@ def workspace_limit(request, workspace_limit_restored):
     fastbptt.set_workspace_limit(request.param)
 
 
+@pytest.mark.slow(4)
 @pytest.mark.parametrize("dtype", cuda_calls.DTYPES, ids=str)
 @pytest.mark.parametrize("truncation", [TBPTT(2, 5), Sliding(4)], ids=str)
 def test_windows_in_groups(kernel, workspace_limit, truncation, dtype):

@@ -153,6 +153,7 @@ def division(request, monkeypatch, emulation):
     return request.param
 
 
+@pytest.mark.slow(30)
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 @pytest.mark.parametrize("call", modes()[::3], ids=str)
 def test_divisions(division, dtype, call):
@@ -161,6 +162,7 @@ def test_divisions(division, dtype, call):
     check(call.in_dtype(dtype))
 
 
+@pytest.mark.slow(3)
 def test_divisions_in_any_order_of_threads(schedule, division):
     for cell in ("gru", "lstm"):
         case = Case(6, 9, 3, 40, cell=cell, dtype=torch.float16)
@@ -194,6 +196,7 @@ def random_division(rng: Random, cell: str, H: int) -> str:
 SEEDS = range(60 if os.environ.get("FASTBPTT_TEST_EXPLORE") == "1" else 3)
 
 
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_random_calls_divided_at_random(emulation, monkeypatch, request, mode, seed):

@@ -76,6 +76,7 @@ def modes() -> list[Call]:
     return calls
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("call", modes(), ids=str)
 def test_modes(emulation, call):
     """As exact as torch's own operations, and the plain loop's bits."""
@@ -87,6 +88,7 @@ def test_modes(emulation, call):
     assert_matches(plain(emulation, call.ours), results, rtol=0)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("dtype", [*cuda_calls.DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_dtypes(emulation, cell, dtype):
@@ -111,6 +113,7 @@ def test_number_of_steps(emulation, T):
         assert_matches(plain(emulation, call.ours), results, rtol=0)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("truncation", [TBPTT(2, 65), Sliding(66)], ids=str)
 def test_rows_by_lane(emulation, truncation):
     """The gradient of input in two layers, whose lower one's windows overlap."""
@@ -149,6 +152,7 @@ def test_packed(emulation):
         assert_matches(results, expected_of(call), rtol=1e-10)
 
 
+@pytest.mark.slow(3)
 def test_in_another_order_of_threads(emulation, schedule):
     for truncation in (None, Sliding(64)):
         call = Call(Case(68, 5, 3, 33, cell="lstm", proj=2), truncation, "some")

@@ -52,6 +52,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow(10)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)

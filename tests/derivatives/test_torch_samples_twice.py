@@ -13,6 +13,7 @@ from test_torch_samples import CLASSES, INFOS, inputs, make, modes
 DOUBLE = [cls for cls, dtype in INFOS if dtype == torch.float64]
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("cls", DOUBLE, ids=lambda cls: cls.__name__)
 @modes
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck], ids=lambda f: f.__name__)

@@ -116,6 +116,7 @@ def test_jacobians(case):
     assert_same(jacfwd(ours, (0, 1))(weights, data), expected)
 
 
+@pytest.mark.slow(1)
 @every_case
 def test_hessians(case):
     ours, theirs, weights, data = both(case)
@@ -317,6 +318,7 @@ def test_maps_over_gates_and_resets():
     )
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 def test_third_derivatives(cell):
     case = Case(3, 2, 2, 3, 2, True, lengths=(2, 3), cell=cell)
@@ -355,6 +357,7 @@ def test_third_derivatives(cell):
         assert_same(bend(ours), bend(theirs))
 
 
+@pytest.mark.slow
 def test_third_derivatives_warn_once():
     script = """
 import warnings, torch, fastbptt

@@ -301,6 +301,7 @@ def test_learns_a_text_that_can_be_predicted(run, tmp_path):
 # ---- checkpoints
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize(
     ("cell", "sampling", "cut"),
     [
@@ -531,6 +532,7 @@ def start_small(text: Path, out: Path, *arguments: str, launcher: tuple[str, ...
     return start("char_lm.py", out, f"--text={text}", *SMALL, *arguments, launcher=launcher)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_resume_continues_exactly(run, text, tmp_path, number):
     path = tmp_path / "out/checkpoint-torch.pt"
@@ -551,6 +553,7 @@ def test_signal_saves_and_resume_continues_exactly(run, text, tmp_path, number):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(run, text, tmp_path):
     last = EPOCH + 4
     arguments = ("--cell=lstm", "--backend=both")  # a state of two parts
@@ -573,6 +576,7 @@ def test_two_processes_train_as_one(run, text, tmp_path):
             assert step == expected_step and ours == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_signal_to_one_of_two_processes_stops_both(run, text, tmp_path):
     path = tmp_path / "out/checkpoint-fastbptt.pt"
     process = start_small(

@@ -102,6 +102,7 @@ def test_noise_moves_a_unit_alone_by_its_standard_deviation():
     assert torch.stack(rates).std().item() == pytest.approx(expected, rel=0.05)
 
 
+@pytest.mark.slow
 def test_it_learns():
     model = net(50, 0.05)
     training.train(model, 200, 32, 5e-3, 0)

@@ -53,6 +53,7 @@ def test_short_windows_go_the_wrong_way():
         assert learn_by_windows(window, 1100).diverged
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(("window", "known"), [(50, "2.9e-07"), (100, "3.2e-09")])
 def test_long_windows_arrive(window, known):
     assert learn_by_windows(window, 3000).outcome == known

@@ -260,6 +260,7 @@ def test_clipping_stops_the_objective():
 LEARNING = "--updates=22 --corridor=3 --envs=16 --steps=64 --hidden=32 --lr=0.01".split()
 
 
+@pytest.mark.slow
 def test_learns_with_memory_and_not_without(run, trainers, monkeypatch):
     assert run("--backend=fastbptt", *LEARNING)[0] == 0
     forward = Policy.forward
@@ -317,6 +318,7 @@ def test_the_timer_counts_training_alone(run, trainers):
     assert trainer.core_seconds == before > 0
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_cleanly_with_results(tmp_path):
     log = tmp_path / "out.log"
     process = start("recurrent_ppo.py", tmp_path / "out", *SMALL, "--updates=999999")

@@ -234,12 +234,14 @@ def test_writes_tables_and_picture(run, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["truncation_bias.png"]
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("cell", ["rnn", "lstm"])
 def test_other_cells(run, without_picture, cell):
     status, out, _ = run(f"--cell={cell}")
     assert status == 0 and out.startswith(f"adding problem: {cell.upper()}, H = 4")
 
 
+@pytest.mark.slow
 def test_seed_decides_on_everything_but_the_time(run, without_picture):
     tables = [run(f"--seed={seed}")[1].split("\n3. Time")[0] for seed in (1, 1, 2)]
     assert tables[0] == tables[1] != tables[2]
@@ -272,6 +274,7 @@ def test_bad_option(run, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_cleanly(tmp_path):
     log = tmp_path / "out.log"
     process = start("truncation_bias.py", tmp_path / "out", *TINY, "--draws=1000000")

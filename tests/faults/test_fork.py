@@ -32,6 +32,7 @@ def child_of(method):
 """
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children(method):
     """After their parent has threads, and where they are forked before too: they have two."""
@@ -76,6 +77,7 @@ finally:
     )
 
 
+@pytest.mark.slow
 def test_a_child_of_a_child():
     python(
         SET_UP
@@ -94,6 +96,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     )
 
 
+@pytest.mark.slow
 def test_fork_inside_another_parallel_region(tmp_path):
     """The region's threads cannot be given up: the child keeps to the thread it has."""
     region = Path(tmp_path, "region.c")

@@ -64,6 +64,7 @@ assert leaf.grad.isfinite().all() and torch.equal(rnn(x)[0], expected)
     )
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("end", ["pass", "sys.exit(0)", "os._exit(0)", "raise SystemExit"])
 def test_exit_with_calls_under_way(end):
     python(

@@ -13,6 +13,7 @@ pytest.importorskip("tqdm")
 TOOL = Path(__file__).parents[2] / "tools" / "kill_training.py"
 
 
+@pytest.mark.slow
 def test_a_few_kills():
     """`make kills` does a hundred."""
     done = subprocess.run(

@@ -106,6 +106,7 @@ def failing_memory(tmp_path_factory) -> Path:
     return library
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell in ("tanh", "gru", "lstm")])
 def test_every_allocation_may_fail(failing_memory, cell):
     python(SCRIPT, failing_memory, cell, env={"LD_PRELOAD": str(failing_memory)})

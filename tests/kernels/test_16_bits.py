@@ -41,6 +41,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 every_cell = pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 
 
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @every_cell
 @every_dtype
@@ -76,6 +77,7 @@ def test_error_of_modes(dtype, call, isa_of_16_bits):
     check_call(call.in_dtype(dtype))
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("mode", MODES)
 @every_dtype
 def test_error_of_random_calls(dtype, mode, isa_of_16_bits):

@@ -122,6 +122,7 @@ def check(case: Case, k: int | None = None) -> None:
     assert_as_exact(*stacked)
 
 
+@pytest.mark.slow(15)
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

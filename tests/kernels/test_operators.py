@@ -90,6 +90,7 @@ def named(gradients, case: Case) -> dict[str, torch.Tensor]:
     return dict(zip(names, [dinput, dhx, dcx, *dweights], strict=True))
 
 
+@pytest.mark.slow(3)
 @every_case
 def test_opcheck(case):
     torch.library.opcheck(rnn_fwd.default, (), forward_arguments(case))
@@ -126,6 +127,7 @@ def cuts(arguments: dict[str, object]) -> dict[str, dict[str, object]]:
     }
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize(
     "name", ["plain", "packed", "lstm", "gru, packed", "projected", "lstm, bfloat16, projection"]
 )

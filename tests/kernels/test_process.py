@@ -47,6 +47,7 @@ def same(a, b):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("truncation", [None, 7])
 def test_hundreds_of_passes_leak_nothing(truncation):
@@ -124,6 +125,7 @@ assert count == 6
     )
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_fork(threads):
     # With torch's own parallel operators too: tests/faults/test_fork.py.
@@ -169,6 +171,7 @@ for i in range(40):
     )
 
 
+@pytest.mark.slow
 def test_threads_change_while_running():
     python(
         SET_UP
@@ -194,6 +197,7 @@ finally:
     )
 
 
+@pytest.mark.slow
 def test_busy_machine():
     """Whoever gets to compute what, and whether threads are given up, results are the same bits."""
     python(
@@ -219,6 +223,7 @@ finally:
     )
 
 
+@pytest.mark.slow
 def test_verbose():
     """A line for each run of a kernel, on stderr, where it is asked for."""
     script = """
@@ -241,6 +246,7 @@ fastbptt.GRU(8, 4, bidirectional=True)(torch.randn(5, 3, 8))
     assert run(env=os.environ | {"FASTBPTT_VERBOSE": "0"}, check=True).stderr == ""
 
 
+@pytest.mark.slow
 def test_more_threads_than_cores():
     python(
         SET_UP

@@ -116,6 +116,7 @@ def test_batch_and_units_both_shared(shape, count, kind, isa):
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("cell, truncation", [("tanh", None), ("gru", 1000), ("lstm", None)])
 def test_a_very_long_sequence(cell, truncation):
     case = Case(66_000, 1, 1, 3, cell=cell, hx=False)  # more than 2^16 steps
@@ -135,6 +136,7 @@ LENGTHS = {
 }
 
 
+@pytest.mark.slow(5)
 @every_kind
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_packed_shapes(lengths, kind, isa, threads):

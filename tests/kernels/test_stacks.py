@@ -45,6 +45,7 @@ several_threads = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow(10)
 @several_threads
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_long_stacks(call, threads):

@@ -9,6 +9,7 @@ import tangent_calls
 pytestmark = pytest.mark.usefixtures("isa", "poisoned")
 
 
+@pytest.mark.slow(20)
 @pytest.mark.parametrize("steps", tangent_calls.cases(), ids=str)
 def test_steps(steps):
     tangent_calls.check_forward(steps, "cpu")

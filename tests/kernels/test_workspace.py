@@ -22,6 +22,7 @@ def taken_by(row: Row) -> int:
     return allocated(row, "fastbptt")["allocated"]
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 @pytest.mark.parametrize("cut", [fastbptt.TBPTT(8, 32), fastbptt.Sliding(16)], ids=str)
 def test_memory_keeps_to_the_limit(cell, cut):

@@ -373,6 +373,7 @@ def test_instruction_sets():
     assert fastbptt._C.cpu_isa() == before
 
 
+@pytest.mark.slow
 def test_instruction_set_by_environment():
     isas = fastbptt._C.cpu_isas()
     script = "import fastbptt; print(fastbptt._C.cpu_isa())"

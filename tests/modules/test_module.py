@@ -115,6 +115,7 @@ except torch._dynamo.exc.Unsupported:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamo", ["before", "after"])
 def test_compile_takes_ours_and_treats_torchs_own_as_before(dynamo):
     assert python(COMPILES_OURS, dynamo).stdout.strip() == "refused"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 import fastbptt
@@ -40,6 +41,7 @@ def losses(cls: type, dtype: torch.dtype, seed: int) -> torch.Tensor:
     return torch.tensor(curve, dtype=torch.float64)
 
 
+@pytest.mark.slow
 def test_the_loss_curve_of_a_stacked_bidirectional_lstm():
     """What rounding does to a curve is measured: torch's float32 curve against its float64 one.
 

@@ -59,6 +59,7 @@ def test_wheel_ships_python_the_typing_marker_and_headers_for_cells_only(checkou
     assert shipped == sources | native | {"fastbptt/py.typed"}
 
 
+@pytest.mark.slow
 def test_cell_compiled_against_what_is_shipped(checkout, tmp_path):
     """With no checkout around."""
     done = python("setup.py", "-q", "build_py", "--build-lib", tmp_path, cwd=checkout)

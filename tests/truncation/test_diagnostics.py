@@ -91,6 +91,7 @@ def check(case, max_lag, loss_fn=square, resets=None, time_first_resets=None):
     return actual
 
 
+@pytest.mark.slow(1)
 @pytest.mark.parametrize("layers", [1, 2])
 @every_kind
 def test_brute_force(cell, proj, layers):
@@ -261,6 +262,7 @@ def test_other_modules_parameters():
     torch.testing.assert_close(lag_norms(ours, x, square, 4), expected)
 
 
+@pytest.mark.slow
 def test_bounded_memory():
     """At T = 5000, B = 4, H = 128, more lags need no more memory."""
     script = """
@@ -547,5 +549,6 @@ def test_plot_without_matplotlib(monkeypatch):
         plot_lag_norms(powers(0.8, 20))
 
 
+@pytest.mark.slow
 def test_matplotlib_is_not_imported_with_the_package():
     python("import sys, fastbptt.diagnostics; assert 'matplotlib' not in sys.modules")

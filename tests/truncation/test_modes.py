@@ -113,6 +113,7 @@ def random_call(mode: str, seed: int) -> Call:
 SEEDS = range(2000 if os.environ.get("FASTBPTT_TEST_EXPLORE") == "1" else 60)
 
 
+@pytest.mark.slow(80)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("mode", MODES)
 def test_random_calls(mode, seed):
@@ -171,6 +172,7 @@ def test_float32_error(call, isa):
 LONG_SUMS = [Chunked(1), Chunked(4), TBPTT(2, 4), Sliding(3), Draws((("pi", 0.3),))]
 
 
+@pytest.mark.slow(5)
 @pytest.mark.parametrize("cell", ["tanh", "lstm"])
 @pytest.mark.parametrize("truncation", LONG_SUMS, ids=str)
 def test_float32_error_of_long_sums(truncation, cell):

@@ -215,6 +215,7 @@ def mean_gradient(module, x: Tensor, states: tuple[Tensor, ...], truncation, dra
     return grads | {name: p.grad / draws for name, p in module.named_parameters()}
 
 
+@pytest.mark.slow(2)
 @every_kind
 @pytest.mark.parametrize(
     "cell, calls, draws, per_sequence",
@@ -245,6 +246,7 @@ def test_unbiased(cell, calls, draws, per_sequence, options):
         assert bias > 3 * BOUND, f"{name}: chunks' bias is only {bias:.1f} standard errors"
 
 
+@pytest.mark.slow(1)
 @every_scope
 def test_unbiased_through_a_stack_and_packed_sequences(per_sequence):
     """Two layers share the gates, so the mean is right there too; a sequence has its own column."""

@@ -114,6 +114,7 @@ def by_pairs(case: Case, truncation, resets: Tensor | None = None) -> Results:
     return {name: value.detach() for name, value in results.items()}
 
 
+@pytest.mark.slow(10)
 @every_mode
 @every_cell
 def test_sum_over_pairs_of_steps(cell, truncation):

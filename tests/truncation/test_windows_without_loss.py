@@ -50,6 +50,7 @@ def sparse(call: Call, **densities: float) -> SparseCall:
     return SparseCall(**call.__dict__, **densities)
 
 
+@pytest.mark.slow(80)
 @pytest.mark.parametrize("seed", range(40))
 @pytest.mark.parametrize("mode", MODES)
 def test_random_calls(mode, seed):
@@ -59,6 +60,7 @@ def test_random_calls(mode, seed):
     assert_matches(call.ours(), expected_of(call), rtol=1e-10)
 
 
+@pytest.mark.slow(25)
 @pytest.mark.parametrize("through", [("output",), ("h_n",), ("c_n",), ("output", "h_n", "c_n")])
 @pytest.mark.parametrize("call", LARGER, ids=str)
 def test_larger_calls(call, through):
