@@ -41,6 +41,7 @@ void fill_common(LayerParams<scalar_t>* p, const LayerShape& shape, const Layout
                  const bool* resets, const std::vector<Lane>& lanes, const LayerTensors& tensors,
                  int64_t d, int threads) {
   const auto data = [](const Tensor& tensor) { return const_data<scalar_t>(tensor); };
+  p->kind = shape.cell;
   p->layout = layout;
   p->I = shape.I;
   p->H = shape.H;

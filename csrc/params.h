@@ -66,6 +66,7 @@ struct Lane {
 // What both passes of one direction need. Pointers that a cell has no use for are null.
 template <typename scalar_t>
 struct LayerParams {
+  CellKind kind;  // of our own cells
   Layout layout;
   int64_t I, H, R;
   int direction;      // +1, or -1 for the reverse direction

@@ -36,6 +36,7 @@ struct StepsCall {
 
   template <typename scalar_t>
   void fill(TangentParams<scalar_t>* p, const StepArguments& args, double products) {
+    p->kind = shape.cell;
     p->layout = layout.layout;
     p->H = shape.H;
     p->R = shape.R;

@@ -129,7 +129,9 @@ def test(wheel: Path, version: str, torch: str, folder: Path) -> str:
     environment.pip(wheel, f"torch=={torch}.*", *NEEDED)
     copy_tests(folder)
     found = environment.run("tools/wheel_check.py", torch)
-    tests = environment.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/modules")
+    tests = environment.run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "--all", "tests/modules"
+    )
     found += f"tests/modules: {tests.splitlines()[-1]}\n"
     if shutil.which(os.environ.get("CXX", "c++").split()[0]):
         found += environment.run(

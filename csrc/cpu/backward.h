@@ -12,6 +12,7 @@
 // so each block is added to a sum of d over the lanes, and the products are those of the sum.
 #pragma once
 
+#include "cpu/any_elman.h"
 #include "cpu/overlap.h"
 #include "cpu/recompute.h"
 
@@ -212,11 +213,11 @@ struct Backward {
   }
 
   // The cell's derivative for some units, given the gradient dh of its state.
-  template <typename Count>
-  void finish_units(V dh, const Row& row, int64_t unit, Count count) const {
+  template <typename OneCell, typename Count>
+  void finish_units(OneCell cell, V dh, const Row& row, int64_t unit, Count count) const {
     V d[Cell::kColumns];
     if constexpr (Cell::kSaved == 0) {
-      Cell::backward(dh, load_first(row.output + unit, count), d);
+      cell.backward(dh, load_first(row.output + unit, count), d);
     } else {
       V saved[Cell::kSaved];
       for (int k = 0; k < Cell::kSaved; ++k) {
@@ -230,10 +231,10 @@ struct Backward {
       if constexpr (Cell::kHasCellState) {
         if (row.d_c_n) from_after = load_first(row.d_c_n + unit, count);
         const V c = load_first(row.c + unit, count);
-        Cell::backward(dh, from_after, saved, before, c, d, &to_before);
+        cell.backward(dh, from_after, saved, before, c, d, &to_before);
         if (p.w_hr) store(row.unprojected + unit, saved[3] * tanh(c));
       } else {
-        Cell::backward(dh + from_after, saved, before, d, &to_before);
+        cell.backward(dh + from_after, saved, before, d, &to_before);
       }
       store(row.carried + unit, to_before);
     }
@@ -291,13 +292,18 @@ struct Backward {
   }
 
   void finish_row(const Row& row, int64_t panel, const acc_t* acc) const {
+    for_phi<Cell>(p.kind, [&](auto cell) { finish_row(cell, row, panel, acc); });
+  }
+
+  template <typename OneCell>
+  void finish_row(OneCell cell, const Row& row, int64_t panel, const acc_t* acc) const {
     for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
       const V dh = add_gradients(through(row.gate, load(acc + v * W)), row, unit, count);
       if (p.w_hr) {
         store(row.d_projected + unit, dh);
         if constexpr (kRoundsD) store(row.projected_rounded + unit, dh);
       } else {
-        finish_units(dh, row, unit, count);
+        finish_units(cell, dh, row, unit, count);
       }
     });
   }
@@ -314,7 +320,9 @@ struct Backward {
           step_tiles(mine.projected, w_hr, p.R, d_projected, mine.lane_step * projected_stride,
                      first, last, [&](int64_t i, int64_t panel, const acc_t* acc) {
                        for_each_unit_vec(w_hr, panel, [&](int64_t v, int64_t unit, auto count) {
-                         finish_units(load(acc + v * W), rows[i - first], unit, count);
+                         for_phi<Cell>(p.kind, [&](auto cell) {
+                           finish_units(cell, load(acc + v * W), rows[i - first], unit, count);
+                         });
                        });
                      });
         });

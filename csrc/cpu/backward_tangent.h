@@ -225,8 +225,8 @@ struct BackwardTangent {
   void finish_units(const Row& row, int64_t unit, Count count, X dh) const {
     X d[C];
     if constexpr (S == 0) {
-      Cell::backward(dh, load_number<X>(p.output.at(row.row), p.output_t.at(row.row), unit, count),
-                     d);
+      const X h = load_number<X>(p.output.at(row.row), p.output_t.at(row.row), unit, count);
+      for_phi<Cell>(p.kind, [&](auto cell) { cell.backward(dh, h, d); });
     } else {
       const auto of_unit = [&](const scalar_t* values, const scalar_t* tangents) {
         return load_number<X>(row_or_null(values, row.row, p.H),

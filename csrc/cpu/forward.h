@@ -14,6 +14,7 @@
 // GRU's h, is not rounded.
 #pragma once
 
+#include "cpu/any_elman.h"
 #include "cpu/projection.h"
 
 namespace fastbptt {
@@ -152,8 +153,13 @@ struct Forward {
     return r;
   }
 
-  // The cell for a step of one lane and the units of a panel.
   void finish_row(const Row& row, int64_t panel, const acc_t* acc) const {
+    for_phi<Cell>(p.kind, [&](auto cell) { finish_row(cell, row, panel, acc); });
+  }
+
+  // The cell for a step of one lane and the units of a panel.
+  template <typename OneCell>
+  void finish_row(OneCell cell, const Row& row, int64_t panel, const acc_t* acc) const {
     constexpr int G = Cell::kGates;
     for_each_unit_vec(w_hh, panel, [&](int64_t v, int64_t unit, auto count) {
       V in[G], rec[G], saved[Cell::kSaved + 1], value, carry{};
@@ -172,11 +178,11 @@ struct Forward {
         }
       }
       if constexpr (Cell::kHasCellState) {
-        value = Cell::forward(in, rec, carry, saved, &carry);
+        value = cell.forward(in, rec, carry, saved, &carry);
         store_first(row.c + unit, carry, count);
         if (row.c_n) store_first(row.c_n + unit, carry, count);
       } else {
-        value = carry = Cell::forward(in, rec, carry, saved);
+        value = carry = cell.forward(in, rec, carry, saved);
       }
       if constexpr (kCarriesApart) store(row.carried + unit, carry);
       if (row.gates) {

@@ -135,7 +135,10 @@ struct ForwardTangent {
       } else {
         h = load_first(row.output + unit, count);
       }
-      const V h_t = forward_tangent<Cell>(saved, h, before, in, rec, saved_t, &c_t);
+      V h_t;
+      for_phi<Cell>(p.kind, [&](auto cell) {
+        h_t = forward_tangent<decltype(cell)>(saved, h, before, in, rec, saved_t, &c_t);
+      });
       for (int k = 0; k < S; ++k) {
         store_first(p.gates_t + (row.row * S + k) * p.H + unit, saved_t[k], count);
       }

@@ -1,6 +1,7 @@
 // What the steps of both tangent passes have in common: boundaries, and how a pass is run.
 #pragma once
 
+#include "cpu/any_elman.h"
 #include "cpu/schedule.h"
 #include "dual.h"
 
