@@ -31,22 +31,13 @@ KERNEL_SOURCES = [
     "csrc/cpu/isa_neon.cpp",
     "csrc/cpu/isa_baseline.cpp",
 ]
+# Each unit_*.cpp includes those it is made of.
 TORCH_SOURCES = [
     "csrc/python/module.cpp",
     "csrc/python/tensors.cpp",
-    "csrc/ops.cpp",
-    "csrc/ops_cpu.cpp",
-    "csrc/network.cpp",
-    "csrc/network_bwd.cpp",
-    "csrc/network_second.cpp",
-    "csrc/tangents.cpp",
-    "csrc/tangents_bwd.cpp",
-    "csrc/tangents_cpu.cpp",
-    "csrc/user_cell/call.cpp",
-    "csrc/user_cell/draws.cpp",
-    "csrc/user_cell/layer.cpp",
-    "csrc/user_cell/layout.cpp",
-    "csrc/user_cell/steps.cpp",
+    "csrc/unit_network.cpp",
+    "csrc/unit_tangents.cpp",
+    "csrc/unit_cpu.cpp",
 ]
 SOURCES = TORCH_SOURCES + KERNEL_SOURCES
 # What users' cells are compiled against, as in fastbptt/_compiler.py and _nvrtc.py.
@@ -68,9 +59,7 @@ CELL_HEADERS = [
     "csrc/user_cell/step.h",
 ]
 CUDA_SOURCES = [
-    "csrc/cuda/torch/ops_cuda.cpp",
-    "csrc/cuda/torch/tangents_cuda.cpp",
-    "csrc/cuda/torch/plan_cuda.cpp",
+    "csrc/cuda/torch/unit_cuda.cpp",
     "csrc/cuda/lane_bfloat16.cu",
     "csrc/cuda/lane_float.cu",
     "csrc/cuda/lane_half.cu",

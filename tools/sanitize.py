@@ -223,7 +223,7 @@ class Thread(Sanitized):
 
     def flags_of(self, source: str) -> list[str]:
         own = super().flags_of(source)
-        if source in (*setup.KERNEL_SOURCES, "csrc/ops_cpu.cpp", "csrc/tangents_cpu.cpp"):
+        if source in (*setup.KERNEL_SOURCES, "csrc/unit_cpu.cpp"):
             return own
         return [flag for flag in own if flag not in self.flags]
 

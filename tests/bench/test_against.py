@@ -52,6 +52,7 @@ def append(folder: Path, text: str) -> None:
         file.write(text)
 
 
+@pytest.mark.slow
 def test_both_are_timed_and_say_whose_package_they_run(other, tmp_path, capsys):
     status, found = run(tmp_path, *ROW)
     assert status == 0 and found["complete"] and found["against"] == "0123456789abcdef"

@@ -71,6 +71,7 @@ def test_dry_run_measures_every_kind_of_row(dry):
         assert all(0 < share <= 1 for share in record["accuracy"].values())
 
 
+@pytest.mark.slow
 def test_dry_run_prints_what_it_does_not_run(dry):
     folder, said = dry
     found = json.loads((folder / "gpu.json").read_text())
@@ -101,6 +102,7 @@ def test_dry_run_prints_what_it_does_not_run(dry):
     assert len(written) <= 8, "no more than a machine that is lent gives back"
 
 
+@pytest.mark.slow
 def test_dry_run_times_the_cpu_kernels_by_threads(dry):
     whole = json.loads((dry[0] / "cpu_scaling.json").read_text())
     threads = [n for n in (1, 2, 4, 8, 16) if n <= machine.cores()]
@@ -113,6 +115,7 @@ def test_dry_run_times_the_cpu_kernels_by_threads(dry):
     assert "| rnn | T=32, B=16, H=4 | " in (dry[0] / "gpu.md").read_text()
 
 
+@pytest.mark.slow
 def test_dry_run_times_cells_from_functions(dry):
     cells = json.loads((dry[0] / "gpu.json").read_text())["cells"]
     assert [cell["row"].split()[0] for cell in cells] == [row.name for row in user_cells.ROWS]
@@ -143,6 +146,7 @@ def test_a_cell_that_computes_the_wrong_thing_is_not_timed(monkeypatch):
     assert cell_table([]) == ""
 
 
+@pytest.mark.slow
 def test_dry_run_ends_with_what_is_most_worth_reading(dry):
     *_, goal, build, probe, tests, sanitizer, cells, scaling, benchmark, last = dry[1].splitlines()
     assert goal.startswith("at least 5.0x the backward pass of Chunked at B = 1")
@@ -152,6 +156,7 @@ def test_dry_run_ends_with_what_is_most_worth_reading(dry):
     assert benchmark.startswith("benchmark: passed ") and last == f"written to {dry[0]}"
 
 
+@pytest.mark.slow
 def test_dry_run_reports_in_words_that_it_is_one(dry):
     report = (dry[0] / "gpu.md").read_text()
     assert "A dry run" in report and "cut off" not in report

@@ -164,6 +164,7 @@ class Policy(nn.Module):
         self.cell_state[:] = 0.0
 
 
+@pytest.mark.slow
 def test_a_policy_in_another_process(tmp_path):
     """Saved and loaded where only fastbptt is imported; moved to another dtype there."""
     policy = Policy(fastbptt.LSTM(3, 4, 2, truncation=2)).eval()

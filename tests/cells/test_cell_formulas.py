@@ -55,6 +55,7 @@ def test_program_is_the_function(cell):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow(12)
 @pytest.mark.parametrize("cell", FORMULAS, ids=NAMES)
 def test_network_is_a_loop_over_the_function(cell, steps):
     """Arguments of the formulas alternate between parameters, inputs per step and numbers."""

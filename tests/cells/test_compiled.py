@@ -186,6 +186,7 @@ def check(name, T, B, H, lengths=None, kappa=None, **options):
         torch.testing.assert_close(d, right, rtol=1e-9, atol=1e-9 * max(1.0, right.abs().max()))
 
 
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("name", CASES)
 def test_equals_its_program(name, either):
     check(name, T=7, B=3, H=13)
@@ -272,6 +273,7 @@ def test_only_wanted_gradients(either):
         assert torch.equal(found[i], flat[i])
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("name", ["leaky", "gru", "lstm", "every operation", *NORMALIZED])
 def test_float32(name, either):
     """Its error is at most twice that of the program's own steps."""

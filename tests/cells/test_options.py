@@ -55,6 +55,7 @@ def test_against_windows_by_hand(name, mode, steps):
             assert_equal(net.gradients(*got), net.gradients(*want))
 
 
+@pytest.mark.slow(6)
 @pytest.mark.parametrize("name", [*MODULES, *RECURRENT])
 def test_clipping_changes_gradients_alone(name, steps):
     """Also without resets; and the bound of the call takes the place of the module's."""

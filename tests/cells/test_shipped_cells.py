@@ -115,7 +115,7 @@ def test_against_windows_by_hand(name, mode, steps):
                 assert_equal(got, net.gradients(*want))
 
 
-@pytest.mark.slow(40)
+@pytest.mark.slow(15)
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize(
     "mode, bidirectional",

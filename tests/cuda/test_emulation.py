@@ -334,6 +334,7 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(nvcc() is None, reason="there is no nvcc")
 def test_the_kernels_compile_for_gpus(tmp_path):
     """That is, the primitives' own bodies do. For sm_80 what only sm_90 has is a trap."""

@@ -20,9 +20,8 @@ ROOT = Path(__file__).parents[2]
 
 # What is built, from the repository's root. A .cu file is compiled as C++.
 SOURCES = [
-    "csrc/cuda/torch/ops_cuda.cpp",
-    "csrc/cuda/torch/tangents_cuda.cpp",
-    "csrc/cuda/torch/plan_cuda.cpp",
+    "csrc/cuda/torch/unit_cuda.cpp",
+    "tests/emulation/unit_operators.cpp",
     "csrc/cuda/lane_bfloat16.cu",
     "csrc/cuda/lane_float.cu",
     "csrc/cuda/lane_half.cu",
@@ -38,8 +37,6 @@ SOURCES = [
     "tests/emulation/cluster.cpp",
     "tests/emulation/flags.cpp",
     "tests/emulation/limits.cpp",
-    "tests/emulation/operators.cpp",
-    "tests/emulation/test_operators.cpp",
     "tests/emulation/test_kernels.cu",
 ]
 FLAGS = [

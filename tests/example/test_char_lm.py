@@ -532,7 +532,7 @@ def start_small(text: Path, out: Path, *arguments: str, launcher: tuple[str, ...
     return start("char_lm.py", out, f"--text={text}", *SMALL, *arguments, launcher=launcher)
 
 
-@pytest.mark.slow(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_resume_continues_exactly(run, text, tmp_path, number):
     path = tmp_path / "out/checkpoint-torch.pt"

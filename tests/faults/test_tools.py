@@ -43,6 +43,7 @@ def f(x: int, names: list[str]) -> str:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.slow
 def test_soak():
     command = [sys.executable, ROOT / "tools" / "soak.py", "--minutes=0", "--steps=8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)

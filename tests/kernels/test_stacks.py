@@ -45,7 +45,7 @@ several_threads = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.slow(10)
+@pytest.mark.slow(4)
 @several_threads
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_long_stacks(call, threads):

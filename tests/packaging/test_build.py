@@ -69,7 +69,7 @@ def build(monkeypatch, capsys):
 
 def has_cuda(sources: list[str]) -> bool:
     device_code = any(source.endswith(".cu") for source in sources)
-    assert device_code == ("csrc/cuda/torch/ops_cuda.cpp" in sources)
+    assert device_code == ("csrc/cuda/torch/unit_cuda.cpp" in sources)
     return device_code
 
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fastbptt
 from fastbptt import _C, nn
 
@@ -64,6 +66,7 @@ def test_modules_take_what_the_stub_says():
         assert ours(*by_position).state_dict().keys() == module.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_a_users_program_is_typed(tmp_path):
     def check(program: Path) -> str:
         # The package as it is installed for others: its own lines are not looked at.
