@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastbptt
 from common import Case, Results, assert_matches, parts, step, whole
 from fastbptt import Chunked, Gated, Randomized
 
@@ -85,6 +86,31 @@ def test_the_mean_of_every_product_of_gates_is_one(options):
         products = kappa[begin:].cumprod(0)
         for product in products:
             assert_mean(product, 1.0)
+
+
+@every_kind
+def test_the_variance_of_a_gradient_grows_as_the_docs_say(options):
+    """Of the gradient over a lag, in a net that itself neither shrinks nor stretches it.
+
+    A product of gates is 0 or 1 / p, with the probability p of no cut: its second moment is 1 / p.
+    """
+    net = fastbptt.RNN(1, 1, nonlinearity="identity", bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.fill_(1)
+    truncation = Randomized(**options, generator=seeded(9), per_sequence=True)
+    for lag in (1, 4, 12):
+        x = torch.zeros(lag + 1, 50_000, 1, dtype=torch.float64, requires_grad=True)
+        output, _ = net(x, truncation=truncation)
+        (gradient,) = torch.autograd.grad(output[-1].sum(), x)
+        passes = math.prod(1 - cut_probability(options, d) for d in range(1, lag + 1))
+        assert_mean(gradient[0, :, 0].square(), 1 / passes)
+        length = options.get("mean_length", 1 / (1 - options.get("pi", 0)))
+        of_docs = (1 - 1 / length) ** -lag
+        if alpha := options.get("alpha"):
+            begin = (alpha - 2) * length
+            of_docs = math.prod((begin + d) / (begin + d - alpha + 1) for d in range(1, lag + 1))
+        assert math.isclose(1 / passes, of_docs, rel_tol=1e-9)
 
 
 def assert_mean(values: Tensor, expected: float) -> None:
