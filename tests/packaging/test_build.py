@@ -58,7 +58,7 @@ def build(monkeypatch, capsys):
         monkeypatch.setattr(setuptools, "setup", lambda **options: called.append(options))
         runpy.run_path("setup.py", run_name="__main__")
         ((extension,),) = (options["ext_modules"] for options in called)
-        assert "csrc/ops.cpp" in extension.sources
+        assert "csrc/unit_network.cpp" in extension.sources
         assert str(ROOT / "csrc") in extension.include_dirs
         if has_cuda(extension.sources):
             assert any((Path(d) / "cuda_runtime_api.h").exists() for d in extension.include_dirs)
