@@ -4,6 +4,7 @@
                                                             fastbptt: time, curves, returns
     python examples/recurrent_ppo.py --backend fastbptt     one of them
     python examples/recurrent_ppo.py --cell gru             with another recurrent core
+    python examples/recurrent_ppo.py --task repeat-first --chunk 4    another task; truncated
 
 A training pass runs the core over a whole rollout, [T, B]. torch.nn's layers cannot reset the
 state where an episode has ended, so with torch that is a loop which calls them for one step at a
@@ -20,7 +21,7 @@ import torch
 
 from recurrent_ppo_lib import report
 from recurrent_ppo_lib.options import make_parser
-from recurrent_ppo_lib.tmaze import BEST_WITHOUT_MEMORY
+from recurrent_ppo_lib.tasks import TASKS
 from recurrent_ppo_lib.training import THRESHOLD, WINDOW, Trainer
 from shared_lib.command_line import run_program
 from shared_lib.interruption import StopSignal
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     with StopSignal() as stop:
         print(
             f"the task is solved when the mean return of the last {WINDOW} episodes is at least "
-            f"{THRESHOLD}; without memory it is {BEST_WITHOUT_MEMORY} at best",
+            f"{THRESHOLD}; without memory it is {TASKS[args.task].best_without_memory} at best",
             flush=True,
         )
         finished = train(args.updates, trainers, stop)

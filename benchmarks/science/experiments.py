@@ -20,7 +20,7 @@ from adaptive_truncation_lib import training as adaptive  # noqa: E402
 from influence_balancing_lib import chain  # noqa: E402
 from shared_lib.output import save_picture  # noqa: E402
 
-from . import characters, oracle  # noqa: E402
+from . import characters, oracle, ppo  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -171,9 +171,40 @@ def _draw_oracle(records: Sequence[Record]) -> Figure:
     return pictures.oracle(records)
 
 
+def _ppo_parts(quick: bool) -> list[Part]:
+    updates = dict.fromkeys(ppo.TASKS, 1) if quick else ppo.UPDATES
+    times = [
+        {"kind": "times", "cell": cell, "chunk": chunk, "updates": 2 if quick else 12}
+        for cell in ppo.CELLS
+        for chunk in (4, None)
+    ]
+    return times + [
+        {"kind": "returns", "task": task, "cell": cell, "chunk": chunk, "seed": seed}
+        | {"updates": updates[task]}
+        for seed in range(1 if quick else 2)
+        for task in ppo.TASKS
+        for cell in ppo.CELLS
+        for chunk in ppo.CHUNKS
+    ]
+
+
+def _run_ppo(part: Part) -> Record:
+    arguments = {name: value for name, value in part.items() if name != "kind"}
+    if part["kind"] == "times":
+        return ppo.times(**arguments)
+    return {"returns": ppo.train(**arguments)}
+
+
+def _draw_ppo(records: Sequence[Record]) -> Figure:
+    from . import pictures
+
+    return pictures.ppo(records)
+
+
 EXPERIMENTS = (
     Experiment("influence", _influence_parts, _run_influence, _draw_influence),
     Experiment("adaptive", _adaptive_parts, _run_adaptive, _draw_adaptive),
     Experiment("characters", _characters_parts, _run_characters, _draw_characters),
     Experiment("oracle", _oracle_parts, _run_oracle, _draw_oracle),
+    Experiment("ppo", _ppo_parts, _run_ppo, _draw_ppo),
 )

@@ -62,3 +62,26 @@ def oracle(records: Sequence[Record]) -> Figure:
     axes.set_title("dotted: what the number of draws alone makes of no bias", fontsize=9)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def ppo(records: Sequence[Record]) -> Figure:
+    """The mean return over the updates: a panel a task and cell, a line a run."""
+    runs = [record for record in records if record["kind"] == "returns"]
+    cells, tasks, chunks = (
+        list(dict.fromkeys(record[name] for record in runs)) for name in ("cell", "task", "chunk")
+    )
+    figure = Figure(figsize=(4 * len(tasks), 3 * len(cells)), layout="constrained")
+    panels = figure.subplots(len(cells), len(tasks), sharex="col", sharey=True, squeeze=False)
+    for row, cell in zip(panels, cells, strict=True):
+        for axes, task in zip(row, tasks, strict=True):
+            for record in (r for r in runs if (r["cell"], r["task"]) == (cell, task)):
+                number = chunks.index(record["chunk"])
+                first = record["seed"] == 0
+                name = f"chunks of {chunks[number]}" if chunks[number] else "not cut"
+                colour = ("#c2402a", "#e8a33d", "#2c7fc9", "black")[number]
+                axes.plot(record["returns"], color=colour, linewidth=1, label=name if first else "")
+            axes.set_title(f"{task}, {cell.upper()}", fontsize=10)
+    panels[0][0].legend(fontsize=8)
+    figure.supxlabel("update")
+    figure.supylabel("mean return of 100 episodes")
+    return figure

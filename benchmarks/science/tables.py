@@ -130,9 +130,43 @@ def oracle(results: Path) -> str:
     return f"{_table(rows)}\n\nThe loss there: {said}. {_taken(found)}"
 
 
+def _chunk(chunk: int | None) -> str:
+    return f"chunks of {chunk}" if chunk else "not cut"
+
+
+def ppo_returns(results: Path) -> str:
+    """The mean return of the last 100 episodes by task, cell and chunk."""
+    records = [r for r in _found(results, "ppo")["records"] if r["kind"] == "returns"]
+    chunks = list(dict.fromkeys(r["chunk"] for r in records))
+    rows = [("task", "cell", *map(_chunk, chunks))]
+    for task, cell in dict.fromkeys((r["task"], r["cell"]) for r in records):
+        cells = []
+        for chunk in chunks:
+            key = (task, cell, chunk)
+            ends = [r["returns"][-1] for r in records if (r["task"], r["cell"], r["chunk"]) == key]
+            cells.append(", ".join(f"{end:.2f}" for end in ends))
+        rows.append((task, cell.upper(), *cells))
+    return _table(rows)
+
+
+def ppo_times(results: Path) -> str:
+    """An update with torch's step loop and with one call."""
+    found = _found(results, "ppo")
+    head = ("cell", "backpropagation", "step loop: core, ms", "one call: core, ms", "ratio")
+    rows = [(*head, "whole update: ratio")]
+    for r in (r for r in found["records"] if r["kind"] == "times"):
+        core, whole = (r[f"torch {what}"] / r[f"fastbptt {what}"] for what in ("core", "whole"))
+        cells = (f"{r['torch core'] * 1e3:.0f}", f"{r['fastbptt core'] * 1e3:.1f}")
+        rows.append(
+            (r["cell"].upper(), _chunk(r["chunk"]), *cells, f"{core:.1f}x", f"{whole:.1f}x")
+        )
+    return f"{_table(rows)}\n\n{_taken(found)}"
+
+
 TABLES = {
     "influence": (influence_windows, influence_segments),
     "adaptive": (adaptive,),
     "characters": (characters,),
     "oracle": (oracle,),
+    "ppo": (ppo_returns, ppo_times),
 }

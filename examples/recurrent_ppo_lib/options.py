@@ -6,6 +6,8 @@ from pathlib import Path
 from shared_lib.command_line import Parser, learning_rate, positive_float, positive_int, seed
 from shared_lib.layers import BACKENDS
 
+from .tasks import TASKS
+
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """All the options and their defaults."""
@@ -36,11 +38,18 @@ def fraction(text: str) -> float:
 
 def _add_task_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--corridor",
+        "--task",
+        choices=tuple(TASKS),
+        default="tmaze",
+        help="tmaze: a cue at the first step is wanted at the last; repeat-first: it is wanted at "
+        "every step; repeat-previous: what was seen some steps before is wanted",
+    )
+    group.add_argument(
+        "--keep",
         type=positive_int,
-        default=10,
         metavar="N",
-        help="steps from the cue to the junction, at most",
+        help="steps for which what was seen is wanted: of the longest corridor (default: 10), of "
+        "an episode that repeats its first symbol (24), back to the symbol to repeat (2)",
     )
     group.add_argument("--envs", type=positive_int, default=16, help="environments side by side")
     group.add_argument(
@@ -62,6 +71,12 @@ def _add_model_options(group: argparse._ArgumentGroup) -> None:
 def _add_training_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--updates", type=positive_int, default=80, help="rollouts to collect and train on"
+    )
+    group.add_argument(
+        "--chunk",
+        type=positive_int,
+        metavar="K",
+        help="cut backpropagation into chunks of so many steps of a rollout (default: not at all)",
     )
     group.add_argument(
         "--epochs", type=positive_int, default=4, help="training passes over each rollout"

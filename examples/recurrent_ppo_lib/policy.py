@@ -15,42 +15,53 @@ class StepLoop(nn.Module):
     at a time.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, chunk: int | None = None) -> None:
         super().__init__()
         self.layer = layer
+        self.chunk = chunk
 
     def forward(self, input: Tensor, state: State, *, resets: Tensor) -> tuple[Tensor, State]:
         """[T, B, I] to [T, B, H], and the state after the last step; `resets` is [T, B]."""
         keep = (~resets).to(input.dtype).unsqueeze(-1)
         outputs = []
-        for step, kept in zip(input.split(1), keep, strict=True):
+        for t, (step, kept) in enumerate(zip(input.split(1), keep, strict=True)):
+            if self.chunk and t % self.chunk == 0:
+                state = map_state(Tensor.detach, state)
             output, state = self.layer(step, map_state(kept.mul, state))
             outputs.append(output)
         return torch.cat(outputs), state
 
 
-def recurrent_core(backend: str, cell: str, inputs: int, hidden: int) -> nn.Module:
+def recurrent_core(
+    backend: str, cell: str, inputs: int, hidden: int, chunk: int | None = None
+) -> nn.Module:
     """The recurrent core of one backend; both backends draw the same weights from a seed.
 
-    It is called with (input, state, resets=).
+    It is called with (input, state, resets=). Backpropagation is cut into chunks of so many steps.
     """
     torch_layer, our_layer = CELLS[cell]
     if backend == "fastbptt":
-        return our_layer(inputs, hidden)
-    return StepLoop(torch_layer(inputs, hidden))
+        return our_layer(inputs, hidden, truncation=chunk)
+    return StepLoop(torch_layer(inputs, hidden), chunk)
 
 
 class Policy(nn.Module):
     """Logits of the actions and a value, for every step of every environment."""
 
     def __init__(
-        self, observations: int, actions: int, backend: str, cell: str, hidden: int
+        self,
+        observations: int,
+        actions: int,
+        backend: str,
+        cell: str,
+        hidden: int,
+        chunk: int | None = None,
     ) -> None:
         super().__init__()
         self.cell = cell
         self.hidden = hidden
         self.encoder = nn.Sequential(nn.Linear(observations, hidden), nn.ReLU())
-        self.core = recurrent_core(backend, cell, hidden, hidden)
+        self.core = recurrent_core(backend, cell, hidden, hidden, chunk)
         self._remember(hidden)
         self.actor = nn.Linear(hidden, actions)
         self.critic = nn.Linear(hidden, 1)

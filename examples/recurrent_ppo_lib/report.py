@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt  # noqa: E402  (the line above has to come first
 
 from shared_lib.tables import markdown  # noqa: E402
 
-from .tmaze import BEST_WITHOUT_MEMORY  # noqa: E402
+from .tasks import TASKS  # noqa: E402
 from .training import THRESHOLD, WINDOW, Trainer  # noqa: E402
 
 COLUMNS = (
@@ -79,9 +79,10 @@ def plot(runs: list[Trainer], path: Path) -> None:
                 xycoords=right.get_xaxis_transform(),
                 color=line.get_color(),
             )
+    without_memory = TASKS[runs[0].args.task].best_without_memory
     for axes in (left, right):
         axes.axhline(THRESHOLD, color="gray", linestyle="--", label=f"threshold, {THRESHOLD}")
-        axes.axhline(BEST_WITHOUT_MEMORY, color="gray", linestyle=":", label="best without memory")
+        axes.axhline(without_memory, color="gray", linestyle=":", label="best without memory")
     left.set(xlabel="update", ylabel=f"mean return of the last {WINDOW} episodes")
     right.set(xlabel="seconds, acting and training")
     right.set_xlim(left=0)

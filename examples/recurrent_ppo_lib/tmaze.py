@@ -1,13 +1,9 @@
 """The task: walk down a corridor, and turn at its end to the side that was shown at its start."""
 
-from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-
-ID = "fastbptt/TMaze-v0"
 
 # What the observation's four parts say, each 0 or 1, and what the actions do.
 CUE_LEFT, CUE_RIGHT, CORRIDOR, JUNCTION = range(4)
@@ -61,21 +57,3 @@ class TMaze(gymnasium.Env):
         observation = np.zeros(4, np.float32)
         observation[CORRIDOR if self._ahead else JUNCTION] = 1
         return observation
-
-
-gymnasium.register(ID, TMaze)
-
-
-def make_envs(count: int, length: int) -> SyncVectorEnv:
-    """`count` mazes side by side.
-
-    The mode of their automatic resets is SAME_STEP: the step that ends an episode already returns
-    the first observation of the next one, and what the ended one would have shown is in
-    ``info["final_obs"]``. So every step of a rollout is one of an episode, and ``dones[t]`` says
-    that the state has to be zeros before step t + 1. In Gymnasium's default, NEXT_STEP, the first
-    observation comes one step later: the state would have to be reset at t + 2, and step t + 1,
-    whose action is ignored, kept out of the loss.
-    """
-    limit = 4 * length
-    make = partial(gymnasium.make, ID, limit, disable_env_checker=True, length=length)
-    return SyncVectorEnv([make] * count, autoreset_mode=AutoresetMode.SAME_STEP)

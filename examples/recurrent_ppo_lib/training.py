@@ -16,7 +16,7 @@ from shared_lib.timing import LayerTimer
 
 from .policy import Policy
 from .rollout import Actor, Rollout, advantages
-from .tmaze import make_envs
+from .tasks import make_envs
 
 WINDOW = 100  # the last episodes, whose mean return is looked at
 THRESHOLD = 0.9  # the mean return from which on the task counts as solved; 1 is the best
@@ -69,7 +69,7 @@ class Trainer:
     def __init__(self, args: argparse.Namespace, backend: str) -> None:
         self.args = args
         self.backend = backend
-        envs = make_envs(args.envs, args.corridor)
+        envs = make_envs(args.envs, args.task, args.keep)
         # The one seed decides on the weights, the environments and the actions.
         torch.manual_seed(args.seed)
         self.policy = Policy(
@@ -78,6 +78,7 @@ class Trainer:
             backend=backend,
             cell=args.cell,
             hidden=args.hidden,
+            chunk=args.chunk,
         )
         self.timer = TrainingTimer(self.policy.core)
         self.actor = Actor(envs, self.policy, args.gamma, args.seed)

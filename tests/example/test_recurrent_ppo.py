@@ -21,25 +21,25 @@ from example_runs import assert_refused, interrupt, run_fixture, start
 import recurrent_ppo
 from recurrent_ppo_lib import training
 from recurrent_ppo_lib.policy import Policy
+from recurrent_ppo_lib.repeat import SYMBOLS, RepeatFirst, RepeatPrevious
 from recurrent_ppo_lib.report import agreement
 from recurrent_ppo_lib.rollout import Actor, Rollout, advantages
+from recurrent_ppo_lib.tasks import TASKS, make_envs
 from recurrent_ppo_lib.tmaze import (
     BUMP,
     CORRIDOR,
     CUE_LEFT,
     CUE_RIGHT,
     FORWARD,
-    ID,
     JUNCTION,
     LEFT,
     RIGHT,
     TMaze,
-    make_envs,
 )
 
 BACKENDS = ("torch", "fastbptt")
 CELLS = ("lstm", "gru")
-SMALL = "--envs=3 --steps=20 --hidden=8 --corridor=3".split()
+SMALL = "--envs=3 --steps=20 --hidden=8 --keep=3".split()
 
 run = run_fixture(recurrent_ppo.main, *SMALL)
 
@@ -64,7 +64,7 @@ def make_actor(backend: str, cell: str, *, envs: int = 5, length: int = 3, seed:
     policy = Policy(4, 3, backend, cell, hidden=8).double()
     with torch.no_grad():
         policy.actor.weight *= 300
-    return Actor(make_envs(envs, length), policy, gamma=0.9, seed=seed)
+    return Actor(make_envs(envs, "tmaze", length), policy, gamma=0.9, seed=seed)
 
 
 def close(ours: object, theirs: object) -> None:
@@ -74,8 +74,11 @@ def close(ours: object, theirs: object) -> None:
 # ---- the task
 
 
-def test_env_obeys_the_checker():
-    env = gymnasium.make(ID, 40, length=5).unwrapped
+@pytest.mark.parametrize("task", TASKS)
+def test_env_obeys_the_checker(task):
+    name = f"checked/{task}-v0"
+    gymnasium.register(name, lambda: TASKS[task].make(5).unwrapped)
+    env = gymnasium.make(name).unwrapped
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env, skip_render_check=True)
@@ -111,6 +114,44 @@ def test_cues_and_corridors_are_drawn_evenly():
         drawn.append((observation[CUE_LEFT], env._ahead))
     shares = [drawn.count((cue, ahead)) / 600 for cue in (0, 1) for ahead in (4, 5, 6)]
     assert shares == pytest.approx([1 / 6] * 6, abs=0.05)
+
+
+@pytest.mark.parametrize("env, lag", [(RepeatPrevious(3, 10), 3), (RepeatFirst(7), None)], ids=str)
+def test_what_is_to_be_repeated(env, lag):
+    """The right answers are worth 1 in all, one wrong answer less; the first step is marked."""
+    observation, _ = env.reset(seed=3)
+    seen, total, ends = [], 0.0, False
+    while not ends:
+        assert observation[:SYMBOLS].sum() == 1
+        assert observation[SYMBOLS] == (not seen)
+        seen.append(int(observation[:SYMBOLS].argmax()))
+        wanted = 0 if lag is None else len(seen) - 1 - lag
+        action = seen[wanted] if wanted >= 0 else 0
+        is_wrong = len(seen) == 6
+        observation, reward, ends, _, _ = env.step((action + is_wrong) % SYMBOLS)
+        total += reward
+    assert len(seen) == env.steps and env.counted == env.steps - (lag or 0)
+    assert total == pytest.approx(1 - 2 / env.counted)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_backends_cut_at_the_same_steps(cell):
+    """The gradients of both, by chunks of a rollout with resets; no cut is another gradient."""
+    torch.manual_seed(0)
+    found = {}
+    for backend in BACKENDS:
+        for chunk in (None, 3):
+            torch.manual_seed(1)
+            policy = Policy(4, 3, backend, cell, hidden=8, chunk=chunk).double()
+            observations = torch.randn(11, 2, 4, dtype=torch.float64)
+            resets = torch.zeros(11, 2, dtype=torch.bool)
+            resets[4, 0] = resets[9, 1] = True
+            logits, values, _ = policy(observations, policy.initial_state(2), resets)
+            (logits.square().sum() + values.square().sum()).backward()
+            found[backend, chunk] = [parameter.grad for parameter in policy.parameters()]
+    for chunk in (None, 3):
+        close(found["fastbptt", chunk], found["torch", chunk])
+    assert not torch.allclose(found["torch", 3][3], found["torch", None][3])
 
 
 # ---- resets
@@ -257,7 +298,7 @@ def test_clipping_stops_the_objective():
         assert (logits.grad[0].abs().amax(-1) > 1e-6).tolist() == list(map(bool, reached))
 
 
-LEARNING = "--updates=22 --corridor=3 --envs=16 --steps=64 --hidden=32 --lr=0.01".split()
+LEARNING = "--updates=22 --keep=3 --envs=16 --steps=64 --hidden=32 --lr=0.01".split()
 
 
 @pytest.mark.slow
@@ -334,7 +375,7 @@ def test_an_interrupt_ends_cleanly_with_results(tmp_path):
 OPTIONS = {
     "envs": ("--envs=0", "--envs: must be a whole number of at least 1, but was '0'"),
     "steps": ("--steps=1.5", "--steps: must be a whole number of at least 1, but was '1.5'"),
-    "corridor": ("--corridor=-2", "--corridor: must be a whole number of at least 1, but was '-2'"),
+    "keep": ("--keep=-2", "--keep: must be a whole number of at least 1, but was '-2'"),
     "hidden": ("--hidden=many", "--hidden: must be a whole number of at least 1, but was 'many'"),
     "epochs": ("--epochs=0", "--epochs: must be a whole number of at least 1, but was '0'"),
     "lr": ("--lr=0", "--lr: must be a number above 0, but was '0'"),
