@@ -40,7 +40,7 @@ test: build/.installed ## run the tests
 	@$(PY) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 clients: .venv-clients/.installed ## install other packages that use torch.nn's modules and test the swap
-	@.venv-clients/bin/python -m pytest tests/clients $(ARGS)
+	@.venv-clients/bin/python -m pytest --all tests/clients $(ARGS)
 
 # The site is in build/docs. LINKS=1 asks the links to other sites too, which needs a network; QUICK=1
 # leaves the gallery's programs unexecuted.

@@ -163,7 +163,7 @@ class Sanitized:
         return os.environ | given
 
     def run(self, isa: str, arguments: Sequence[str], fault: int | None = None, **options):
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "--all", "-q", "-x", "-p", "no:cacheprovider"]
         environment = self.environment(isa, fault)
         return subprocess.run(
             [*command, *arguments], cwd=self.copy.folder, env=environment, **options

@@ -72,7 +72,7 @@ def tests(session: Session, limit_s: float) -> Outcome:
     """The CUDA tests, a focused list first, which gets half of the time at most."""
     words = ["-m", "pytest", "tests/cuda/test_cuda.py", "tests/cuda/test_user_cells_cuda.py"]
     words += ["tests/cuda/test_step_graph_cuda.py", "tests/docs/test_limits.py"]
-    words += ["-v", "-rf", "--tb=short", "--no-header", "-p", "no:cacheprovider"]
+    words += ["--all", "-v", "-rf", "--tb=short", "--no-header", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
         # A wrong access ends one of the processes, not all tests.
         words += ["-n", str(max(2, len(os.sched_getaffinity(0)) // 2))]

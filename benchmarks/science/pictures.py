@@ -11,6 +11,7 @@ matplotlib.use("Agg")  # a file is drawn: no display is needed
 from matplotlib.figure import Figure  # noqa: E402  (the line above has to come first)
 
 from ..common.files import Record  # noqa: E402
+from .tables import chunk_name  # noqa: E402
 
 COLOURS = ("black", "#7fb3e6", "#e8a33d", "#e8a33d", "#c2402a", "#c2402a")
 DISTANCES = ("#9aa5b1", "#7fb3e6", "#2c7fc9", "#0b3c6f", "#e8a33d", "#c2402a")
@@ -76,10 +77,9 @@ def ppo(records: Sequence[Record]) -> Figure:
         for axes, task in zip(row, tasks, strict=True):
             for record in (r for r in runs if (r["cell"], r["task"]) == (cell, task)):
                 number = chunks.index(record["chunk"])
-                first = record["seed"] == 0
-                name = f"chunks of {chunks[number]}" if chunks[number] else "not cut"
+                name = chunk_name(record["chunk"]) if record["seed"] == 0 else ""
                 colour = ("#c2402a", "#e8a33d", "#2c7fc9", "black")[number]
-                axes.plot(record["returns"], color=colour, linewidth=1, label=name if first else "")
+                axes.plot(record["returns"], color=colour, linewidth=1, label=name)
             axes.set_title(f"{task}, {cell.upper()}", fontsize=10)
     panels[0][0].legend(fontsize=8)
     figure.supxlabel("update")

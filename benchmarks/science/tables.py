@@ -130,7 +130,8 @@ def oracle(results: Path) -> str:
     return f"{_table(rows)}\n\nThe loss there: {said}. {_taken(found)}"
 
 
-def _chunk(chunk: int | None) -> str:
+def chunk_name(chunk: int | None) -> str:
+    """How far a rollout's gradient goes back."""
     return f"chunks of {chunk}" if chunk else "not cut"
 
 
@@ -138,7 +139,7 @@ def ppo_returns(results: Path) -> str:
     """The mean return of the last 100 episodes by task, cell and chunk."""
     records = [r for r in _found(results, "ppo")["records"] if r["kind"] == "returns"]
     chunks = list(dict.fromkeys(r["chunk"] for r in records))
-    rows = [("task", "cell", *map(_chunk, chunks))]
+    rows = [("task", "cell", *map(chunk_name, chunks))]
     for task, cell in dict.fromkeys((r["task"], r["cell"]) for r in records):
         cells = []
         for chunk in chunks:
@@ -158,7 +159,7 @@ def ppo_times(results: Path) -> str:
         core, whole = (r[f"torch {what}"] / r[f"fastbptt {what}"] for what in ("core", "whole"))
         cells = (f"{r['torch core'] * 1e3:.0f}", f"{r['fastbptt core'] * 1e3:.1f}")
         rows.append(
-            (r["cell"].upper(), _chunk(r["chunk"]), *cells, f"{core:.1f}x", f"{whole:.1f}x")
+            (r["cell"].upper(), chunk_name(r["chunk"]), *cells, f"{core:.1f}x", f"{whole:.1f}x")
         )
     return f"{_table(rows)}\n\n{_taken(found)}"
 
