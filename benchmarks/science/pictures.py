@@ -11,25 +11,18 @@ matplotlib.use("Agg")  # a file is drawn: no display is needed
 from matplotlib.figure import Figure  # noqa: E402  (the line above has to come first)
 
 from ..common.files import Record  # noqa: E402
-from .tables import chunk_name  # noqa: E402
+from .records import by_mode, chunk_name  # noqa: E402
 
 COLOURS = ("black", "#7fb3e6", "#e8a33d", "#e8a33d", "#c2402a", "#c2402a")
 DISTANCES = ("#9aa5b1", "#7fb3e6", "#2c7fc9", "#0b3c6f", "#e8a33d", "#c2402a")
 STYLES = ("-", "-", "-", "--", "-", "--")  # dashed: the same with a draw for each sequence
 
 
-def _by_mode(records: Sequence[Record]) -> dict[str, list[Record]]:
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(record["mode"], []).append(record)
-    return found
-
-
 def characters(records: Sequence[Record]) -> Figure:
     """Held-out bits over the updates, the mean over the seeds; and every seed's end."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     curves, ends = figure.subplots(1, 2, width_ratios=(1.4, 1))
-    modes = _by_mode(records)
+    modes = by_mode(records)
     for number, (mode, of) in enumerate(modes.items()):
         updates = [update for update, _ in of[0]["curve"]]
         means = [
@@ -49,7 +42,7 @@ def oracle(records: Sequence[Record]) -> Figure:
     """The relative bias over the updates, the mean over the seeds; None's would be on the axis."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots()
-    modes = {mode: of for mode, of in _by_mode(records).items() if mode != "None"}
+    modes = {mode: of for mode, of in by_mode(records).items() if mode != "None"}
     for colour, (mode, of) in zip(DISTANCES, modes.items(), strict=True):
         updates = [check["update"] for check in of[0]["checks"]]
         means, errors = (

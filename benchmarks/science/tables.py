@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..common.files import Record
 from ..cpu.tables import machine_line
+from .records import by_mode, chunk_name
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -110,14 +111,12 @@ def characters(results: Path) -> str:
 def oracle(results: Path) -> str:
     """The relative distance to the gradient by tangents, along training."""
     found = _found(results, "oracle")
-    by_mode: dict[str, list[Record]] = {}
-    for record in found["records"]:
-        by_mode.setdefault(record["mode"], []).append(record)
-    checks = next(iter(by_mode.values()))[0]["checks"]
+    runs = by_mode(found["records"])
+    checks = next(iter(runs.values()))[0]["checks"]
     places = sorted({0, len(checks) // 2, len(checks) - 1})
     head = [f"bias, update {checks[place]['update']}" for place in places]
     rows = [("truncation", *head, "mean draws beyond 4 errors")]
-    for mode, records in by_mode.items():
+    for mode, records in runs.items():
         cells = []
         for place in places:
             mean = statistics.fmean(r["checks"][place]["bias"] for r in records)
@@ -128,11 +127,6 @@ def oracle(results: Path) -> str:
     losses = [statistics.fmean(r["checks"][p]["loss"] for r in records) for p in places]
     said = ", ".join(f"{loss:.3f}" for loss in losses)
     return f"{_table(rows)}\n\nThe loss there: {said}. {_taken(found)}"
-
-
-def chunk_name(chunk: int | None) -> str:
-    """How far a rollout's gradient goes back."""
-    return f"chunks of {chunk}" if chunk else "not cut"
 
 
 def ppo_returns(results: Path) -> str:
