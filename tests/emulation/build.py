@@ -41,7 +41,7 @@ SOURCES = [
 ]
 FLAGS = [
     "-DFASTBPTT_EMULATED",
-    "-O1",  # much of the time is the compiler's
+    "-Og",  # most of the time is the compiler's: half of that of -O1, and the tests take as long
     "-g1",
     "-fno-strict-aliasing",  # nvcc has none
     "-ffp-contract=fast",
