@@ -5,14 +5,16 @@
 
 In a copy of the repository, build/mutants, the CPU's C++ is compiled once with a switch in each
 place (tools/mutants.py), and files of Python are changed. The tests run on each mutant group by
-group until one fails, crashes or takes far longer than it did on the unbroken sources; a mutant on
-which all of them pass is printed. Places are drawn by --seed, half of them in C++. What the copy's
-folder holds of an earlier run with the same arguments is not done again.
+group until one fails, crashes or takes far longer than it did on the unbroken sources: before the
+groups those that come by it, if it is of C++, fast ones first. One on which all of them pass is
+printed. Places are drawn by --seed, half of them in C++. What the copy's folder holds of an earlier
+run with the same arguments is not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -20,7 +22,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,22 +108,26 @@ class Tree:
         shutil.rmtree(folder, ignore_errors=True)
         hidden = shutil.ignore_patterns("build", "__pycache__", ".pytest_cache")
         shutil.copytree(built.folder, folder, ignore=hidden)
-        self.limits = [3600.0] * len(GROUPS)
 
-    def fails(self, group: int, **environment: str) -> str | None:
-        """How the tests fail, or None."""
+    def fails(
+        self, tests: Sequence[str], limit: float, *options: str, **environment: str
+    ) -> str | None:
+        """How the tests fail, or take more than so many seconds, or None."""
         # Not the user's cache: a cell's library has the switches of the headers.
         environment |= {"FASTBPTT_CACHE": str(self.folder / "build" / "cells")}
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
+        names = self.folder / "build" / "tests.txt"
+        names.parent.mkdir(exist_ok=True)
+        names.write_text("\n".join(tests))
         try:
             done = subprocess.run(
-                [*command, *GROUPS[group]],
+                [*command, f"@{names}"],
                 cwd=self.folder,
                 env=os.environ | {"GOMP_SPINCOUNT": "0", "CPPFLAGS": ""} | environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=self.limits[group],
+                timeout=limit,
             )
         except subprocess.TimeoutExpired:
             return "hangs"
@@ -131,16 +136,32 @@ class Tree:
         said = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
         return said[0] if said else f"status {done.returncode}"
 
-    def measure(self) -> None:
-        """How long each group takes where nothing is broken; ends the program if one fails."""
-        for group in range(len(GROUPS)):
-            begin = time.monotonic()
-            if said := self.fails(group):
-                sys.exit(f"error: the tests fail without a mutant: {said}")
-            self.limits[group] = NOT_SLOWER * (time.monotonic() - begin) + 60
+    def measure(self, group: int) -> dict[str, Sequence]:
+        """Of each test the seconds where nothing is broken, and the mutants of C++ it comes by.
 
-    def judge(self, number: int, mutant: Mutant) -> str | None:
+        Ends the program if one fails.
+        """
+        reached = self.folder / "build" / "reached"
+        reached.parent.mkdir(exist_ok=True)
+        reached.write_bytes(bytes(4096))
+        plugin = ("-p", "tools.mutants_reached")
+        environment = {"FASTBPTT_MUTANTS_REACHED": str(reached)}
+        if said := self.fails(GROUPS[group], 3600, *plugin, **environment):
+            sys.exit(f"error: the tests fail without a mutant: {said}")
+        return json.loads(reached.with_suffix(".json").read_text())
+
+    def judge(self, number: int, mutant: Mutant, measured: Sequence[dict]) -> str | None:
         """What finds the mutant, or None."""
+        runs: list[tuple[Sequence[str], float]] = []
+        everything = {name: test for group in measured for name, test in group.items()}
+        if mutant.is_cpp:
+            near = [name for name, (_, numbers) in everything.items() if number in numbers]
+            if not near:
+                return None  # no test comes by it
+            near.sort(key=lambda name: everything[name][0])
+            runs.append((near, sum(everything[name][0] for name in near)))
+        took = [sum(seconds for seconds, _ in group.values()) for group in measured]
+        runs += zip(GROUPS, took, strict=True)
         environment = {}
         path = self.folder / mutant.path
         before = path.read_text()
@@ -149,8 +170,8 @@ class Tree:
         else:
             path.write_text(before[: mutant.begin] + mutant.text + before[mutant.end :])
         try:
-            for group in range(len(GROUPS)):
-                if said := self.fails(group, **environment):
+            for tests, seconds in runs:
+                if said := self.fails(tests, NOT_SLOWER * seconds + 60, **environment):
                     return said
             return None
         finally:
@@ -175,13 +196,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     known = json.loads(results.read_text()) if results.exists() else {}
     left = {i: mutant for i, mutant in numbered.items() if str(mutant) not in known}
     trees = [Tree(built, WORK / f"tree{i}") for i in range(max(options.jobs, 1))]
-    trees[0].measure()
+    with ThreadPoolExecutor(len(trees)) as pool:
+        of_groups = itertools.cycle(trees)
+        measured = list(pool.map(Tree.measure, of_groups, range(len(GROUPS))))
     free = list(trees)
 
     def judge(item: tuple[int, Mutant]) -> None:
         tree = free.pop()
-        tree.limits = trees[0].limits
-        said = tree.judge(*item)
+        said = tree.judge(*item, measured)
         free.append(tree)
         known[str(item[1])] = said
         print(f"{item[1]}: {said or 'NOT FOUND'}", flush=True)

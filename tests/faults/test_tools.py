@@ -52,7 +52,7 @@ def test_soak():
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-def test_mutants_of_cpp_are_switched_on_one_at_a_time(tmp_path):
+def test_mutants_of_cpp_are_switched_on_one_at_a_time_and_mark_where_they_are(tmp_path):
     numbered = dict(enumerate(mutants.of_cpp("sum.cpp", SOURCE)))
     (tmp_path / "mutant.h").write_text(mutants.HEADER)
     source = tmp_path / "sum.cpp"
@@ -74,6 +74,17 @@ def test_mutants_of_cpp_are_switched_on_one_at_a_time(tmp_path):
         ("statement", 9): 10,
         ("sign", 11): 10 - 16,
     }
+    marks = tmp_path / "reached"
+    for count, missing in (("4", set()), ("3", {("sign", 9), ("statement", 9)})):
+        changed = source.read_text().replace("sum(values, 4)", f"sum(values, {count})")
+        source.write_text(changed)
+        subprocess.run(["c++", "-std=c++17", "-o", tmp_path / "sum", source], check=True)
+        marks.write_bytes(bytes(4096))
+        switch = {"FASTBPTT_MUTANTS_REACHED": str(marks)}
+        subprocess.run([tmp_path / "sum"], env=os.environ | switch, stdout=subprocess.DEVNULL)
+        reached = {number for number, mark in enumerate(marks.read_bytes()) if mark}
+        not_reached = {(m.kind, m.line) for number, m in numbered.items() if number not in reached}
+        assert not_reached == missing
 
 
 def test_mutants_of_python():
