@@ -2,9 +2,11 @@
 
     python examples/adaptive_truncation.py                about five minutes on an idle core
     python examples/adaptive_truncation.py --seeds 1      half of that
+    python examples/adaptive_truncation.py --task "lag 5 to 10"
 
-At each step the symbol of ten steps before is to be said, by an LSTM of two layers of 50 (Aicher,
-Foti and Fox, "Adaptively truncating backpropagation through time to control gradient bias", 2019).
+At each step the symbol of ten steps before is to be said, or of five to ten, as an input says of
+each sequence, by an LSTM of two layers of 50 (Aicher, Foti and Fox, "Adaptively truncating
+backpropagation through time to control gradient bias", 2019).
 Trained are fixed truncations and `fastbptt.AdaptiveTruncation` with several tolerances, from the
 same weights and on the same sequences. Shown are the loss, the K that was chosen, how often the
 bias of the gradient, measured against the full one, was within the tolerance, and the cost in steps
@@ -38,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     )
     cases = [(setting, args.seed + number) for number in range(args.seeds) for setting in SETTINGS]
     runs = [
-        train(setting, seed, args.updates, args.every)
+        train(args.task, setting, seed, args.updates, args.every)
         for setting, seed in progress(cases, desc="copy task", unit="run", lines=len(cases))
     ]
     print(report.table(runs))

@@ -97,19 +97,19 @@ def _draw_influence(records: Sequence[Record]) -> Figure:
 
 
 def _adaptive_parts(quick: bool) -> list[Part]:
-    updates, every, seeds = (6, 2, 1) if quick else (1000, 25, 2)
+    updates, every, seeds = (6, 2, (1, 1)) if quick else (1000, 25, (2, 1))
     return [
-        {"setting": setting, "seed": seed, "updates": updates, "every": every}
-        for seed in range(seeds)
+        {"task": task, "setting": setting, "seed": seed, "updates": updates, "every": every}
+        for task, many in zip(adaptive.TASKS, seeds, strict=True)
+        for seed in range(many)
         for setting in adaptive.SETTINGS
     ]
 
 
 def _run_adaptive(part: Part) -> Record:
-    run = adaptive.train(part["setting"], part["seed"], part["updates"], part["every"])
-    record = run.record()
-    record["losses"] = [round(loss, 4) for loss in run.losses]
-    record["checks"] = [[update, round(bias, 4)] for update, bias in run.checks]
+    record = adaptive.train(**part).record()
+    record["losses"] = [round(loss, 4) for loss in record["losses"]]
+    record["checks"] = [[update, round(bias, 4)] for update, bias in record["checks"]]
     return record
 
 
@@ -128,7 +128,7 @@ def adaptive_rows(records: Sequence[Record]) -> list[tuple[str, ...]]:
 
 def _runs_of(records: Sequence[Record]) -> list[adaptive.Run]:
     """Records of the adaptive truncation as the runs that they were."""
-    fields = ("setting", "seed", "losses", "chosen", "checks", "cost")
+    fields = ("task", "setting", "seed", "losses", "chosen", "checks", "cost")
     return [adaptive.Run(**{name: record[name] for name in fields}) for record in records]
 
 

@@ -8,7 +8,7 @@ matplotlib.use("Agg")  # a file is drawn: no display is needed
 from matplotlib.axes import Axes  # noqa: E402  (the line above has to come first)
 from matplotlib.figure import Figure  # noqa: E402
 
-from .task import CHANCE  # noqa: E402
+from .task import CHANCE, TASKS  # noqa: E402
 from .training import SETTINGS, Run  # noqa: E402
 
 BLUES = ("#b9d6f0", "#7fb3e6", "#2c7fc9", "#17558f", "#0b3c6f")
@@ -18,9 +18,15 @@ SMOOTH = 20  # updates
 
 
 def draw(runs: Sequence[Run]) -> Figure:
-    """Three panels."""
-    figure = Figure(figsize=(14, 4), layout="constrained")
-    curves, chosen, bias = figure.subplots(1, 3)
+    """Three panels a task."""
+    tasks = [task for task in TASKS if any(run.task == task for run in runs)]
+    figure = Figure(figsize=(14, 4 * len(tasks)), layout="constrained")
+    for task, row in zip(tasks, figure.subplots(len(tasks), 3, squeeze=False), strict=True):
+        _draw_task([run for run in runs if run.task == task], *row)
+    return figure
+
+
+def _draw_task(runs: Sequence[Run], curves: Axes, chosen: Axes, bias: Axes) -> None:
     seen: set[str] = set()
     for run in runs:
         style = {"color": COLOURS[run.setting], "linewidth": 1.3}
@@ -39,13 +45,12 @@ def draw(runs: Sequence[Run]) -> Figure:
             relative = [each / tolerance for each in biases]
             bias.plot(updates, relative, ".-", label=label, **style)
     curves.axhline(CHANCE, color="gray", linestyle=":", linewidth=1)
-    curves.set(yscale="log", ylabel="loss", title="copy task, lag 10")
+    curves.set(yscale="log", ylabel="loss", title=f"copy task, {runs[0].task}")
     chosen.set(ylabel="K", title="chosen truncation")
     bias.axhline(1, color="gray", linestyle=":", linewidth=1)
     bias.set(ylabel="relative bias / tolerance", title="measured bias", ylim=(0, None))
     for axes in (curves, chosen, bias):
         _finish(axes)
-    return figure
 
 
 def _finish(axes: Axes) -> None:

@@ -1,19 +1,29 @@
 """The table."""
 
+import itertools
 from collections.abc import Sequence
 
 from shared_lib.tables import markdown
 
+from .task import TASKS
 from .training import SETTINGS, Run, cost_of
 
-HEAD = ("setting", "final loss", "K: first, last", "cost", "of K = 30's", "bias within tolerance")
+HEAD = (
+    "task",
+    "setting",
+    "final loss",
+    "K: first, last",
+    "cost",
+    "of K = 30's",
+    "bias within tolerance",
+)
 
 
 def rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """The head, and a row a setting: means over the seeds."""
+    """The head, and a row a task and setting: means over the seeds."""
     found = [HEAD]
-    for setting in SETTINGS:
-        of = [run for run in runs if run.setting == setting]
+    for task, setting in itertools.product(TASKS, SETTINGS):
+        of = [run for run in runs if (run.task, run.setting) == (task, setting)]
         if not of:
             continue
         finals = [run.final for run in of]
@@ -26,7 +36,8 @@ def rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
             biases = [bias for run in of for _, bias in run.checks]
             within = f"{sum(bias <= tolerance for bias in biases)} of {len(biases)}"
         cost = sum(run.cost / len(run.losses) for run in of) / len(of)
-        found.append((setting, loss, chosen, f"{cost:.0f}", f"{cost / cost_of(30):.0%}", within))
+        costs = (f"{cost:.0f}", f"{cost / cost_of(30):.0%}")
+        found.append((task, setting, loss, chosen, *costs, within))
     return found
 
 

@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grad_norm_
 
 import fastbptt
 
-from .task import BATCH, STEPS, Copier, draw
+from .task import BATCH, STEPS, TASKS, Copier
 
 FIXED = (5, 10, 15, 20, 30)
 TOLERANCES = (0.9, 0.5, 0.1)
@@ -38,6 +38,7 @@ def cost_of(k: int) -> int:
 class Run:
     """What a run has shown."""
 
+    task: str
     setting: str
     seed: int
     losses: list[float] = field(default_factory=list)  # one an update
@@ -68,17 +69,19 @@ def bias_of(model: Copier, k: int, inputs: Tensor, target: Tensor) -> float:
     return float((gradient(truncation_of(k)) - full).norm() / full.norm())
 
 
-def train(setting: str, seed: int, updates: int, every: int) -> Run:
+def train(task: str, setting: str, seed: int, updates: int, every: int) -> Run:
     """Train from the same weights and on the same sequences for each setting.
 
     Args:
+        task: the name of one of TASKS.
         setting: one of SETTINGS.
         seed: of weights and sequences.
         updates: of a run.
         every: updates from one measurement to the next; the bias is checked half as often.
     """
     torch.manual_seed(seed)
-    model = Copier()
+    model = Copier(TASKS[task])
+    draw = model.task.draw
     sequences = torch.Generator().manual_seed(seed)
     to_check = draw(CHECKED, torch.Generator().manual_seed(seed + 1))
     kind, _, value = setting.replace(" = ", " ").partition(" ")
@@ -92,7 +95,7 @@ def train(setting: str, seed: int, updates: int, every: int) -> Run:
         model.recurrent.truncation = truncation_of(k)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)
-    run = Run(setting, seed)
+    run = Run(task, setting, seed)
     for update in range(updates):
         inputs, target = draw(BATCH, sequences)
         if schedule is not None:

@@ -13,7 +13,7 @@ from example_runs import assert_refused, run_fixture
 # isort: split
 import adaptive_truncation
 from adaptive_truncation_lib import report
-from adaptive_truncation_lib.task import BATCH, LAG, STEPS, Copier, draw
+from adaptive_truncation_lib.task import BATCH, STEPS, TASKS, Copier
 from adaptive_truncation_lib.training import (
     K_MAX,
     MEASURED,
@@ -27,10 +27,24 @@ from adaptive_truncation_lib.training import (
 run = run_fixture(adaptive_truncation.main, "--updates=2", "--seeds=1", "--every=1")
 
 
+FIXED, VARIABLE = TASKS
+
+
 def test_task():
-    inputs, target = draw(3, torch.Generator().manual_seed(0))
-    assert inputs.shape[:2] == (STEPS, 3) and target.shape == (STEPS - LAG, 3)
-    assert (inputs.argmax(-1)[:-LAG] == target).all() and (inputs.sum(-1) == 1).all()
+    inputs, target = TASKS[FIXED].draw(3, torch.Generator().manual_seed(0))
+    assert inputs.shape[:2] == (STEPS, 3) and target.shape == (STEPS - 10, 3)
+    assert (inputs.argmax(-1)[:-10] == target).all() and (inputs.sum(-1) == 1).all()
+
+
+def test_task_of_several_lags():
+    inputs, target = TASKS[VARIABLE].draw(40, torch.Generator().manual_seed(0))
+    assert inputs.shape == (STEPS, 40, TASKS[VARIABLE].inputs) and target.shape == (STEPS - 10, 40)
+    symbols, told = inputs[..., :6].argmax(-1), inputs[..., 6:]
+    assert (told == told[0]).all() and (told.sum(-1) == 1).all()
+    lags = 5 + told[0].argmax(-1)
+    assert set(lags.tolist()) == set(range(5, 11))
+    for column, lag in enumerate(lags.tolist()):
+        assert (symbols[10 - lag : STEPS - lag, column] == target[:, column]).all()
 
 
 def test_cost_is_that_of_the_windows():
@@ -47,15 +61,16 @@ def test_cost_is_that_of_the_windows():
 
 def test_bias():
     torch.manual_seed(0)
-    model, data = Copier(), draw(2, torch.Generator().manual_seed(0))
+    model = Copier(TASKS[FIXED])
+    data = model.task.draw(2, torch.Generator().manual_seed(0))
     assert bias_of(model, STEPS, *data) == pytest.approx(0, abs=1e-5)
     assert bias_of(model, 2, *data) > 1e-3
 
 
 def test_run():
-    fixed = train("K = 10", 0, 3, 1)
+    fixed = train(FIXED, "K = 10", 0, 3, 1)
     assert fixed.cost == 3 * cost_of(10) and len(fixed.losses) == 3 and not fixed.chosen
-    chosen = train("tolerance 0.1", 0, 3, 2)
+    chosen = train(FIXED, "tolerance 0.1", 0, 3, 2)
     assert chosen.losses[0] == fixed.losses[0]  # the same weights and sequences
     assert [update for update, _, _ in chosen.chosen] == [0, 2]
     (_, first, bound), (_, second, _) = chosen.chosen
@@ -67,17 +82,19 @@ def test_run():
 
 def test_table():
     runs = [
-        Run("K = 30", 0, [1.0, 0.5], cost=2 * cost_of(30)),
-        Run("tolerance 0.5", 0, [0.4, 0.2], [(0, 3, 0.4)], [(0, 0.3), (1, 0.6)], cost_of(30)),
+        Run(FIXED, "K = 30", 0, [1.0, 0.5], cost=2 * cost_of(30)),
+        Run(
+            FIXED, "tolerance 0.5", 0, [0.4, 0.2], [(0, 3, 0.4)], [(0, 0.3), (1, 0.6)], cost_of(30)
+        ),
     ]
     _, fixed, chosen = report.rows(runs)
-    assert fixed == ("K = 30", "0.750", "", "369", "100%", "")
-    assert chosen == ("tolerance 0.5", "0.300", "3 to 3", "184", "50%", "1 of 2")
+    assert fixed == (FIXED, "K = 30", "0.750", "", "369", "100%", "")
+    assert chosen == (FIXED, "tolerance 0.5", "0.300", "3 to 3", "184", "50%", "1 of 2")
 
 
 def test_program(run, tmp_path):
-    status, out, _ = run()
-    assert status == 0 and "| tolerance 0.1 |" in out
+    status, out, _ = run(f"--task={VARIABLE}")
+    assert status == 0 and f"| {VARIABLE} | tolerance 0.1 |" in out
     assert (tmp_path / "out" / "adaptive_truncation.png").stat().st_size > 10_000
 
 
