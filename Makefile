@@ -65,7 +65,7 @@ cuda-check: build/.installed ## compile the CUDA kernels and print what they tak
 		command -v nvdisasm >/dev/null || $(PIP_INSTALL) "nvidia-cuda-nvdisasm>=13"
 	@$(PY) tools/cuda_check.py $(ARGS)
 
-wheel: python ## build the wheel for all versions of torch into dist/ (downloads 3 GB; 25 minutes on 2 cores)
+wheel: python ## build the wheel for all versions of torch into dist/ (downloads 3 GB; 15 minutes on 2 cores, 30 with the CUDA kernels)
 	@$(PIP_INSTALL) $(if $(PYTHON),,$(TORCH)) $(BUILD_TOOLS) $(WHEEL_TOOLS)
 	@$(PY) tools/wheel.py $(ARGS)
 

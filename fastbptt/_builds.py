@@ -28,13 +28,15 @@ _refuse_subinterpreters()
 
 import torch  # noqa: E402
 
-#: What a wheel's builds share, and a folder ``torch-2.x`` with each.
+#: What a wheel's builds share, and a folder ``torch-2.x`` with each; ``torch-2.x+cu13`` is one with
+#: the CUDA kernels, for builds of that torch with that CUDA.
 FOLDER = Path(__file__).parent / "_builds"
 
 
 def versions() -> list[str]:
     """The versions of torch that the wheel has builds for, oldest first: none without a wheel."""
     found = [folder.name.removeprefix("torch-") for folder in FOLDER.glob("torch-*")]
+    found = [version for version in found if "+" not in version]
     return sorted(found, key=lambda version: [int(number) for number in version.split(".")])
 
 
@@ -49,7 +51,10 @@ def _find(package_path: list[str]) -> None:
             f"{torch.__version__}: install one of these, a newer fastbptt, or build fastbptt from "
             "its sources with the torch that is there: pip install --no-build-isolation ."
         )
-    package_path.append(str(FOLDER / f"torch-{version}"))
+    folder = FOLDER / f"torch-{version}"
+    cuda = (torch.version.cuda or "").split(".")[0]
+    with_cuda = folder.with_name(f"{folder.name}+cu{cuda}")
+    package_path.append(str(with_cuda if with_cuda.exists() else folder))
 
 
 _find(sys.modules[__package__].__path__)

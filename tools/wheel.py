@@ -26,10 +26,12 @@ import sysconfig
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-os.environ["FASTBPTT_CUDA"] = "0"
+WISH = os.environ.get("FASTBPTT_CUDA", "")
+os.environ["FASTBPTT_CUDA"] = "0"  # this torch is not the one that a wheel is built for
 from ninja_rules import RULES  # noqa: E402
 
 import setup  # noqa: E402  (after the above, which it needs)
@@ -42,6 +44,7 @@ PLATFORM = f"manylinux_2_28_{os.uname().machine}"
 
 WORK = ROOT / "build" / "wheel"
 KERNELS = "libfastbptt_kernels.so"
+CUDA_KERNELS = "libfastbptt_cuda_kernels.so"
 # What most sources of a build begin with, compiled once: it takes longer than they do.
 COMMON_HEADERS = """\
 #include <ATen/ATen.h>
@@ -71,26 +74,34 @@ def pip(*arguments: str | Path) -> None:
     run(sys.executable, "-m", "pip", "-qq", *arguments, env=environment)
 
 
-def unpack_torch(version: str) -> Path:
+def unpack_torch(version: str, with_cuda: bool) -> Path:
     """A folder with the headers and libraries of a version of torch."""
     folder = WORK / f"torch-{version}"
-    if (folder / "complete").exists():
+    complete = folder / ("complete-with-cuda" if with_cuda else "complete")
+    if complete.exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
     print(f"downloading torch {version}", flush=True)
-    downloads = folder / "download"
-    pip(
-        *("download", "--no-deps", "--only-binary=:all:"),
-        *(f"torch=={version}.*", "--dest", downloads),
-    )
-    (wheel,) = downloads.iterdir()
-    libraries = "|".join(TORCH_LIBRARIES)
-    wanted = re.compile(rf"torch/(include/.*|lib/lib({libraries})\.so|utils/cpp_extension\.py)")
+    wheel = download(f"torch=={version}.*", folder / "download")
+    own, _, label = unquote(wheel.name).split("-")[1].partition("+")
+    if with_cuda and label:  # another source of this machine's, as of builds for the CPU
+        wheel = download(f"torch==={own}", folder / "download")
+    libraries = "|".join((*TORCH_LIBRARIES, "c10_cuda"))
+    files = r"include/.*|version\.py|utils/cpp_extension\.py"
+    wanted = re.compile(rf"torch/({files}|lib/lib({libraries})\.so)")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder, filter(wanted.fullmatch, archive.namelist()))
-    shutil.rmtree(downloads)
-    (folder / "complete").touch()
+    shutil.rmtree(folder / "download")
+    complete.touch()
     return folder
+
+
+def download(requirement: str, folder: Path) -> Path:
+    """A wheel, alone in a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pip("download", "--no-deps", "--only-binary=:all:", requirement, "--dest", folder)
+    (wheel,) = folder.iterdir()
+    return wheel
 
 
 def compile_flags(standard: str) -> list[str]:
@@ -104,6 +115,45 @@ def cpp_standard(torch: Path) -> str:
     return re.search(r"common_cflags \+= \['(-std=[^']+)'", text)[1]
 
 
+class Toolkit:
+    """What compiles and links the CUDA kernels."""
+
+    def __init__(self, home: Path) -> None:
+        self.nvcc = str(home / "bin" / "nvcc")
+        self.headers = setup.cuda_headers(home)
+        text = (self.headers / "cuda_runtime_api.h").read_text()
+        self.major = int(re.search(r"#define CUDART_VERSION +(\d+)", text)[1]) // 1000
+        name = f"libcudart.so.{self.major}"
+        found = [*home.glob(f"lib64/{name}"), *home.glob(f"targets/*/lib/{name}")]
+        if not found:
+            sys.exit(f"error: {home} does not have {name}, which the CUDA kernels link to")
+        self.runtime = str(found[0])
+
+    def compile_flags(self) -> list[str]:
+        flags = ["-O3", "-DNDEBUG", "-std=c++20", "-I", str(ROOT / "csrc"), "-Xcompiler=-fPIC"]
+        for named in setup.CUDA_ARCHITECTURES.split(";"):
+            number = named.removesuffix("+PTX").replace(".", "")
+            codes = [f"sm_{number}"] + [f"compute_{number}"] * named.endswith("+PTX")
+            flags.append(f"-gencode=arch=compute_{number},code=[{','.join(codes)}]")
+        return [*flags, "-compress-mode=size"]
+
+    def is_for(self, torch: Path) -> bool:
+        """Whether a torch brings the runtime that the kernels need."""
+        text = (torch / "version.py").read_text()
+        cuda = re.search(r"^cuda\b[^=]*= '(\d+)\.", text, re.MULTILINE)
+        return cuda is not None and int(cuda[1]) == self.major
+
+
+def find_toolkit() -> Toolkit | None:
+    """None: the wheel is without the CUDA kernels."""
+    if WISH not in ("", "0", "1"):
+        sys.exit(f"error: FASTBPTT_CUDA must be 0, 1 or not set, got {WISH!r}")
+    home = setup.find_toolkit() if WISH != "0" else None
+    if home is None and WISH == "1":
+        sys.exit("error: FASTBPTT_CUDA=1, but there is no CUDA toolkit: see setup.py for where")
+    return Toolkit(home) if home else None
+
+
 class Ninja:
     """A build file for ninja, with paths from WORK."""
 
@@ -111,19 +161,29 @@ class Ninja:
         self.text = f"cxx = {os.environ.get('CXX', 'c++')}\n{RULES}"
 
     def add(
-        self, rule: str, out: str, inputs: list[str], flags: list[str], after: Sequence[str] = ()
+        self,
+        rule: str,
+        out: str,
+        inputs: list[str],
+        flags: list[str],
+        after: Sequence[str] = (),
+        compiler: str | None = None,
     ) -> str:
         """Makes a file of its inputs, after others; returns its path."""
         self.text += f"build {out}: {rule} {' '.join(inputs)} | {' '.join(after)}\n"
         self.text += f"  flags = {shlex.join(flags).replace('$', '$$')}\n"
+        if compiler:
+            self.text += f"  cxx = {compiler}\n"
         return out
 
-    def compile(self, sources: list[str], folder: str, flags: list[str], *after: str) -> list[str]:
+    def compile(
+        self, sources: list[str], folder: str, flags: list[str], *after: str, **options: str | None
+    ) -> list[str]:
         """Objects in a folder."""
         objects = []
         for source in sources:
             out = f"{folder}/{Path(source).parent.name}_{Path(source).stem}.o"
-            objects.append(self.add("compile", out, [str(ROOT / source)], flags, after))
+            objects.append(self.add("compile", out, [str(ROOT / source)], flags, after, **options))
         return objects
 
     def run(self) -> None:
@@ -132,7 +192,7 @@ class Ninja:
         run("ninja", "-C", WORK, *jobs)
 
 
-def build(versions: Sequence[str]) -> Path:
+def build(versions: Sequence[str], toolkit: Toolkit | None) -> Path:
     """Compiles a wheel's libraries; returns the folder that has them and nothing else."""
     folder = WORK / "builds"
     shutil.rmtree(folder, ignore_errors=True)
@@ -147,11 +207,17 @@ def build(versions: Sequence[str]) -> Path:
     kernels += ninja.compile(others, "kernels", [*plain, "-fvisibility=default"])
     flags = [*LINK, f"-Wl,-soname,{KERNELS}"]
     library = ninja.add("link", f"builds/{KERNELS}", [*kernels, *shim], flags)
+    if toolkit:
+        sources = [source for source in setup.CUDA_SOURCES if source.endswith(".cu")]
+        flags = toolkit.compile_flags()
+        cuda_kernels = ninja.compile(sources, "kernels", flags, compiler=toolkit.nvcc)
+        flags = [*LINK, f"-Wl,-soname,{CUDA_KERNELS}", "-Wl,-z,defs", toolkit.runtime]
+        cuda_library = ninja.add("link", f"builds/{CUDA_KERNELS}", [*cuda_kernels, *shim], flags)
 
     exports = WORK / "exports.map"
     exports.write_text("{ global: PyInit__C; local: *; };\n")
     for version in versions:
-        torch = unpack_torch(version) / "torch"
+        torch = unpack_torch(version, with_cuda=toolkit is not None) / "torch"
         objects_folder = f"torch-{version}/objects"
         common = WORK / objects_folder / "common.h"
         common.parent.mkdir(exist_ok=True)
@@ -169,9 +235,18 @@ def build(versions: Sequence[str]) -> Path:
         # Of the libraries that these need one is OpenMP's: it is found as one of theirs.
         libraries = [f"-L{torch / 'lib'}", *(f"-l{name}" for name in TORCH_LIBRARIES)]
         libraries += ["-Lbuilds", f"-l:{KERNELS}", "-Wl,-rpath,$ORIGIN/.."]
-        flags = [*LINK, f"-Wl,--version-script={exports}", "-Wl,--allow-shlib-undefined"]
-        out = f"builds/torch-{version}/_C.abi3.so"
-        ninja.add("link", out, [*objects, *shim], [*flags, *libraries], [library])
+        link = [*LINK, f"-Wl,--version-script={exports}", "-Wl,--allow-shlib-undefined"]
+        link += libraries
+        out = f"builds/torch-{version}"
+        ninja.add("link", f"{out}/_C.abi3.so", [*objects, *shim], link, [library])
+        if toolkit and toolkit.is_for(torch):
+            sources = [source for source in setup.CUDA_SOURCES if source.endswith(".cpp")]
+            flags.append(f"-isystem{toolkit.headers}")
+            objects += ninja.compile(sources, objects_folder, flags, compiled)
+            link += ["-lc10_cuda", f"-l:{CUDA_KERNELS}", toolkit.runtime]
+            out += f"+cu{toolkit.major}"
+            libraries = [library, cuda_library]
+            ninja.add("link", f"{out}/_C.abi3.so", [*objects, *shim], link, libraries)
     ninja.run()
     return folder
 
@@ -205,7 +280,8 @@ def pack(builds: Path, versions: Sequence[str], out: Path) -> Path:
     (wheel,) = packed.iterdir()
     run(sys.executable, "-m", "abi3audit", "--strict", "--report", "--output", os.devnull, wheel)
     # It checks, and names the platform; with all of torch left out there is nothing to copy.
-    excluded = [word for name in TORCH_LIBRARIES for word in ("--exclude", f"lib{name}.so")]
+    names = [f"lib{name}.so" for name in (*TORCH_LIBRARIES, "c10_cuda")]
+    excluded = [word for name in (*names, "libcudart.so.*") for word in ("--exclude", name)]
     run(
         *(sys.executable, "-m", "auditwheel", "repair", "--only-plat", "--plat", PLATFORM),
         *(*excluded, "--wheel-dir", out, wheel),
@@ -220,7 +296,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="the folder for the wheel")
     arguments = parser.parse_args()
-    builds = build(arguments.torch)
+    toolkit = find_toolkit()
+    print(f"with the CUDA kernels, by {toolkit.nvcc}" if toolkit else "without the CUDA kernels")
+    builds = build(arguments.torch, toolkit)
     wheel = pack(builds, arguments.torch, arguments.out)
     print(f"{wheel}: {wheel.stat().st_size / 2**20:.1f} MiB")
 

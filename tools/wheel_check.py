@@ -30,10 +30,15 @@ def check_place(version: str) -> None:
     package = Path(fastbptt.__file__).parent
     assert Path(sys.prefix) in package.parents, package
     module = Path(fastbptt._C.__file__)
-    assert module == package / "_builds" / f"torch-{version}" / "_C.abi3.so", module
+    cuda = (torch.version.cuda or "none").split(".")[0]
+    with_cuda = f"torch-{version}+cu{cuda}"
+    built = (package / "_builds" / with_cuda).exists()
+    folder = with_cuda if built else f"torch-{version}"
+    assert module == package / "_builds" / folder / "_C.abi3.so", module
+    assert fastbptt._C.cuda_built() == built
     isas = ", ".join(fastbptt._C.cpu_isas())
-    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}: {module.name} of {version}")
-    print(f"instruction sets: {isas}")
+    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}: {module.name} of {folder}")
+    print(f"instruction sets: {isas}; CUDA kernels: {'imported' if built else 'none'}")
 
 
 def check_openmp() -> None:

@@ -21,7 +21,7 @@ THIS = ".".join(torch.__version__.split(".")[:2])
 def package(tmp_path):
     """A package that finds its _C module as fastbptt does, with builds for some torch."""
 
-    def run(*versions):
+    def run(*versions, cuda=None):
         folder = tmp_path / "fastbptt"
         folder.mkdir()
         (folder / "__init__.py").write_text(
@@ -32,8 +32,9 @@ def package(tmp_path):
             build = folder / "_builds" / f"torch-{version}"
             build.mkdir(parents=True)
             (build / "_C.py").write_text(f"print('for torch {version}')\n")
+        program = f"import torch; torch.version.cuda = {cuda!r}; import fastbptt"
         return subprocess.run(
-            [sys.executable, "-c", "import fastbptt"],
+            [sys.executable, "-c", program],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(tmp_path)},
             capture_output=True,
@@ -49,8 +50,16 @@ def test_build_for_the_torch_that_is_there(package):
     assert done.stdout == f"for torch {THIS}\n"
 
 
+@pytest.mark.parametrize("cuda, chosen", [(None, ""), ("13.2", "+cu13"), ("12.8", "")])
+def test_build_with_the_cuda_that_is_there(package, cuda, chosen):
+    """One without the CUDA kernels where there is none of torch's CUDA."""
+    done = package("2.1", THIS, f"{THIS}+cu13", cuda=cuda)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"for torch {THIS}{chosen}\n"
+
+
 def test_no_build_for_the_torch_that_is_there(package):
-    done = package("2.98", "2.9")
+    done = package("2.98", "2.9", "2.9+cu13")
     assert done.returncode != 0
     error = done.stderr.strip().splitlines()[-1]
     for words in ("ImportError", "for torch 2.9, 2.98,", torch.__version__, "pip install"):
