@@ -23,7 +23,7 @@ found: dict[str, tuple[float, list[int]]] = {}
 
 
 def reached() -> list[int]:
-    return [number for number, mark in enumerate(memory) if mark]
+    return [number for number, mark in enumerate(memory[:]) if mark]
 
 
 @pytest.hookimpl(wrapper=True)

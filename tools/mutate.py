@@ -195,13 +195,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     numbered = build(built, numbered)
     numbered |= {i: mutant for i, mutant in enumerate(drawn) if not mutant.is_cpp}
 
-    results = WORK / f"found-{options.seed}-{options.count}-{options.only}.json"
+    name = f"{options.seed}-{options.count}-{options.only}.json"
+    results, measurements = WORK / f"found-{name}", WORK / f"measured-{name}"
     known = json.loads(results.read_text()) if results.exists() else {}
     left = {i: mutant for i, mutant in numbered.items() if str(mutant) not in known}
     trees = [Tree(built, WORK / f"tree{i}") for i in range(max(options.jobs, 1))]
-    with ThreadPoolExecutor(len(trees)) as pool:
-        of_groups = itertools.cycle(trees)
-        measured = list(pool.map(Tree.measure, of_groups, range(len(GROUPS))))
+    if not measurements.exists():
+        with ThreadPoolExecutor(len(trees)) as pool:
+            each = list(pool.map(Tree.measure, itertools.cycle(trees), range(len(GROUPS))))
+        measurements.write_text(json.dumps(each))
+    measured = json.loads(measurements.read_text())
     free = list(trees)
 
     def judge(item: tuple[int, Mutant]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -85,6 +86,29 @@ def test_mutants_of_cpp_are_switched_on_one_at_a_time_and_mark_where_they_are(tm
         reached = {number for number, mark in enumerate(marks.read_bytes()) if mark}
         not_reached = {(m.kind, m.line) for number, m in numbered.items() if number not in reached}
         assert not_reached == missing
+
+
+def test_which_mutants_each_test_comes_by(tmp_path):
+    """A plugin's table, of marks that a program makes in a file."""
+    marks = tmp_path / "reached"
+    marks.write_bytes(bytes(8))
+    (tmp_path / "test_it.py").write_text(
+        "import os\n"
+        "def mark(number):\n"
+        "    with open(os.environ['FASTBPTT_MUTANTS_REACHED'], 'r+b') as file:\n"
+        "        file.seek(number)\n"
+        "        file.write(b'\\1')\n"
+        "mark(5)\n"
+        "def test_one(): mark(2)\n"
+        "def test_another(): pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "mutants_reached", "test_it.py"]
+    path = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"FASTBPTT_MUTANTS_REACHED": str(marks), "PYTHONPATH": path}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL)
+    found = json.loads((tmp_path / "reached.json").read_text())
+    numbers = {name.rpartition("::")[2]: of for name, (_, of) in found.items()}
+    assert numbers == {"test_one": [2, 5], "test_another": [5]}
 
 
 def test_mutants_of_python():
