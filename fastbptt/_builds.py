@@ -35,8 +35,8 @@ FOLDER = Path(__file__).parent / "_builds"
 
 def versions() -> list[str]:
     """The versions of torch that the wheel has builds for, oldest first: none without a wheel."""
-    found = [folder.name.removeprefix("torch-") for folder in FOLDER.glob("torch-*")]
-    found = [version for version in found if "+" not in version]
+    names = [folder.name for folder in FOLDER.glob("torch-*")]
+    found = [name.removeprefix("torch-") for name in names if "+" not in name]
     return sorted(found, key=lambda version: [int(number) for number in version.split(".")])
 
 

@@ -14,6 +14,7 @@ run with the same arguments is not done again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -28,7 +29,7 @@ from pathlib import Path
 
 import mutants
 from mutants import Mutant
-from scratch_copy import ROOT, ScratchCopy, optimized_by
+from scratch_copy import ROOT, ScratchCopy, optimized_by, tracked_files
 
 WORK = ROOT / "build" / "mutants"
 # Arguments of pytest. Each is run until it fails, and then the next: what finds most first.
@@ -104,6 +105,14 @@ def build(copy: ScratchCopy, numbered: dict[int, Mutant]) -> dict[int, Mutant]:
             print(f"does not compile: {numbered.pop(number)}", flush=True)
 
 
+def state_of_files() -> str:
+    """What differs where a file does: mutants have other numbers then, and tests come by others."""
+    digest = hashlib.sha256()
+    for name in tracked_files():
+        digest.update(name.encode() + (ROOT / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
 class Tree:
     """A copy in which tests run, one mutant at a time."""
 
@@ -112,6 +121,7 @@ class Tree:
         shutil.rmtree(folder, ignore_errors=True)
         hidden = shutil.ignore_patterns("build", "__pycache__", ".pytest_cache")
         shutil.copytree(built.folder, folder, ignore=hidden)
+        (folder / "build").mkdir()
 
     def fails(
         self, tests: Sequence[str], limit: float, *options: str, **environment: str
@@ -121,7 +131,6 @@ class Tree:
         environment |= {"FASTBPTT_CACHE": str(self.folder / "build" / "cells")}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options]
         names = self.folder / "build" / "tests.txt"
-        names.parent.mkdir(exist_ok=True)
         names.write_text("\n".join(tests))
         try:
             done = subprocess.run(
@@ -140,14 +149,13 @@ class Tree:
         said = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
         return said[0] if said else f"status {done.returncode}"
 
-    def measure(self, group: int) -> dict[str, Sequence]:
+    def measure(self, group: int, count: int) -> dict[str, Sequence]:
         """Of each test the seconds where nothing is broken, and the mutants of C++ it comes by.
 
-        Ends the program if one fails.
+        There are so many mutants. Ends the program if a test fails.
         """
         reached = self.folder / "build" / "reached"
-        reached.parent.mkdir(exist_ok=True)
-        reached.write_bytes(bytes(4096))
+        reached.write_bytes(bytes(count))
         plugin = ("-p", "tools.mutants_reached")
         environment = {"FASTBPTT_MUTANTS_REACHED": str(reached)}
         if said := self.fails(GROUPS[group], 3600, *plugin, **environment):
@@ -198,14 +206,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     numbered = build(built, numbered)
     numbered |= {i: mutant for i, mutant in enumerate(drawn) if not mutant.is_cpp}
 
-    name = f"{options.seed}-{options.count}-{options.only}.json"
-    results, measurements = WORK / f"found-{name}", WORK / f"measured-{name}"
+    name = f"{options.seed}-{options.count}-{options.only}"
+    results = WORK / f"found-{name}.json"
+    measurements = WORK / f"measured-{name}-{state_of_files()}.json"
     known = json.loads(results.read_text()) if results.exists() else {}
     left = {i: mutant for i, mutant in numbered.items() if str(mutant) not in known}
     trees = [Tree(built, WORK / f"tree{i}") for i in range(max(options.jobs, 1))]
     if not measurements.exists():
         with ThreadPoolExecutor(len(trees)) as pool:
-            each = list(pool.map(Tree.measure, itertools.cycle(trees), range(len(GROUPS))))
+            counts = itertools.repeat(len(drawn))
+            each = list(pool.map(Tree.measure, itertools.cycle(trees), range(len(GROUPS)), counts))
         measurements.write_text(json.dumps(each))
     measured = json.loads(measurements.read_text())
     free = list(trees)

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 WISH = os.environ.get("FASTBPTT_CUDA", "")
 os.environ["FASTBPTT_CUDA"] = "0"  # this torch is not the one that a wheel is built for
+import cuda_check  # noqa: E402
 from ninja_rules import RULES  # noqa: E402
 
 import setup  # noqa: E402  (after the above, which it needs)
@@ -130,12 +131,14 @@ class Toolkit:
         self.runtime = str(found[0])
 
     def compile_flags(self) -> list[str]:
-        flags = ["-O3", "-DNDEBUG", "-std=c++20", "-I", str(ROOT / "csrc"), "-Xcompiler=-fPIC"]
-        for named in setup.CUDA_ARCHITECTURES.split(";"):
-            number = named.removesuffix("+PTX").replace(".", "")
-            codes = [f"sm_{number}"] + [f"compute_{number}"] * named.endswith("+PTX")
-            flags.append(f"-gencode=arch=compute_{number},code=[{','.join(codes)}]")
-        return [*flags, "-compress-mode=size"]
+        flags = [flag for flag in setup.NVCC_FLAGS if flag != "-lineinfo"]
+        flags += ["-std=c++20", "-I", str(ROOT / "csrc"), "-Xcompiler=-fPIC"]
+        for name, keeps_ptx in cuda_check.BUILT.items():
+            ptx = name.replace("sm_", "compute_")
+            codes = [name] + [ptx] * keeps_ptx
+            flags.append(f"-gencode=arch={ptx},code=[{','.join(codes)}]")
+        # Toolkits before 12.8 do not know it.
+        return flags + ["-compress-mode=size"] * (self.major > 12)
 
     def is_for(self, torch: Path) -> bool:
         """Whether a torch brings the runtime that the kernels need."""
