@@ -151,7 +151,10 @@ _OTHER = {
 
 
 def of_python(path: str, text: str) -> Iterator[Mutant]:
-    """Operators turned into others, conditions into their contrary, numbers into the next."""
+    """Operators turned into others, conditions into their contrary, numbers into the next.
+
+    What an error says is left as it is.
+    """
     tree = ast.parse(text)
     starts = [0]
     for line in text.splitlines(keepends=True):
@@ -163,8 +166,10 @@ def of_python(path: str, text: str) -> Iterator[Mutant]:
         ] + node.end_col_offset
 
     lines = text.splitlines()
+    raises = (node for node in ast.walk(tree) if isinstance(node, ast.Raise))
+    said = {part for node in raises for part in ast.walk(node)}
     for node in ast.walk(tree):
-        if "stacklevel" in lines[getattr(node, "lineno", 1) - 1]:
+        if node in said or "stacklevel" in lines[getattr(node, "lineno", 1) - 1]:
             continue
         if isinstance(node, ast.Compare) and len(node.ops) == 1:
             operator, left, right = node.ops[0], node.left, node.comparators[0]

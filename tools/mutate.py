@@ -4,11 +4,11 @@
     python tools/mutate.py --count 20 --seed 3 --only cpp
 
 In a copy of the repository, build/mutants, the CPU's C++ is compiled once with a switch in each
-place (tools/mutants.py), and files of Python are changed. The tests run on each mutant group by
-group until one fails, crashes or takes far longer than it did on the unbroken sources: before the
-groups those that come by it, if it is of C++, fast ones first. One on which all of them pass is
-printed. Places are drawn by --seed, half of them in C++. What the copy's folder holds of an earlier
-run with the same arguments is not done again.
+place (tools/mutants.py), and files of Python are changed. The tests run on each mutant until one
+fails, crashes or takes far longer than it did on the unbroken sources: those that come by it, fast
+ones first, and then all of them group by group. One on which all of them pass is printed. Places
+are drawn by --seed, half of them in C++. What the copy's folder holds of an earlier run with the
+same arguments is not done again.
 """
 
 from __future__ import annotations
@@ -149,13 +149,19 @@ class Tree:
         said = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
         return said[0] if said else f"status {done.returncode}"
 
-    def measure(self, group: int, count: int) -> dict[str, Sequence]:
-        """Of each test the seconds where nothing is broken, and the mutants of C++ it comes by.
+    def measure(self, group: int, drawn: Sequence[Mutant]) -> dict[str, Sequence]:
+        """Of each test the seconds where nothing is broken, and the mutants it comes by.
 
-        There are so many mutants. Ends the program if a test fails.
+        Ends the program if a test fails.
         """
         reached = self.folder / "build" / "reached"
-        reached.write_bytes(bytes(count))
+        reached.write_bytes(bytes(len(drawn)))
+        lines = [
+            (str(self.folder / mutant.path), mutant.line, number)
+            for number, mutant in enumerate(drawn)
+            if not mutant.is_cpp
+        ]
+        reached.with_suffix(".lines").write_text(json.dumps(lines))
         plugin = ("-p", "tools.mutants_reached")
         environment = {"FASTBPTT_MUTANTS_REACHED": str(reached)}
         if said := self.fails(GROUPS[group], 3600, *plugin, **environment):
@@ -166,14 +172,13 @@ class Tree:
         """What finds the mutant, or None."""
         runs: list[tuple[Sequence[str], float]] = []
         everything = {name: test for group in measured for name, test in group.items()}
-        if mutant.is_cpp:
-            near = [name for name, (_, numbers) in everything.items() if number in numbers]
-            if not near:
-                return None  # no test comes by it
-            near.sort(key=lambda name: everything[name][0])
-            for part in (near[:FIRST], near[FIRST:]):  # what hangs mostly does so in a first one
-                if part:
-                    runs.append((part, sum(everything[name][0] for name in part)))
+        near = [name for name, (_, numbers) in everything.items() if number in numbers]
+        if mutant.is_cpp and not near:
+            return None  # no test comes by it
+        near.sort(key=lambda name: everything[name][0])
+        for part in (near[:FIRST], near[FIRST:]):  # what hangs mostly does so in a first one
+            if part:
+                runs.append((part, sum(everything[name][0] for name in part)))
         took = [sum(seconds for seconds, _ in group.values()) for group in measured]
         runs += zip(GROUPS, took, strict=True)
         environment = {}
@@ -214,8 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trees = [Tree(built, WORK / f"tree{i}") for i in range(max(options.jobs, 1))]
     if not measurements.exists():
         with ThreadPoolExecutor(len(trees)) as pool:
-            counts = itertools.repeat(len(drawn))
-            each = list(pool.map(Tree.measure, itertools.cycle(trees), range(len(GROUPS)), counts))
+            everything = itertools.repeat(drawn)
+            groups = range(len(GROUPS))
+            each = list(pool.map(Tree.measure, itertools.cycle(trees), groups, everything))
         measurements.write_text(json.dumps(each))
     measured = json.loads(measurements.read_text())
     free = list(trees)

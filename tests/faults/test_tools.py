@@ -38,7 +38,7 @@ int main() {
 PYTHON = """\
 def f(x: int, names: list[str]) -> str:
     if not names and x >= 3:
-        raise ValueError("x < 3 or names")
+        raise ValueError(f"x < {2 + 1} or names")
     return names[0] if names else str(x + 1)
 """
 
@@ -89,18 +89,34 @@ def test_mutants_of_cpp_are_switched_on_one_at_a_time_and_mark_where_they_are(tm
 
 
 def test_which_mutants_each_test_comes_by(tmp_path):
-    """A plugin's table, of marks that a program makes in a file."""
+    """A plugin's table, of marks that a program makes in a file, and of lines that it runs."""
     marks = tmp_path / "reached"
     marks.write_bytes(bytes(8))
+    (tmp_path / "it.py").write_text(
+        "import threading\n"
+        "three = 3\n"
+        "def f(x):\n"
+        "    if x:\n"
+        "        return x + 1\n"
+        "    return 0\n"
+        "def g():\n"
+        "    thread = threading.Thread(target=f, args=(0,))\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+    )
+    places = [(str(tmp_path / "it.py"), line, 2 + i) for i, line in enumerate((2, 5, 6))]
+    marks.with_suffix(".lines").write_text(json.dumps(places))
     (tmp_path / "test_it.py").write_text(
-        "import os\n"
+        "import os, it\n"
         "def mark(number):\n"
         "    with open(os.environ['FASTBPTT_MUTANTS_REACHED'], 'r+b') as file:\n"
         "        file.seek(number)\n"
         "        file.write(b'\\1')\n"
-        "mark(5)\n"
-        "def test_one(): mark(2)\n"
+        "mark(0)\n"
+        "def test_one(): mark(1)\n"
         "def test_another(): pass\n"
+        "def test_of_lines(): it.f(1)\n"
+        "def test_in_a_thread(): it.g()\n"
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "mutants_reached", "test_it.py"]
     path = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
@@ -108,7 +124,12 @@ def test_which_mutants_each_test_comes_by(tmp_path):
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.DEVNULL)
     found = json.loads((tmp_path / "reached.json").read_text())
     numbers = {name.rpartition("::")[2]: of for name, (_, of) in found.items()}
-    assert numbers == {"test_one": [2, 5], "test_another": [5]}
+    assert numbers == {
+        "test_one": [0, 1, 2],
+        "test_another": [0, 2],
+        "test_of_lines": [0, 2, 3],
+        "test_in_a_thread": [0, 2, 4],
+    }
 
 
 def test_mutants_of_python():
