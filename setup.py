@@ -43,9 +43,12 @@ SOURCES = TORCH_SOURCES + KERNEL_SOURCES
 # What users' cells are compiled against, as in fastbptt/_compiler.py and _nvrtc.py.
 CELL_HEADERS = [
     "csrc/cells.h",
+    "csrc/few_rows.cuh",
+    "csrc/few_rows.h",
     "csrc/host_device.h",
     "csrc/params.h",
     "csrc/scalar.h",
+    "csrc/unrolled.cuh",
     "csrc/cpu/numbers.h",
     "csrc/cpu/vec.h",
     "csrc/user_cell/device.cuh",
@@ -55,7 +58,6 @@ CELL_HEADERS = [
     "csrc/user_cell/library.h",
     "csrc/user_cell/operations.h",
     "csrc/user_cell/product.cuh",
-    "csrc/user_cell/product.h",
     "csrc/user_cell/step.h",
 ]
 CUDA_SOURCES = [

@@ -26,8 +26,9 @@ INSTRUCTION_SETS = {
 
 SCALARS = {torch.float32: "float", torch.float64: "double"}
 
-#: The kernels of csrc/user_cell/product.cuh, in the order of kProductVectors and kProductRows.
-PRODUCT_KERNELS = [(rows, vector) for vector in (4, 1) for rows in (4, 8, 16, 32)]
+#: The kernels for products of few rows, in the order of csrc/few_rows.h: rows and columns of a
+#: block's tile, and numbers that are loaded at once.
+PRODUCT_KERNELS = [(*tile, vector) for vector in (4, 1) for tile in ((4, 4), (8, 8), (16, 8))]
 
 
 def _live(program: Program, roots: set[int]) -> list[int]:
@@ -299,5 +300,5 @@ FASTBPTT_USER_KERNELS(fastbptt::UserCell, {SCALARS[dtype]})
 
 def write_products() -> str:
     """The source of the products' kernels on a GPU, which all cells share."""
-    kernels = [f"FASTBPTT_PRODUCT_KERNEL({rows}, {vector})" for rows, vector in PRODUCT_KERNELS]
+    kernels = [f"FASTBPTT_PRODUCT_KERNEL{kernel}" for kernel in PRODUCT_KERNELS]
     return "\n".join(['#include "user_cell/product.cuh"', *kernels, ""])

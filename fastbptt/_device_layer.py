@@ -23,10 +23,6 @@ from fastbptt._program import Program
 _WARP = 32  # threads
 #: Bytes of a kernel's arguments that every driver takes; UserStep is among them.
 _MOST_ARGUMENTS = 4096 - 64
-#: Products of no more rows, and of no more multiplications, are those of user_cell/product.cuh:
-#: on an H100 they take as long as torch's or less, at 5 to 16 rows a tenth.
-_FEW_ROWS = 32
-_FEW_PRODUCTS = 2**25
 
 
 class Kernels(Protocol):
@@ -34,7 +30,7 @@ class Kernels(Protocol):
 
     Attributes:
         forward, backward, finish: what ``launch`` knows them by.
-        products: likewise, those of csrc/user_cell/product.cuh in their order.
+        products: likewise, those of csrc/few_rows.h in their order.
         launch: the address of a function with the arguments of CUDA's ``cuLaunchKernel``.
     """
 
@@ -61,7 +57,7 @@ class _Call(ctypes.Structure):
             for name in "batch_sizes launch kernel finish stream arguments".split()
         ),
         *((name, ctypes.c_int64) for name in ("blocks_of_row", "threads", "shared_bytes")),
-        ("products", ctypes.c_void_p * 8),
+        ("products", ctypes.c_void_p * 6),
     ]
 
 
@@ -111,12 +107,8 @@ class _Products(NamedTuple):
 
     @property
     def are_of_few_rows(self) -> bool:
-        rows = self.product.shape[0]
-        return (
-            rows <= _FEW_ROWS
-            and rows * self.weight.numel() <= _FEW_PRODUCTS
-            and self.weight.dtype == torch.float32
-        )
+        is_float = self.weight.dtype == torch.float32
+        return is_float and _C.are_few_rows(self.product.shape[0], self.weight.numel())
 
 
 class _Layout:

@@ -20,9 +20,9 @@ from fastbptt._compiler import Unavailable
 
 #: What the kernels' sources include.
 HEADERS = (
-    *("cells.h", "host_device.h", "scalar.h"),
+    *("cells.h", "few_rows.cuh", "few_rows.h", "host_device.h", "scalar.h", "unrolled.cuh"),
     *("user_cell/device.cuh", "user_cell/kernels.cuh", "user_cell/operations.h"),
-    *("user_cell/product.cuh", "user_cell/product.h", "user_cell/step.h"),
+    *("user_cell/product.cuh", "user_cell/step.h"),
 )
 FLAGS = ("--std=c++17", "-default-device", "-w")
 
@@ -192,7 +192,7 @@ def _products(device: torch.device) -> list[int]:
     """Those kernels of a device that all cells share."""
     module = _Module(_codegen.write_products(), device)
     return [
-        module.function(f"product_{rows}_{vector}") for rows, vector in _codegen.PRODUCT_KERNELS
+        module.function("product_{}_{}_{}".format(*kernel)) for kernel in _codegen.PRODUCT_KERNELS
     ]
 
 

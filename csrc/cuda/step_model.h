@@ -10,6 +10,7 @@
 
 #include "cuda/lane_shape.h"
 #include "cuda/tiling.h"
+#include "few_rows_launch.h"
 
 namespace fastbptt {
 
@@ -96,26 +97,30 @@ inline int64_t lane_cycles(const Divided& d, const Tiling& t, int64_t blocks) {
   return int64_t(cycles * (1 + 0.15 * double(blocks - 1)));
 }
 
-// A stepwise step's: two launches, and a library's product, which reads the weights and is for so few lanes
-// far from an H100's peak. Fitted to some 1200 recurrences of 1 to 128 lanes, H from 96 to 2048, of half of
-// which it is within a tenth.
+// A stepwise step's: a kernel, and a product, which reads the weights and is for so few lanes far from an
+// H100's peak. Fitted to some 1200 recurrences of 1 to 128 lanes, H from 96 to 2048, of half of which it is
+// within a tenth; where the products are those of few_rows.cuh, to the times of these.
 struct StepwiseModel {
   double forward, backward;  // at all, replayed from a graph
   double weight, multiply_add;
   static constexpr double kLaunched = 19000;  // the host launches no faster
 
-  static constexpr StepwiseModel of(Arithmetic arithmetic) {
-    return arithmetic == Arithmetic::kTensor16 ? StepwiseModel{15100, 17700, 8.1e-4, 1.1e-5}
-           : arithmetic == Arithmetic::kTf32   ? StepwiseModel{17800, 20500, 2.5e-3, 2.2e-5}
-                                               : StepwiseModel{21900, 24600, 3.3e-3, 8.7e-5};
+  static StepwiseModel of(Arithmetic arithmetic, bool is_of_few_rows) {
+    switch (arithmetic) {
+      case Arithmetic::kTensor16: return {12100, 14700, 8.1e-4, 1.1e-5};
+      case Arithmetic::kTf32: return {14800, 17500, 2.5e-3, 2.2e-5};
+      case Arithmetic::kFma: break;
+    }
+    return is_of_few_rows ? StepwiseModel{10000, 12000, 1.3e-3, 1.35e-4}
+                          : StepwiseModel{18900, 21600, 3.3e-3, 8.7e-5};
   }
 };
 
 inline int64_t stepwise_cycles(const Divided& d, int64_t lanes, bool is_replayed) {
-  const StepwiseModel model = StepwiseModel::of(d.arithmetic);
-  const double weights = double(d.gates * d.H * d.H);
+  const int64_t weights = d.gates * d.H * d.H;
+  const StepwiseModel model = StepwiseModel::of(d.arithmetic, are_few_rows(lanes, weights));
   const double replayed = (d.is_backward ? model.backward : model.forward) +
-                          weights * (model.weight + model.multiply_add * double(lanes));
+                          double(weights) * (model.weight + model.multiply_add * double(lanes));
   return int64_t(is_replayed ? replayed : std::max(replayed, StepwiseModel::kLaunched));
 }
 

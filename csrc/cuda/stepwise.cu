@@ -1,7 +1,28 @@
 #include "cuda/for_cell.h"
 #include "cuda/stepwise.cuh"
+#include "few_rows.cuh"
+#include "few_rows_launch.h"
 
 namespace fastbptt {
+namespace {
+
+template <int rows, int columns, int vector>
+__global__ void __launch_bounds__(kProductWarps* kWarp, 1) few_rows_kernel(FewRowsProduct p) {
+  multiply_few_rows<rows, columns, vector>(p);
+}
+
+}  // namespace
+
+void run_few_rows(const FewRowsProduct& product, Stream stream) {
+  static constexpr void (*kKernels[])(FewRowsProduct) = {
+      few_rows_kernel<4, 4, 4>, few_rows_kernel<8, 8, 4>, few_rows_kernel<16, 8, 4>,
+      few_rows_kernel<4, 4, 1>, few_rows_kernel<8, 8, 1>, few_rows_kernel<16, 8, 1>,
+  };
+  static_assert(std::size(kKernels) == kProductKernels, "of kProductVectors and kProductTiles");
+  const FewRowsLaunch how = launch_of(product);
+  const Grid grid{{how.blocks_x, how.blocks_y}, int(how.threads), how.shared_bytes};
+  launch(kKernels[how.kernel()], grid, stream, product);
+}
 
 void run_count_steps(int64_t* further, int64_t by, Stream stream) {
   launch(count_steps_kernel, Grid{{1}, 1}, stream, further, by);

@@ -3,6 +3,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/params.cuh"
+#include "few_rows.h"
 
 namespace fastbptt {
 
@@ -20,6 +21,9 @@ void run_count_steps(int64_t* further, int64_t by, Stream stream);
 
 // Steps that a graph has, and how many there have to be for it to be worth while.
 constexpr int64_t kGraphSteps = 16, kFewestGraphSteps = 4 * kGraphSteps;
+
+// A product of few_rows.h.
+void run_few_rows(const FewRowsProduct& product, Stream stream);
 
 // What stays between the launches of a forward pass. Pointers that a cell has no use for are null.
 template <typename scalar_t>

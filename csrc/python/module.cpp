@@ -11,6 +11,7 @@
 
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "few_rows_launch.h"
 #include "network.h"
 #include "user_cell/layer.h"
 #include "user_cell/steps.h"
@@ -197,6 +198,9 @@ PyMethodDef functions[] = {
         "user_cell_steps",
         "The steps of a user's cell on a device, given the address of a UserStepsCall and a "
         "UserProducts' tensors, or None of them. Gives a launch's error, or 0."),
+    python::function<are_few_rows>("are_few_rows",
+                                   "Whether a product of so many rows with a matrix of so many "
+                                   "numbers has kernels of ours on a GPU."),
     python::function<cuda_built>("cuda_built", "Whether this build has the CUDA kernels."),
     python::function<call_network>("network", "The operator `network` without the dispatcher."),
     python::function<autocast_weights>(

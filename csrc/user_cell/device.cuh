@@ -27,6 +27,9 @@ __device__ __forceinline__ T shuffle_xor(T v, int mask) {
 
 #endif
 
+// Needs the qualifiers.
+#include "unrolled.cuh"
+
 namespace fastbptt {
 namespace {
 
@@ -62,21 +65,6 @@ __device__ inline V cosine(V x) {
 template <typename V>
 __device__ inline V power_of(V x, double exponent) {
   return math::pow(x, V(exponent));
-}
-
-// A number that is known to the compiler.
-template <int number>
-struct Index {
-  __device__ constexpr operator int() const { return number; }
-};
-
-// fn(Index<0>()), ..., fn(Index<count - 1>()).
-template <int count, int begin = 0, typename Fn>
-__device__ __forceinline__ void unrolled(Fn&& fn) {
-  if constexpr (begin < count) {
-    fn(Index<begin>());
-    unrolled<count, begin + 1>(fn);
-  }
 }
 
 // Collective over the block, of whole warps: each of the `count` values becomes its sum over all threads,

@@ -3,10 +3,9 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/mm.h>
 
-#include <algorithm>
-#include <iterator>
 #include <vector>
 
+#include "few_rows_launch.h"
 #include "user_cell/step.h"
 
 namespace fastbptt {
@@ -77,44 +76,22 @@ class FewRowsMultiplier {
                 0,
                 int(weight.size(1)),
                 int(weight.size(0))};
-    while (!fits(kProductVectors[vector_])) ++vector_;
-    const int64_t loads = ceil_div(product_.depth, kProductVectors[vector_] * kWarp);
-    warps_ = std::min<int64_t>(loads, kProductWarps);
   }
 
   int run(int64_t first, int64_t count) {
-    UserProduct product = product_;
+    FewRowsProduct product = product_;
     product.rows += first * product.ld_rows;
     product.count = int(count);
-    size_t size = 0;
-    while (kProductRows[size] < count) ++size;
+    const FewRowsLaunch launch = launch_of(product);
     void* arguments[] = {&product};
-    const int64_t sums = int64_t{kProductRows[size]} * kProductColumns;
-    return call_.launch(call_.products[vector_ * std::size(kProductRows) + size],
-                        unsigned(ceil_div(product.columns, kProductColumns)), 1, 1,
-                        unsigned(warps_ * kWarp), 1, 1, unsigned(warps_ * sums * sizeof(float)),
-                        call_.stream, arguments, nullptr);
+    return call_.launch(call_.products[launch.kernel()], unsigned(launch.blocks_x),
+                        unsigned(launch.blocks_y), 1, unsigned(launch.threads), 1, 1,
+                        unsigned(launch.shared_bytes), call_.stream, arguments, nullptr);
   }
 
  private:
-  static constexpr int64_t kWarp = 32;  // threads
-  static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-  // Whether so many numbers can be loaded at once.
-  bool fits(int vector) const {
-    const auto is_multiple = [&](int64_t numbers) { return numbers % vector == 0; };
-    const auto is_aligned = [&](const float* pointer) {
-      return reinterpret_cast<uintptr_t>(pointer) % (size_t(vector) * sizeof(float)) == 0;
-    };
-    return is_multiple(product_.depth) && is_multiple(product_.ld_rows) &&
-           is_multiple(product_.ld_weight) && is_aligned(product_.rows) &&
-           is_aligned(product_.weight);
-  }
-
   const UserStepsCall& call_;
-  UserProduct product_;  // of the first row on
-  size_t vector_ = 0;
-  int64_t warps_;
+  FewRowsProduct product_;  // of the first row on
 };
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "user_cell/product.h"
+#include "few_rows.h"
 
 namespace fastbptt {
 
@@ -22,7 +22,7 @@ struct UserStepsCall {
   void* stream;
   void* arguments;  // the kernels' first one; the second is a UserStep
   int64_t blocks_of_row, threads, shared_bytes;
-  // Of few rows, for each of kProductVectors those for kProductRows; or null: products are the library's.
+  // The kernels of few_rows.h in their order; or null: products are the library's.
   void* products[kProductKernels];
 };
 

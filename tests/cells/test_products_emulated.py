@@ -44,10 +44,19 @@ def products_of(kernels):
     return [launch for launch in kernels.launches if launch[0] not in kernels.CELL]
 
 
-# One row and full kernels, rows that are missing and columns, depths that warps share unevenly.
+def tile_of(rows, columns):
+    """The large ones where there are blocks enough, and how many there are."""
+    blocks = lambda tile: (-(-columns // tile[1]), -(-rows // tile[0]))  # noqa: E731
+    tile = (4, 4) if rows <= 4 else (16, 8)
+    if rows > 4 and (rows <= 8 or blocks(tile)[0] * blocks(tile)[1] < 128):
+        tile = (8, 8)
+    return tile, blocks(tile)
+
+
+# One row and whole tiles, rows that are missing and columns, depths that warps share unevenly.
 @pytest.mark.slow(10)
 @pytest.mark.parametrize("H", [1, 6, 30, 132, 300])
-@pytest.mark.parametrize("B", [1, 4, 5, 13, 32])
+@pytest.mark.parametrize("B", [1, 4, 5, 13, 50])
 def test_they_are_as_exact_as_float32_is(B, H):
     layer, kernels = recorded("gru")
     of = arguments("gru", 3, B, H, torch.float32)
@@ -56,10 +65,9 @@ def test_they_are_as_exact_as_float32_is(B, H):
     exact = test_compiled.compiled(program, recurrent)
     for ours, truth in zip(found, every_result(exact, in_double(of)), strict=True):
         torch.testing.assert_close(ours.double(), truth, rtol=2e-5, atol=2e-6 * B)
-    rows, vector = next(n for n in (4, 8, 16, 32) if n >= B), 1 if H % 4 else 4
-    products = products_of(kernels)
-    assert [launch[0] for launch in products] == [(rows, vector)] * 6
-    assert {launch[1] for launch in products} == {-(-3 * H // 4), -(-H // 4)}
+    launched = [(launch[0][:2], launch[1:3]) for launch in products_of(kernels)]
+    assert launched == [tile_of(B, 3 * H)] * 3 + [tile_of(B, H)] * 3
+    assert {launch[0][2] for launch in products_of(kernels)} == {1 if H % 4 else 4}
 
 
 def test_what_they_read_need_not_be_aligned():
@@ -72,7 +80,7 @@ def test_what_they_read_need_not_be_aligned():
     for ours, own in zip(every_result(layer, moved), expected, strict=True):
         torch.testing.assert_close(ours, own)
     # In the backward pass W is copied, by columns.
-    assert [launch[0] for launch in products_of(kernels)] == [(8, 1)] * 3 + [(8, 4)] * 3
+    assert [launch[0] for launch in products_of(kernels)] == [(8, 8, 1)] * 3 + [(8, 8, 4)] * 3
 
 
 def test_a_packed_batch_takes_smaller_ones_towards_its_end():
@@ -80,16 +88,20 @@ def test_a_packed_batch_takes_smaller_ones_towards_its_end():
     of = arguments("gru", 1, 21, 5, torch.float32)
     of = of._replace(x=of.x[0], initial=[None], batch_sizes=torch.tensor([12, 6, 3]))
     states, last, kept = layer.forward(of)
-    assert [launch[0][0] for launch in products_of(kernels)] == [16, 8, 4]
+    assert [(launch[0][0], launch[2]) for launch in products_of(kernels)] == [
+        (8, 2),
+        (8, 1),
+        (4, 1),
+    ]
     kernels.launches.clear()
     wanted = _device_layer.Gradients(*[True] * 5, [False], [], [])
     layer.backward(of, states, kept, states, wanted=wanted)
-    assert [launch[0][0] for launch in products_of(kernels)] == [4, 8]
+    assert [(launch[0][0], launch[2]) for launch in products_of(kernels)] == [(4, 1), (8, 1)]
 
 
 @pytest.mark.parametrize(
     ("B", "H", "dtype"),
-    [(33, 4, torch.float32), (32, 608, torch.float32), (3, 4, torch.float64)],
+    [(129, 4, torch.float32), (17, 1640, torch.float32), (3, 4, torch.float64)],
     ids=str,
 )
 def test_many_rows_are_the_library_s(B, H, dtype):
@@ -101,7 +113,7 @@ def test_many_rows_are_the_library_s(B, H, dtype):
 
 
 @pytest.mark.slow(2)
-@pytest.mark.parametrize("B", [2, 8, 16, 32])
+@pytest.mark.parametrize("B", [2, 8, 16, 33])
 def test_the_same_bits_in_every_order(B, order):
     program, recurrent, _ = CASES["lstm"]
     layer = test_compiled.compiled(program, recurrent, torch.float32)
@@ -119,4 +131,4 @@ def test_a_launch_that_fails():
     kernels.fails_at = 3  # the second product
     with pytest.raises(RuntimeError, match="could not be launched: the message of 77"):
         layer.forward(arguments("gru", 5, 2, 3, torch.float32))
-    assert [launch[0] for launch in kernels.launches] == [(4, 1), "forward", (4, 1)]
+    assert [launch[0] for launch in kernels.launches] == [(4, 4, 1), "forward", (4, 4, 1)]

@@ -16,7 +16,7 @@ namespace fastbptt {
 inline Stream current_stream(const at::Tensor&) { return emulation::current_stream; }
 
 // A graph has the addresses of tensors, and keeps none of them alive.
-inline void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+inline void multiply_by_library(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
   const auto at_address = [](const at::Tensor& tensor) {
     return at::from_blob(tensor.data_ptr(), tensor.sizes(), tensor.strides(), tensor.options());
   };

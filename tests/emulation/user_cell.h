@@ -2,7 +2,7 @@
 // source.
 #pragma once
 
-#include "user_cell/product.h"
+#include "few_rows.h"
 #include "user_cell/step.h"
 
 #define FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, pass)                              \
@@ -16,7 +16,8 @@
   FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, backward) \
   FASTBPTT_EMULATED_KERNEL(Cell, scalar_t, finish)
 
-#define FASTBPTT_EMULATED_PRODUCT(rows, vector)                                                   \
-  extern "C" void fastbptt_emulated_product_##rows##_##vector(void** arguments) {                 \
-    fastbptt_product_##rows##_##vector(*static_cast<const fastbptt::UserProduct*>(arguments[0])); \
+#define FASTBPTT_EMULATED_PRODUCT(rows, columns, vector)                                      \
+  extern "C" void fastbptt_emulated_product_##rows##_##columns##_##vector(void** arguments) { \
+    fastbptt_product_##rows##_##columns##_##vector(                                           \
+        *static_cast<const fastbptt::FewRowsProduct*>(arguments[0]));                         \
   }

@@ -78,12 +78,12 @@ def _address(library: ctypes.CDLL, name: str) -> int:
 
 @functools.cache
 def products() -> list[int]:
-    names = _codegen.PRODUCT_KERNELS
-    emulated = [f"FASTBPTT_EMULATED_PRODUCT({rows}, {vector})" for rows, vector in names]
+    emulated = [f"FASTBPTT_EMULATED_PRODUCT{kernel}" for kernel in _codegen.PRODUCT_KERNELS]
     text = [_codegen.write_products(), '#include "emulation/user_cell.h"', *emulated, ""]
     library = _kernels("\n".join(text))
     return [
-        _address(library, f"fastbptt_emulated_product_{rows}_{vector}") for rows, vector in names
+        _address(library, "fastbptt_emulated_product_{}_{}_{}".format(*kernel))
+        for kernel in _codegen.PRODUCT_KERNELS
     ]
 
 

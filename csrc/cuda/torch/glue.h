@@ -23,7 +23,7 @@ inline Stream current_stream(const at::Tensor& tensor) {
 }
 
 // out = a b. Where a and b are of 16 bits out may be in float32: what the product sums is not rounded.
-inline void multiply(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
+inline void multiply_by_library(at::Tensor out, const at::Tensor& a, const at::Tensor& b) {
   if (out.scalar_type() == a.scalar_type()) {
     at::mm_out(out, a, b);
     return;

@@ -1,9 +1,7 @@
 // Runs a recurrence by a persistent kernel, where there is one for it.
 #pragma once
 
-#include <ATen/Context.h>
 #include <ATen/ops/from_blob.h>
-#include <torch/version.h>
 
 #include <algorithm>
 #include <type_traits>
@@ -13,22 +11,10 @@
 #include "cuda/stepwise.h"
 #include "cuda/torch/allocate.h"
 #include "cuda/torch/glue.h"
+#include "cuda/torch/multiply.h"
 #include "tensors.h"
 
 namespace fastbptt {
-
-// Whether torch's own float32 products may round their operands. Since 2.9 a program may have said so
-// by either of two settings; asked for the older one, torch throws where the newer was used.
-inline bool allows_tf32() {
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
-         at::Float32Precision::TF32;
-#elif TORCH_VERSION_MINOR == 9
-  return at::globalContext().float32Precision("cuda", "matmul") == "tf32";
-#else
-  return at::globalContext().allowTF32CuBLAS();
-#endif
-}
 
 // Calls fn(Persistent<...>{}) for what multiplies numbers of the type.
 template <typename scalar_t, typename Fn>

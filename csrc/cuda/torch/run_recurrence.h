@@ -7,6 +7,7 @@
 #include "cuda/stepwise.h"
 #include "cuda/torch/allocate.h"
 #include "cuda/torch/glue.h"
+#include "cuda/torch/multiply.h"
 #include "cuda/torch/run_persistent.h"
 #include "cuda/torch/step_graph.h"
 
@@ -113,10 +114,11 @@ void run_stepwise(CellKind cell, const BwdRecurrence<scalar_t>& p,
   using Kernels = Stepwise<scalar_t>;
   using acc_t = Accumulator<scalar_t>;
   const CellColumns columns = columns_of(cell);
-  const Tensor& w_hh = tensors.w_hh;
-  const auto stored = w_hh.options(), summed = stored.dtype(accumulator_of(w_hh));
   const int64_t lanes = p.num_lanes(), width = columns.columns * p.H;
   const bool is_projected = p.w_hr;
+  const Tensor w_hh = as_operand(tensors.w_hh, lanes);
+  const Tensor w_hr = is_projected ? as_operand(tensors.w_hr, lanes) : Tensor();
+  const auto stored = w_hh.options(), summed = stored.dtype(accumulator_of(w_hh));
   const Tensor from_after = allocate({lanes, p.R}, summed);
   const Tensor d = allocate({lanes, width}, stored);  // of one lockstep after another
   const Tensor recurrent = d.narrow(1, columns.first_recurrent * p.H, columns.gates * p.H);
@@ -139,7 +141,7 @@ void run_stepwise(CellKind cell, const BwdRecurrence<scalar_t>& p,
     if (is_projected) {
       Kernels::run_project_back(p, s, step, rows, stream);
       if (s.d) {
-        multiply(first_rows(from_projection, rows), first_rows(d_projected, rows), tensors.w_hr);
+        multiply(first_rows(from_projection, rows), first_rows(d_projected, rows), w_hr);
       }
     }
     Kernels::run_backward_step(cell, p, s, step, rows, stream);

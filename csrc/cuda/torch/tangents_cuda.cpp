@@ -211,6 +211,9 @@ void run(const BackwardTangentArguments& args, Steps& steps, const BackwardTange
   const auto scratch = [&](int64_t width) -> Scratch {
     return {steps.empty({B, dual ? 2 : 1, width})};
   };
+  const int64_t most_rows = B * (dual ? 2 : 1);
+  const Tensor w_hh = as_operand(steps.w_hh, most_rows);
+  const Tensor w_hr = steps.is_projected ? as_operand(steps.w_hr, most_rows) : Tensor();
   const Scratch d_recurrent = scratch(steps.columns.gates * H), from_after = scratch(R);
   const Scratch carry = steps.columns.has_carry ? scratch(H) : Scratch{};
   const Scratch projected = steps.is_projected ? scratch(R) : Scratch{};
@@ -225,17 +228,17 @@ void run(const BackwardTangentArguments& args, Steps& steps, const BackwardTange
     const int64_t t = steps.direction > 0 ? T - 1 - step : step, rows = steps.rows_at(t);
     if (step > 0) {  // of the sequences that have the step after it too
       const int64_t both = std::min(rows, steps.rows_at(t + steps.direction));
-      multiply_rows(from_after, d_recurrent, steps.w_hh, both);
+      multiply_rows(from_after, d_recurrent, w_hh, both);
     }
     if (steps.is_projected) {
       Kernels::run_project_back(p, dual, t, rows, steps.stream);
-      multiply_rows(from_projection, projected, steps.w_hr, rows);
+      multiply_rows(from_projection, projected, w_hr, rows);
     }
     Kernels::run_backward_step(steps.cell, p, dual, t, rows, steps.stream);
   }
   if (!args.needs_states) return;
   // Each sequence's own first step is the last that wrote its rows.
-  multiply_rows(from_after, d_recurrent, steps.w_hh, B);
+  multiply_rows(from_after, d_recurrent, w_hh, B);
   Kernels::run_initial_gradients(steps.cell, p, dual, steps.stream);
 }
 

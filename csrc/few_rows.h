@@ -5,7 +5,7 @@
 namespace fastbptt {
 
 // out = rows weight^T, in float32. What follows a row in memory begins `ld` numbers behind it.
-struct UserProduct {
+struct FewRowsProduct {
   const float* rows;    // [count, depth]
   const float* weight;  // [columns, depth]
   float* out;           // [count, columns]
@@ -13,12 +13,14 @@ struct UserProduct {
   int count, columns, depth;
 };
 
-constexpr int kProductColumns = 4;  // of a block
-constexpr int kProductWarps = 8;    // of a block, at most
-// The kernels, as fastbptt/_codegen.py writes them out: for up to so many rows, and for so many numbers of
-// a row that are loaded at once, where their number and all addresses are multiples of it.
-constexpr int kProductRows[] = {4, 8, 16, 32};
+// A block has a tile of the product, of so many rows and columns. fastbptt/_codegen.py has the same lists.
+struct ProductTile {
+  int rows, columns;
+};
+constexpr ProductTile kProductTiles[] = {{4, 4}, {8, 8}, {16, 8}};
+// Numbers of a row that are loaded at once, where their number and all addresses are multiples of it.
 constexpr int kProductVectors[] = {4, 1};
-constexpr int kProductKernels = 8;
+constexpr int kProductKernels = 6;  // for each of kProductVectors those for kProductTiles
+constexpr int kProductWarps = 8;    // of a block, at most
 
 }  // namespace fastbptt

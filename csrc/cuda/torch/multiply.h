@@ -1,0 +1,52 @@
+// The products of steps: by torch's library, or where they are of few rows by a kernel of ours.
+#pragma once
+
+#include <ATen/Context.h>
+#include <torch/version.h>
+
+#include "cuda/stepwise.h"
+#include "cuda/torch/glue.h"
+#include "few_rows_launch.h"
+
+namespace fastbptt {
+
+// Whether torch's own float32 products may round their operands. Since 2.9 a program may have said so
+// by either of two settings; asked for the older one, torch throws where the newer was used.
+inline bool allows_tf32() {
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+#elif TORCH_VERSION_MINOR == 9
+  return at::globalContext().float32Precision("cuda", "matmul") == "tf32";
+#else
+  return at::globalContext().allowTF32CuBLAS();
+#endif
+}
+
+// Whether a product of so many rows with w is that of few_rows.cuh, which is in float32 as it is.
+inline bool is_of_few_rows(const at::Tensor& w, int64_t rows) {
+  return w.scalar_type() == at::kFloat && are_few_rows(rows, w.numel()) && !allows_tf32();
+}
+
+// w, or a copy of it, as `multiply` is to have it for so many rows: with columns that are contiguous.
+inline at::Tensor as_operand(const at::Tensor& w, int64_t rows) {
+  return is_of_few_rows(w, rows) && w.stride(0) != 1 ? w.t().contiguous().t() : w;
+}
+
+// out = a b. Where a and b are of 16 bits out may be in float32: what the product sums is not rounded.
+inline void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  const bool is_laid_out = a.stride(1) == 1 && b.stride(0) == 1 && out.stride(1) == 1;
+  if (!is_laid_out || !is_of_few_rows(b, a.size(0))) return multiply_by_library(out, a, b);
+  const FewRowsProduct product{a.const_data_ptr<float>(),
+                               b.const_data_ptr<float>(),
+                               out.mutable_data_ptr<float>(),
+                               a.stride(0),
+                               b.stride(1),
+                               out.stride(0),
+                               int(a.size(0)),
+                               int(b.size(1)),
+                               int(b.size(0))};
+  run_few_rows(product, current_stream(out));
+}
+
+}  // namespace fastbptt
