@@ -51,7 +51,8 @@ LEFT_OUT = re.compile(
     r"csrc/cuda/|csrc/user_cell/(product|step|steps|kernels|device)\.|csrc/cpu/(split|schedule|isa_)"
     r"|fastbptt/(_nvrtc|_device_layer|__main__|_builds|opacus|onnx|flops)\.|\.(cuh|cu|pyi)$"
 )
-NOT_SLOWER = 4  # times as long as on the unbroken sources: it hangs
+# It hangs that takes so many times as long as on the unbroken sources, and so many seconds to begin.
+NOT_SLOWER, COLLECTED = 4, 180
 FIRST = 50  # tests of those that come by a mutant
 
 
@@ -190,7 +191,7 @@ class Tree:
             path.write_text(before[: mutant.begin] + mutant.text + before[mutant.end :])
         try:
             for tests, seconds in runs:
-                if said := self.fails(tests, NOT_SLOWER * seconds + 60, **environment):
+                if said := self.fails(tests, NOT_SLOWER * seconds + COLLECTED, **environment):
                     return said
             return None
         finally:

@@ -282,13 +282,32 @@ struct Backward {
                               [&](int64_t first, int64_t last, const Row* rows) {
                                 step_tiles(mine.panels, w_hh, K, d, ld, own, first, last, await,
                                            [&](int64_t i, int64_t panel, const acc_t* acc) {
-                                             finish_row(rows[i - first], panel, acc);
+                                             const Row& row = rows[i - first];
+                                             if (panel + 1 < mine.panels.end)
+                                               prefetch(row, panel + 1);
+                                             finish_row(row, panel, acc);
                                            });
                               });
     };
     run(0, entered, G * p.H);
     if (entered < active) run(entered, active, 0);
     mine.group.arrive();
+  }
+
+  // What finish_row will read of memory, where it has no projection to wait for.
+  void prefetch(const Row& row, int64_t panel) const {
+    if (row.loss) prefetch_units(row.loss, w_hh, panel);
+    if (p.w_hr) return;
+    if constexpr (Cell::kSaved == 0) {
+      prefetch_units(row.output, w_hh, panel);
+    } else {
+      for (int k = 0; k < Cell::kSaved; ++k) {
+        if (row.gates) prefetch_units(row.gates + k * p.H, w_hh, panel);
+        if (row.recomputed) prefetch_units(row.recomputed + k * p.H, w_hh, panel);
+      }
+      if (row.before) prefetch_units(row.before, w_hh, panel);
+      if constexpr (Cell::kHasCellState) prefetch_units(row.c, w_hh, panel);
+    }
   }
 
   void finish_row(const Row& row, int64_t panel, const acc_t* acc) const {

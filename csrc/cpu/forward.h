@@ -153,6 +153,12 @@ struct Forward {
     return r;
   }
 
+  // What finish_row will read of memory.
+  void prefetch(const Row& row, int64_t panel) const {
+    for (int g = 0; g < Cell::kGates; ++g) prefetch_units(row.pre + g * p.H, w_hh, panel);
+    if (row.kept) prefetch_units(row.kept, w_hh, panel);
+  }
+
   void finish_row(const Row& row, int64_t panel, const acc_t* acc) const {
     for_phi<Cell>(p.kind, [&](auto cell) { finish_row(cell, row, panel, acc); });
   }
@@ -231,6 +237,7 @@ struct Forward {
         [&](int64_t first, int64_t last, const Row* rows) {
           step_tiles(mine.panels, w_hh, s > 0 || p.hx ? p.R : 0, before, stride * mine.lane_step,
                      own, first, last, await, [&](int64_t i, int64_t panel, const acc_t* acc) {
+                       if (panel + 1 < mine.panels.end) prefetch(rows[i - first], panel + 1);
                        finish_row(rows[i - first], panel, acc);
                      });
         });

@@ -269,6 +269,17 @@ inline void for_each_row_group(int64_t begin, int64_t end, RowOf&& row_of, Fn&& 
   } while (first < end);
 }
 
+// Asks for a row's numbers for a panel's units: the product that comes before they are read gives them time
+// to arrive, from the last cache or from memory.
+template <typename T, typename scalar_t>
+inline void prefetch_units(const T* row, const Packed<scalar_t>& packed, int64_t panel) {
+  constexpr int64_t kLine = 64 / int64_t(sizeof(T));
+  const int64_t end = packed.first_unit(panel + 1);
+  for (int64_t unit = packed.first_unit(panel); unit < end; unit += kLine) {
+    __builtin_prefetch(row + unit);
+  }
+}
+
 // Multiplies the rows [begin, end) of `state`, `stride` apart, by the thread's panels and hands the
 // sums of each row and panel to fn(row, panel, acc). K = 0 leaves the product out. The values that
 // other threads make are read only after await(): few rows begin with the thread's own, so that the
