@@ -51,7 +51,7 @@ LEFT_OUT = re.compile(
     r"csrc/cuda/|csrc/user_cell/(product|step|steps|kernels|device)\.|csrc/cpu/(split|schedule|isa_)"
     r"|fastbptt/(_nvrtc|_device_layer|__main__|_builds|opacus|onnx|flops)\.|\.(cuh|cu|pyi)$"
 )
-# It hangs that takes so many times as long as on the unbroken sources, and so many seconds to begin.
+# What takes so many times as long as on the unbroken sources, and so many seconds to begin, hangs.
 NOT_SLOWER, COLLECTED = 4, 180
 FIRST = 50  # tests of those that come by a mutant
 
