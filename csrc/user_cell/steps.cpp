@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "few_rows_launch.h"
+#include "few_rows_tensors.h"
 #include "user_cell/step.h"
 
 namespace fastbptt {
@@ -65,18 +66,8 @@ class Multiplier {
 // The products of all steps by kernels for few rows.
 class FewRowsMultiplier {
  public:
-  FewRowsMultiplier(const UserStepsCall& call, const UserProducts& products) : call_(call) {
-    const at::Tensor &rows = products.rows, &weight = products.weight, &out = products.product;
-    product_ = {rows.const_data_ptr<float>(),
-                weight.const_data_ptr<float>(),
-                out.mutable_data_ptr<float>(),
-                rows.stride(0),
-                weight.stride(1),
-                out.stride(0),
-                0,
-                int(weight.size(1)),
-                int(weight.size(0))};
-  }
+  FewRowsMultiplier(const UserStepsCall& call, const UserProducts& products)
+      : call_(call), product_(few_rows_product(products.product, products.rows, products.weight)) {}
 
   int run(int64_t first, int64_t count) {
     FewRowsProduct product = product_;
@@ -91,7 +82,7 @@ class FewRowsMultiplier {
 
  private:
   const UserStepsCall& call_;
-  FewRowsProduct product_;  // of the first row on
+  const FewRowsProduct product_;  // of all rows
 };
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "cuda/stepwise.h"
 #include "cuda/torch/glue.h"
 #include "few_rows_launch.h"
+#include "few_rows_tensors.h"
 
 namespace fastbptt {
 
@@ -37,16 +38,7 @@ inline at::Tensor as_operand(const at::Tensor& w, int64_t rows) {
 inline void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
   const bool is_laid_out = a.stride(1) == 1 && b.stride(0) == 1 && out.stride(1) == 1;
   if (!is_laid_out || !is_of_few_rows(b, a.size(0))) return multiply_by_library(out, a, b);
-  const FewRowsProduct product{a.const_data_ptr<float>(),
-                               b.const_data_ptr<float>(),
-                               out.mutable_data_ptr<float>(),
-                               a.stride(0),
-                               b.stride(1),
-                               out.stride(0),
-                               int(a.size(0)),
-                               int(b.size(1)),
-                               int(b.size(0))};
-  run_few_rows(product, current_stream(out));
+  run_few_rows(few_rows_product(out, a, b), current_stream(out));
 }
 
 }  // namespace fastbptt
