@@ -199,6 +199,7 @@ class DeviceLayer(Layer):
     ) -> Gradients:
         layout, wanted = _Layout(self.program, of), wanted or self._all(of)
         tensors, x = layout.tensors, layout.tensors["input"]
+        states, kept = _contiguous(states, x.dtype), Kept(*_contiguous(kept, x.dtype))
         B, N, H = (layout.sizes[name] for name in "BNH")
         # A sequence whose first state is reset has none.
         d_initial = [x.new_zeros(B, H) if w else None for w in wanted.initial]

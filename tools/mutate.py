@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import os
 import random
 import re
@@ -114,6 +115,12 @@ def state_of_files() -> str:
     return digest.hexdigest()[:16]
 
 
+def tests_near(number: int, measured: Sequence[dict]) -> dict[str, float]:
+    """The seconds of the tests that come by a mutant."""
+    everything = itertools.chain.from_iterable(group.items() for group in measured)
+    return {name: seconds for name, (seconds, numbers) in everything if number in numbers}
+
+
 class Tree:
     """A copy in which tests run, one mutant at a time."""
 
@@ -172,14 +179,13 @@ class Tree:
     def judge(self, number: int, mutant: Mutant, measured: Sequence[dict]) -> str | None:
         """What finds the mutant, or None."""
         runs: list[tuple[Sequence[str], float]] = []
-        everything = {name: test for group in measured for name, test in group.items()}
-        near = [name for name, (_, numbers) in everything.items() if number in numbers]
+        near = tests_near(number, measured)
         if mutant.is_cpp and not near:
             return None  # no test comes by it
-        near.sort(key=lambda name: everything[name][0])
-        for part in (near[:FIRST], near[FIRST:]):  # what hangs mostly does so in a first one
+        names = sorted(near, key=near.get)
+        for part in (names[:FIRST], names[FIRST:]):  # what hangs mostly does so in a first one
             if part:
-                runs.append((part, sum(everything[name][0] for name in part)))
+                runs.append((part, sum(near[name] for name in part)))
         took = [sum(seconds for seconds, _ in group.values()) for group in measured]
         runs += zip(GROUPS, took, strict=True)
         environment = {}
@@ -235,8 +241,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{item[1]}: {said or 'NOT FOUND'}", flush=True)
         results.write_text(json.dumps(known, indent=1))
 
+    def duration(item: tuple[int, Mutant]) -> float:
+        near = tests_near(item[0], measured)
+        return sum(near.values()) if near else math.inf
+
     with ThreadPoolExecutor(len(trees)) as pool:
-        list(pool.map(judge, left.items()))
+        list(pool.map(judge, sorted(left.items(), key=duration)))
     found = [said for mutant in numbered.values() if (said := known[str(mutant)])]
     print(f"{len(found)} of {len(numbered)} mutants found")
     return 0 if len(found) == len(numbered) else 1

@@ -118,6 +118,17 @@ void check_kept(const Tensor& tensor, const char* name, at::IntArrayRef sizes,
   TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous, got strides ", tensor.strides());
 }
 
+// They are read as they lie.
+UserResults without_negated_views(UserResults results) {
+  const auto resolve = [](Tensor& tensor) {
+    if (tensor.defined()) tensor = tensor.resolve_neg();
+  };
+  for (Tensor& each : results.states) resolve(each);
+  resolve(results.pre);
+  resolve(results.kept);
+  return results;
+}
+
 }  // namespace
 
 UserResults run_user_layer(const UserCell& cell, const UserArguments& args, bool keep) {
@@ -143,9 +154,10 @@ UserResults run_user_layer(const UserCell& cell, const UserArguments& args, bool
 }
 
 UserEach<Tensor> user_gradients(const UserCell& cell, const UserArguments& args,
-                                const UserResults& results, const UserGiven& given,
+                                const UserResults& given_results, const UserGiven& given,
                                 const UserEach<bool>& wanted) {
   const at::AutoDispatchBelowAutograd no_autograd;
+  const UserResults results = without_negated_views(given_results);
   Pass pass(cell, layout_of(cell, args), args.direction, results);
   const UserLayout& of = pass.layout;
   const std::vector<int64_t> sizes = state_sizes(of);

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastbptt
-from cells.programs import leaky
+from cells.programs import CASES, leaky
 from fastbptt import _C, Recurrent, cells
 from test_compiled import arguments, compiled
 
@@ -196,3 +196,17 @@ def test_views_that_say_they_are_negated(name):
     expected = layer.backward(of, states, kept, [torch.ones_like(states[0])])
     result = layer.backward(changed, found, found_kept, gradients)
     assert all(map(torch.equal, expected[:5], result[:5]))
+
+
+@pytest.mark.parametrize("cell", ["leaky", "gru"])
+def test_what_was_kept_may_be_negated_too(cell):
+    program, recurrent, _ = CASES[cell]
+    layer, of = compiled(program, recurrent), arguments(cell, T, B, H)
+    states, _, kept = layer.forward(of)
+    gradients = [torch.ones_like(state) for state in states]
+    expected = layer.backward(of, states, kept, gradients)
+    negated = [None if each is None else torch._neg_view(-each) for each in kept]
+    found = layer.backward(
+        of, [torch._neg_view(-s) for s in states], type(kept)(*negated), gradients
+    )
+    assert all(map(torch.equal, expected[:5], found[:5]))

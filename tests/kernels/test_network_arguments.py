@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 import fastbptt
 from test_operators import ALL
@@ -111,6 +113,37 @@ def test_network_without_data(bad, word):
     values["weights"] = [weight.to("meta") for weight in values["weights"]]
     with pytest.raises(RuntimeError, match=word):
         network(**values)
+
+
+@pytest.mark.parametrize(
+    ("place", "shape", "word"),
+    [
+        (0, (2, 5, 2), r"grad_output must have shape \[5, 2, 2\], got \[2, 5, 2\]"),
+        (1, (2, 2**40, 2), r"grad_h_n must have shape \[2, 2, 2\], got \[2, 1099511627776, 2\]"),
+        (2, (1, 2, 2), r"grad_c_n must have shape \[2, 2, 2\], got \[1, 2, 2\]"),
+        (2, (4,), r"grad_c_n must have shape \[2, 2, 2\], got \[4\]"),
+    ],
+    ids=str,
+)
+def test_gradients_without_data(place, shape, word):
+    """Of a network's backward pass, whose operator is a tracer's alone."""
+    calls = []
+
+    class Recording(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.fastbptt.network_bwd.default:
+                calls.append(args)
+            return function(*args, **(kwargs or {}))
+
+    net = fastbptt.LSTM(3, 2, num_layers=2)
+    with Recording():
+        net(torch.randn(5, 2, 3))[0].sum().backward()
+    ((*given,),) = calls
+    given = tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, given)
+    assert [d.shape for d in torch.ops.fastbptt.network_bwd.default(*given)][3] == (8, 3)
+    given[place] = torch.empty(shape, device="meta")
+    with pytest.raises(RuntimeError, match=word):
+        torch.ops.fastbptt.network_bwd.default(*given)
 
 
 def test_packed_input_on_the_meta_device_without_a_state():
