@@ -23,6 +23,15 @@ from fastbptt._program import Program
 _WARP = 32  # threads
 #: Bytes of a kernel's arguments that every driver takes; UserStep is among them.
 _MOST_ARGUMENTS = 4096 - 64
+#: Of more rows the library's products are faster where they may round to tf32.
+_EXACT_ROWS = 32
+
+
+def _allows_tf32() -> bool:
+    try:
+        return torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # a program has said so by the newer setting, beside which this is refused
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 class Kernels(Protocol):
@@ -107,8 +116,9 @@ class _Products(NamedTuple):
 
     @property
     def are_of_few_rows(self) -> bool:
-        is_float = self.weight.dtype == torch.float32
-        return is_float and _C.are_few_rows(self.product.shape[0], self.weight.numel())
+        rows, is_float = self.product.shape[0], self.weight.dtype == torch.float32
+        are_few = is_float and _C.are_few_rows(rows, self.weight.numel())
+        return are_few and (rows <= _EXACT_ROWS or not _allows_tf32())
 
 
 class _Layout:

@@ -11,6 +11,7 @@ from emulation import user_cells
 from fastbptt import _device_layer
 from test_compiled import arguments, gradients, leaves_of, run
 from test_kernels_emulated import ORDERS, Recorded
+from test_persistent import tf32  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -110,6 +111,14 @@ def test_many_rows_are_the_library_s(B, H, dtype):
     layer = _device_layer.DeviceLayer(program, recurrent, kernels)
     layer.forward(arguments("gru", 2, B, H, dtype))
     assert not products_of(kernels) and len(kernels.launches) == 2
+
+
+@pytest.mark.parametrize("B", [32, 33])
+def test_many_rows_are_the_library_s_where_it_may_round(B, tf32):  # noqa: F811
+    tf32()
+    layer, kernels = recorded("gru")
+    layer.forward(arguments("gru", 2, B, 4, torch.float32))
+    assert bool(products_of(kernels)) == (B == 32)
 
 
 @pytest.mark.slow(2)
