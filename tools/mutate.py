@@ -6,7 +6,7 @@
 In a copy of the repository, build/mutants, the CPU's C++ is compiled once with a switch in each
 place (tools/mutants.py), and files of Python are changed. The tests run on each mutant until one
 fails, crashes or takes far longer than it did on the unbroken sources: those that come by it, fast
-ones first, and then all of them group by group. One on which all of them pass is printed. Places
+ones first, or all of them where none was seen to. One on which all of them pass is printed. Places
 are drawn by --seed, half of them in C++. What the copy's folder holds of an earlier run with the
 same arguments is not done again.
 """
@@ -196,8 +196,9 @@ class Tree:
         for part in (names[:FIRST], names[FIRST : 10 * FIRST], names[10 * FIRST :]):
             if part:
                 runs.append((part, sum(near[name] for name in part)))
-        took = [sum(seconds for seconds, _ in group.values()) for group in measured]
-        runs += zip(GROUPS, took, strict=True)
+        if not near:  # in a process of its own, perhaps
+            took = [sum(seconds for seconds, _ in group.values()) for group in measured]
+            runs += zip(GROUPS, took, strict=True)
         environment = {}
         path = self.folder / mutant.path
         before = path.read_text()

@@ -552,3 +552,18 @@ def test_plot_without_matplotlib(monkeypatch):
 @pytest.mark.slow
 def test_matplotlib_is_not_imported_with_the_package():
     python("import sys, fastbptt.diagnostics; assert 'matplotlib' not in sys.modules")
+
+
+@pytest.mark.parametrize(
+    ("batch_first", "size"), [(False, (5, 2)), (True, (2, 5)), (False, (5,)), (True, (5,))]
+)
+def test_the_loss_is_given_the_output_as_the_module_gives_it(batch_first, size):
+    rnn, seen = fastbptt.GRU(3, 4, batch_first=batch_first), []
+
+    def loss_fn(output):
+        seen.append(output.shape)
+        return output.square().sum()
+
+    x = torch.randn(*size, 3)
+    lag_norms(rnn, x, loss_fn, max_lag=2)
+    assert seen and {*seen} == {rnn(x)[0].shape}
