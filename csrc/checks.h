@@ -69,6 +69,11 @@ struct LayerShapeOf {
 };
 using LayerShape = LayerShapeOf<int64_t>;
 
+inline void check_strided(const Tensor& tensor, const std::string& name) {
+  TORCH_CHECK(tensor.layout() == at::kStrided, name, " must be a strided tensor, got layout ",
+              tensor.layout());
+}
+
 template <typename Int>
 void check_tensor(const Tensor& tensor, const std::string& name,
                   std::common_type_t<c10::ArrayRef<Int>> sizes, const Tensor& input) {
@@ -79,6 +84,7 @@ void check_tensor(const Tensor& tensor, const std::string& name,
               input.scalar_type(), ", got ", tensor.scalar_type());
   TORCH_CHECK(tensor.device() == input.device(), name, " must be on input's device ",
               input.device(), ", got ", tensor.device());
+  check_strided(tensor, name);
 }
 
 constexpr std::array<const char*, 5> kCellNames{"tanh", "relu", "identity", "gru", "lstm"};
@@ -110,6 +116,7 @@ inline void check_input_dims(const Tensor& input, const OptionalTensor& batch_si
   const bool packed = batch_sizes.has_value();
   TORCH_CHECK(input.dim() == (packed ? 2 : 3), packed ? "a packed input" : "input", " must have ",
               packed ? 2 : 3, " dimensions, got ", input.dim());
+  check_strided(input, "input");
 }
 
 // Fills T, B, N from a uniform input [T, B, I] or [B, T, I], or a packed one [N, I] and its

@@ -114,10 +114,11 @@ inline void check_masks(const Options& net, TensorList masks) {
 }
 
 inline void check_states(const Options& net, const char* name, const OptionalTensor& states) {
+  if (!states.has_value()) return;
+  check_strided(*states, name);
   const int64_t count = net.num_layers * net.directions;
-  TORCH_CHECK(!states.has_value() ||
-                  (states->dim() == 3 && are_equal(states->sym_size(0), c10::SymInt(count))),
-              name, " must have 3 dimensions, the first of size ", count, ", got shape ",
+  TORCH_CHECK(states->dim() == 3 && are_equal(states->sym_size(0), c10::SymInt(count)), name,
+              " must have 3 dimensions, the first of size ", count, ", got shape ",
               states->sym_sizes());
 }
 

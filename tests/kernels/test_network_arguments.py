@@ -73,6 +73,8 @@ BAD = [
     ({"resets": zeros(5, 2)}, "resets must have dtype"),
     ({"input": zeros(())}, "input must have 3 dimensions"),
     ({"input": zeros(5, 3), "kappa": zeros(5, 2)}, "input must have 3 dimensions"),
+    ({"input": zeros(5, 2, 3).to_sparse()}, "input must be a strided tensor, got layout Sparse"),
+    ({"hx": zeros(2, 2, 4).to_sparse()}, "hx must be a strided tensor"),
     ({"batch_sizes": torch.tensor([2, 2])}, "packed input"),
     ({"input": zeros(4, 3), "batch_sizes": torch.tensor([2, 3])}, "batch_sizes"),
     ({"input": zeros(4, 3), "batch_sizes": torch.tensor([2.0, 2.0])}, "batch_sizes"),
@@ -80,7 +82,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("bad, word", BAD, ids=str)
+@pytest.mark.parametrize("bad, word", BAD, ids=lambda value: str(value)[:60])
 @pytest.mark.parametrize("grad", [False, True])
 def test_network(bad, word, grad):
     with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=word):
@@ -89,7 +91,8 @@ def test_network(bad, word, grad):
 
 def of_shapes(bad: dict[str, object]) -> bool:
     return "batch_sizes" not in bad and not any(
-        isinstance(value, torch.Tensor) and value.is_meta for value in bad.values()
+        isinstance(value, torch.Tensor) and (value.is_meta or value.is_sparse)
+        for value in bad.values()
     )
 
 

@@ -94,6 +94,10 @@ BAD = {
     "gates": (lambda a: {"gates": a["gates"][:0]}, "gates must be kept, got none"),
     "dtype": (lambda a: {"input": a["input"].half()}, "input must have dtype float32 or float64"),
     "output": (lambda a: {"output": a["output"][..., :-1]}, "output must have shape"),
+    "no sequences": (
+        lambda a: {"input": a["input"][:, :0].to_sparse()},
+        "input must be a strided tensor",
+    ),
 }
 
 
