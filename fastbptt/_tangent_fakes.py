@@ -183,12 +183,14 @@ def _(
     cell: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     check_given(pre=pre, output=output, c=c, gates=gates, before=before, w_hh=w_hh)
-    batch = num_sequences(batch_sizes, output.shape[0] // T)
+    rows, state_size = output.shape
+    batch = num_sequences(batch_sizes, rows // T)
+    saved = {"gru": 4 * state_size, "lstm": 4 * c.shape[1]}.get(cell, 0)
     return (
         pre.new_empty(output.shape),
         pre.new_empty(c.shape),
-        pre.new_empty(gates.shape),
-        pre.new_empty((batch, output.shape[1])),
+        pre.new_empty((rows, saved)),
+        pre.new_empty((batch, state_size)),
         pre.new_empty((batch if cell == "lstm" else 0, c.shape[1])),
     )
 

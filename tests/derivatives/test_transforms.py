@@ -319,9 +319,16 @@ def test_maps_over_gates_and_resets():
 
 
 @pytest.mark.slow(1)
-@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
-def test_third_derivatives(cell):
-    case = Case(3, 2, 2, 3, 2, True, lengths=(2, 3), cell=cell)
+@pytest.mark.parametrize(
+    ("cell", "layout"),
+    [
+        *((cell, {"lengths": (2, 3)}) for cell in ("tanh", "gru", "lstm")),
+        ("gru", {}),
+        ("lstm", {"batch_first": True}),
+    ],
+)
+def test_third_derivatives(cell, layout):
+    case = Case(3, 2, 2, 3, 2, True, cell=cell, **layout)
     ours, theirs, weights, data = both(case)
     along = cotangent(data, 9)
 

@@ -107,3 +107,14 @@ def test_no_sequences(name, cell):
     of_rows = ("output", "c", "gates", "before", "pre")
     given = {k: v[:0] if k in of_rows else v for k, v in arguments(cell).items()}
     assert all(result.numel() == 0 for result in operator(**given))
+
+
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+@pytest.mark.parametrize("which", PASSES)
+def test_opcheck(which, cell):
+    operator, arguments = PASSES[which]
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(operator, (), arguments(cell), test_utils=tests)
+    if which == "backward":
+        without = arguments(cell) | {"needs_states": False}
+        torch.library.opcheck(operator, (), without, test_utils=tests)
