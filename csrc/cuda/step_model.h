@@ -98,8 +98,9 @@ inline int64_t lane_cycles(const Divided& d, const Tiling& t, int64_t blocks) {
 }
 
 // A stepwise step's: a kernel, and a product, which reads the weights and is for so few lanes far from an
-// H100's peak. Fitted to some 1200 recurrences of 1 to 128 lanes, H from 96 to 2048, of half of which it is
-// within a tenth; where the products are those of few_rows.cuh, to the times of these.
+// H100's peak. Fitted to some 1200 recurrences of 1 to 128 lanes, H from 96 to 2048, half of them within a
+// tenth, less 3000 cycles at all: so much of a step's share was the graph's capture. Where the products are
+// those of few_rows.cuh, set by the times of these.
 struct StepwiseModel {
   double forward, backward;  // at all, replayed from a graph
   double weight, multiply_add;
