@@ -27,13 +27,6 @@ _MOST_ARGUMENTS = 4096 - 64
 _EXACT_ROWS = 32
 
 
-def _allows_tf32() -> bool:
-    try:
-        return torch.backends.cuda.matmul.allow_tf32
-    except RuntimeError:  # a program has said so by the newer setting, beside which this is refused
-        return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
 class Kernels(Protocol):
     """A cell's kernels, and what launches them.
 
@@ -118,7 +111,7 @@ class _Products(NamedTuple):
     def are_of_few_rows(self) -> bool:
         rows, is_float = self.product.shape[0], self.weight.dtype == torch.float32
         are_few = is_float and _C.are_few_rows(rows, self.weight.numel())
-        return are_few and (rows <= _EXACT_ROWS or not _allows_tf32())
+        return are_few and (rows <= _EXACT_ROWS or not _C.allows_tf32())
 
 
 class _Layout:

@@ -12,6 +12,7 @@
 #include "checks.h"
 #include "cpu/kernels.h"
 #include "few_rows_launch.h"
+#include "few_rows_tensors.h"
 #include "network.h"
 #include "user_cell/layer.h"
 #include "user_cell/steps.h"
@@ -201,6 +202,8 @@ PyMethodDef functions[] = {
     python::function<are_few_rows>("are_few_rows",
                                    "Whether a product of so many rows with a matrix of so many "
                                    "numbers has kernels of ours on a GPU."),
+    python::function<allows_tf32>("allows_tf32",
+                                  "Whether torch's float32 products on a GPU may be in tf32."),
     python::function<cuda_built>("cuda_built", "Whether this build has the CUDA kernels."),
     python::function<call_network>("network", "The operator `network` without the dispatcher."),
     python::function<autocast_weights>(

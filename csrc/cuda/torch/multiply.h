@@ -1,28 +1,12 @@
 // The products of steps: by torch's library, or where they are of few rows by a kernel of ours.
 #pragma once
 
-#include <ATen/Context.h>
-#include <torch/version.h>
-
 #include "cuda/stepwise.h"
 #include "cuda/torch/glue.h"
 #include "few_rows_launch.h"
 #include "few_rows_tensors.h"
 
 namespace fastbptt {
-
-// Whether torch's own float32 products may round their operands. Since 2.9 a program may have said so
-// by either of two settings; asked for the older one, torch throws where the newer was used.
-inline bool allows_tf32() {
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 10
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
-         at::Float32Precision::TF32;
-#elif TORCH_VERSION_MINOR == 9
-  return at::globalContext().float32Precision("cuda", "matmul") == "tf32";
-#else
-  return at::globalContext().allowTF32CuBLAS();
-#endif
-}
 
 // Whether a product of so many rows with w is that of few_rows.cuh, which is in float32 as it is.
 inline bool is_of_few_rows(const at::Tensor& w, int64_t rows) {
