@@ -6,16 +6,22 @@
 A few hundred random training steps of the modules and of users' cells, of all cells, layouts,
 truncations and resets, run over and over, from two threads of Python at a time, and a DataLoader's
 workers are forked and end. The first pass over them says what each gives, by a checksum of its
-results and gradients; every later pass is held to it. The memory that the process has resident is
-read after each pass: how far it comes to be above its highest in the first minute, and its highest
-in each tenth of the time after that, which a leak would have grow to the end.
+results and gradients; every later pass is held to it.
+
+After each pass two counts of memory are read. What is *allocated*, by the C library and through it
+all that Python has: a leak is what has even the lowest count of the last tenth of the time above
+the highest of the first minute. (Passes differ by some 50 kB, by what of the other thread is still
+there.) And what is *resident*, free memory of the C library included: by how much its highest comes
+to be above that of the first minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import hashlib
+import os
 import random
 import subprocess
 import sys
@@ -29,10 +35,67 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 PAGE = 4096
 BUSY = "while True: sum(range(10**6))"
+# All that Python allocates comes to the C library, and what is freed is so at once.
+COUNTED = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+MINUTE = 60  # seconds, after which memory is to stay as it is
+
+
+class _MallInfo2(ctypes.Structure):
+    """The C library's count, over all arenas: see mallinfo2(3)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks "
+        "keepcost".split()
+    ]
+
+
+def allocated_bytes() -> int:
+    """In blocks that are in use, and in mappings of their own."""
+    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if mallinfo2 is None:
+        sys.exit("error: this counts memory by mallinfo2, which glibc has since 2.33")
+    mallinfo2.restype = _MallInfo2
+    found = mallinfo2()
+    return found.uordblks + found.hblkhd
 
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+class Memory:
+    """The counts after passes: of the first minute, and of each tenth of the time after it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = max(seconds - MINUTE, 1.0)
+        self.first: list[tuple[int, int]] = []
+        self.tenths: list[list[tuple[int, int]]] = [[] for _ in range(10)]
+
+    def read(self, elapsed: float) -> None:
+        counts = allocated_bytes(), resident_bytes()
+        if elapsed < MINUTE or not self.first:
+            self.first.append(counts)
+        else:
+            self.tenths[min(int(10 * (elapsed - MINUTE) / self.seconds), 9)].append(counts)
+
+    def leaked(self) -> int:
+        """Bytes by which what is allocated in the end is above all that was in the first minute."""
+        last = next((tenth for tenth in reversed(self.tenths) if tenth), self.first)
+        return max(0, min(a for a, _ in last) - max(a for a, _ in self.first))
+
+    def report(self) -> str:
+        allocated, resident = (max(each) for each in zip(*self.first, strict=True))
+        tenths = [tenth for tenth in self.tenths if tenth]
+        lowest = [min(a for a, _ in tenth) - allocated for tenth in tenths]
+        highest = [max(r for _, r in tenth) for tenth in tenths]
+        return (
+            f"{self.leaked():,} bytes leaked: {allocated:,} allocated at most in the first minute; "
+            f"the least by tenths of the time after it, less that: {' '.join(map(str, lowest))}\n"
+            f"{max([resident, *highest]) - resident:,} bytes more resident than {resident:,} in "
+            "the first minute; MiB at most by tenths: "
+            + " ".join(f"{most / 2**20:.1f}" for most in highest)
+        )
 
 
 def make_steps(seed: int, count: int) -> list[Callable[[], list]]:
@@ -121,24 +184,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--busy", type=int, default=0, help="processes that compute meanwhile")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
     options = parser.parse_args(arguments)
+    if any(os.environ.get(name) != value for name, value in COUNTED.items()):
+        given = sys.argv[1:] if arguments is None else arguments
+        command = [sys.executable, __file__, *given]
+        os.execve(sys.executable, command, os.environ | COUNTED)
 
     soak, choose = Soak(make_steps(options.seed, options.steps)), random.Random(options.seed)
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(options.busy)]
+    memory = Memory(60 * options.minutes)
     begin, passes = time.monotonic(), 0
-    settled, highest = 0, [0] * 10
     try:
         while passes < 3 or time.monotonic() - begin < 60 * options.minutes:
             soak.do_pass(choose)
             load_data(workers=2)
             gc.collect()
             passes += 1
-            # Passes differ in what is alive at a time: the highest of both spans are compared.
-            elapsed = time.monotonic() - begin
-            if passes < 3 or elapsed < 60:
-                settled = max(settled, resident_bytes())
-            else:
-                part = min(int(10 * (elapsed - 60) / max(60 * options.minutes - 60, 1)), 9)
-                highest[part] = max(highest[part], resident_bytes())
+            memory.read(time.monotonic() - begin)
     finally:
         for process in busy:
             process.kill()
@@ -146,11 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"{soak.calls} training steps in {passes} passes, {time.monotonic() - begin:.0f} s, beside "
         f"{options.busy} busy processes: {len(soak.differing)} of {len(soak.steps)} differ from "
-        f"the first pass; {max(*highest, settled) - settled:,} bytes grown over {settled:,} after "
-        f"the first minute; MiB at most, by tenths of the time: "
-        + " ".join(f"{most / 2**20:.1f}" for most in highest if most)
+        "the first pass"
     )
-    return int(bool(soak.differing))
+    print(memory.report())
+    return int(bool(soak.differing) or memory.leaked() > 0)
 
 
 if __name__ == "__main__":

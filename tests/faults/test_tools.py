@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from benchmarks.common.files import ROOT
 sys.path.append(str(ROOT / "tools"))
 
 import mutants  # noqa: E402
+import soak  # noqa: E402
 
 SOURCE = """\
 #include <cstdio>
@@ -50,6 +53,36 @@ def test_soak():
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 of 11 differ from the first pass" in done.stdout
+    assert "\n0 bytes leaked: " in done.stdout
+
+
+@pytest.mark.parametrize("leak, found", [(0, False), (20, True)])
+def test_a_leak_is_told_from_what_passes_differ_by(leak, found, monkeypatch):
+    choose, memory, passes = random.Random(0), soak.Memory(3600), 0
+    allocated = lambda: 200_000_000 + choose.randrange(50_000) + leak * passes  # noqa: E731
+    monkeypatch.setattr(soak, "allocated_bytes", allocated)
+    monkeypatch.setattr(soak, "resident_bytes", lambda: 300_000_000)
+    for passes in range(3600):
+        memory.read(elapsed=passes)
+    assert (memory.leaked() > 0) == found
+    assert memory.report().startswith("0 bytes leaked") != found
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33")
+@pytest.mark.parametrize("size, count", [(1000, 1000), (10**7, 1)])
+def test_blocks_and_mappings_are_counted(size, count):
+    malloc, free = ctypes.CDLL(None).malloc, ctypes.CDLL(None).free
+    malloc.argtypes, malloc.restype, free.argtypes = (
+        [ctypes.c_size_t],
+        ctypes.c_void_p,
+        [ctypes.c_void_p],
+    )
+    before = soak.allocated_bytes()
+    blocks = [malloc(size) for _ in range(count)]
+    grown = soak.allocated_bytes() - before
+    for block in blocks:
+        free(block)
+    assert size * count <= grown < 1.2 * size * count
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
