@@ -7,9 +7,10 @@ reported as FAILED, is not timed, and makes the exit status 1. Results are writt
 row, so that a run that is cut off keeps what it has.
 
 JAX is a peer where it is installed (the ``bench-jax`` extra), and in the forward pass ONNX Runtime
-(``bench-onnx``). Each computes in threads of its own, as many as torch has. A step loop compiled by
-``torch.compile`` is one in rows of few steps, where there is a compiler; not in quick runs, for the
-time it takes to compile, unless it is asked for.
+(``bench-onnx``). Each computes in threads of its own, as many as torch has. TorchRL's modules
+(``bench-torchrl``) are peers in rows with resets. A step loop compiled by ``torch.compile`` is one
+in rows of few steps, where there is a compiler; not in quick runs, for the time it takes to
+compile, unless it is asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .common import arguments, machine
 from .common.rows import GRID, MODES, QUICK_GRID, Row, select
 from .common.workload import CELLS
 from .cpu import peak, tables
-from .cpu.peers import COMPILE, JAX, ONNX, OPTIONAL, PEER_KINDS, PEERS
+from .cpu.peers import COMPILE, JAX, ONNX, OPTIONAL, PEER_KINDS, PEERS, TORCHRL
 from .cpu.plot import write_plot
 from .cpu.results import Record, failures, measure, save, summarise, summarise_shares, write_text
 
@@ -51,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=PEER_KINDS,
         help="torch is its module and, where truncated, the detach() loop; compile is "
         "torch.compile of a step loop, where T is at most 35; onnx is ONNX Runtime, in the forward "
-        "pass (default: all there are)",
+        "pass; torchrl is its GRUModule and LSTMModule, where there are resets (default: all there "
+        "are)",
     )
     add(
         "--rows",
@@ -115,7 +117,7 @@ def run(rows: Sequence[Row], modes: Sequence[str], results: Record, folder: Path
                 print(*tables.terminal_lines(record), sep="\n", flush=True)
                 _write(results, folder)
         results["complete"] = True
-        for kind in {JAX, ONNX} & set(settings["peers"]):
+        for kind in {JAX, ONNX, TORCHRL} & set(settings["peers"]):
             results["machine"] |= OPTIONAL[kind].facts()
     finally:  # of a run that is cut off too
         _write(results, folder)

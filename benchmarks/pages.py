@@ -125,23 +125,23 @@ def costs(results: Path) -> str:
 
 
 def resets(results: Path) -> str:
-    """Resets inside a rollout against a loop over its steps, forward and with the backward pass."""
+    """Resets inside a rollout against a loop over its steps and TorchRL's modules."""
     found = _load(results / SHOWN / "compare.json")
     rows = []
     for row in ("128,8,128 resets", "128,16,256 resets"):
         for cell, name in NAMES.items():
-            fields = [row.partition(" ")[0], name]
-            for mode in (FORWARD, BACKWARD):
-                record = _find(found, cell=cell, row=row, mode=mode)
-                pair = (record["ms"][each]["q1"] for each in ("step loop", "fastbptt"))
-                fields += [*map(format_ms, pair)]
-                fields.append(f"**{format_times(record['speedup']['step loop']['median'])}**")
-            rows.append(fields)
+            records = [_find(found, cell=cell, row=row, mode=mode) for mode in (FORWARD, BACKWARD)]
+            for peer in records[0]["speedup"]:
+                fields = [row.partition(" ")[0], name, peer]
+                for record in records:
+                    fields += [format_ms(record["ms"][each]["q1"]) for each in (peer, "fastbptt")]
+                    fields.append(f"**{format_times(record['speedup'][peer]['median'])}**")
+                rows.append(fields)
     head = (
-        "| T,B,H | cell | forward: loop ms | fastbptt ms | ratio "
-        "| with backward: loop ms | fastbptt ms | ratio |"
+        "| T,B,H | cell | against | forward: its ms | fastbptt ms | ratio "
+        "| with backward: its ms | fastbptt ms | ratio |"
     )
-    return _table(head, "|---|---|" + "--:|" * 6, rows) + f"\n\nTaken with {_taken(found)}."
+    return _table(head, "|---|---|---|" + "--:|" * 6, rows) + f"\n\nTaken with {_taken(found)}."
 
 
 def twice(results: Path) -> str:

@@ -9,11 +9,16 @@ from fastbptt.truncation import Chunked
 from ..common.contenders import TORCH, TORCH_PEERS, Peer
 from ..common.rows import FORWARD
 from ..common.workload import ModuleStep, Workload
-from . import compiled_loop, jax_scan, onnx_runtime
+from . import compiled_loop, jax_scan, onnx_runtime, torchrl_module
 
-_, JAX, COMPILE, ONNX = PEER_KINDS = (TORCH, "jax", "compile", "onnx")
+_, JAX, COMPILE, ONNX, TORCHRL = PEER_KINDS = (TORCH, "jax", "compile", "onnx", "torchrl")
 # Those that may be missing, and who knows why.
-OPTIONAL = {JAX: jax_scan, COMPILE: compiled_loop, ONNX: onnx_runtime}
+OPTIONAL = {
+    JAX: jax_scan,
+    COMPILE: compiled_loop,
+    ONNX: onnx_runtime,
+    TORCHRL: torchrl_module,
+}
 
 
 def _compiled_loop(work: Workload) -> ModuleStep:
@@ -45,6 +50,12 @@ PEERS = (
         label=lambda row: onnx_runtime.LABEL,
         build=onnx_runtime.SessionStep,
         modes=(FORWARD,),
+    ),
+    Peer(
+        kind=TORCHRL,
+        applies=lambda row: row.resets and row.cell in torchrl_module.CELLS,
+        label=lambda row: torchrl_module.LABEL,
+        build=torchrl_module.RolloutStep,
     ),
 )
 

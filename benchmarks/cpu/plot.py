@@ -15,10 +15,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 from ..common.contenders import TORCH
 from ..common.rows import BACKWARD, FORWARD
 from ..common.workload import CELLS
-from . import compiled_loop, jax_scan, onnx_runtime
+from . import compiled_loop, jax_scan, onnx_runtime, torchrl_module
 from .bound import CACHE, LARGE, PEAK
 from .figures import BAD, BAND, COLOURS, FAINT, INK, LINES, tidy, title, write
-from .peers import COMPILE, JAX, ONNX, OPTIONAL
+from .peers import COMPILE, JAX, ONNX, OPTIONAL, TORCHRL
 from .results import Record
 from .tables import machine_line
 
@@ -26,15 +26,17 @@ LOOP = "loop"
 _LABELS = {
     TORCH: "torch.nn",
     JAX: jax_scan.LABEL,
-    COMPILE: f"{compiled_loop.LABEL} of a step loop",
-    LOOP: "a loop by hand around torch.nn",
+    COMPILE: compiled_loop.LABEL,
+    LOOP: "a loop by hand",
     ONNX: onnx_runtime.LABEL,
+    TORCHRL: torchrl_module.LABEL,
 }
-_STYLES = {kind: (COLOURS[i], "osD^v"[i]) for i, kind in enumerate(_LABELS)}
+# The sixth colour is a bound's.
+_STYLES = dict(zip(_LABELS, zip((*COLOURS[:5], "#7a5c2e"), "osD^v<", strict=True), strict=True))
 _BOUNDS = {
-    PEAK: ("#aeb8c2", "its products at the FMA peak"),
-    LARGE: ("#aeb8c2", "its products as a large sgemm"),
-    CACHE: (COLOURS[5], "reading W_hh once a step"),
+    PEAK: ("#aeb8c2", "products at the FMA peak"),
+    LARGE: ("#aeb8c2", "products as a large sgemm"),
+    CACHE: (COLOURS[5], "W_hh once a step"),
 }
 _TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _ROOM = 1.25  # free space below and above, a factor
@@ -230,7 +232,7 @@ def draw(results: Record) -> Figure:
         handles=_marks(records),
         loc="upper left",
         bbox_to_anchor=(0.004, 1 - 0.62 / height),
-        ncols=4 if figure.get_size_inches()[0] < 12 else 8,
+        ncols=5 if figure.get_size_inches()[0] < 12 else 9,
         frameon=False,
         fontsize=9,
         handletextpad=0.4,

@@ -13,7 +13,14 @@ from benchmarks import compare
 from benchmarks.common import contenders, workload
 from benchmarks.common.files import ROOT
 from benchmarks.common.rows import BACKWARD, FORWARD, Row
-from benchmarks.cpu import compiled_loop, jax_scan, onnx_runtime, peers, results
+from benchmarks.cpu import (
+    compiled_loop,
+    jax_scan,
+    onnx_runtime,
+    peers,
+    results,
+    torchrl_module,
+)
 from fastbptt.truncation import Chunked
 
 
@@ -80,6 +87,26 @@ def test_onnx_runtime_agrees_in_inference(cell, monkeypatch):
     assert onnx_runtime.unavailable() is None and onnx_runtime.facts()["onnxruntime"]
 
 
+@pytest.mark.parametrize("mode", [FORWARD, BACKWARD])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_torchrl_agrees_with_resets(cell, mode):
+    pytest.importorskip("torchrl", reason="needs the bench-torchrl extra")
+    with torch.set_grad_enabled(mode == BACKWARD):
+        work = workload.Workload(Row(cell, 40, 3, 5, resets=True), mode)
+        assert work.resets[1:].any()
+        steps = contenders.build(work, peers.of_kinds([peers.TORCHRL]))  # raises where it is off
+    assert list(steps) == ["fastbptt", "TorchRL"]
+    assert torchrl_module.unavailable() is None and torchrl_module.facts()["torchrl"]
+
+
+def test_torchrl_is_a_peer_where_there_are_resets():
+    (peer,) = peers.of_kinds([peers.TORCHRL])
+    assert peer.applies(Row("gru", 4, 2, 8, resets=True))
+    assert not peer.applies(Row("gru", 4, 2, 8)) and not peer.applies(
+        Row("rnn", 4, 2, 8, None, True)
+    )
+
+
 def test_a_peer_that_cannot_be_held_to_a_set_is_left_out(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(onnx_runtime, "held", lambda: "avx2")
     arguments = ["--cells", "gru", "--rows", "36,2,8", "--modes", FORWARD, "--rounds", "1"]
@@ -103,7 +130,7 @@ def test_a_peer_that_computes_something_else_is_refused():
 
 
 def test_a_missing_jax_is_said_and_skipped(tmp_path, capsys, monkeypatch):
-    for name in ("jax", "onnxruntime"):
+    for name in ("jax", "onnxruntime", "torchrl.modules"):
         monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
     sizes = ["--cells", "gru", "--rows", "36,2,8", "--modes", FORWARD]  # too long to compile
     tail = ["--rounds", "1", "--budget", "0", "--out", str(tmp_path)]
@@ -112,9 +139,10 @@ def test_a_missing_jax_is_said_and_skipped(tmp_path, capsys, monkeypatch):
     assert "no JAX lax.scan among the peers: jax cannot be imported" in said
     assert "pip install 'fastbptt[bench-jax]'" in said
     assert "pip install 'fastbptt[bench-onnx]'" in said
+    assert "pip install 'fastbptt[bench-torchrl]'" in said
     found = results.load(tmp_path / "compare.json")
     assert found["settings"]["peers"] == ["torch"]
-    assert not {"jax", "onnxruntime"} & found["machine"].keys()
+    assert not {"jax", "onnxruntime", "torchrl"} & found["machine"].keys()
     with pytest.raises(SystemExit):
         compare.main([*sizes, "--peers", "jax", *tail])
     assert "argument --peers: jax cannot be imported" in capsys.readouterr().err
@@ -147,7 +175,7 @@ def test_a_compiler_that_fails_is_said_and_skipped(tmp_path, capsys, monkeypatch
     monkeypatch.setattr(compiled_loop, "BACKEND", "no_such_backend")
     arguments = ["--cells", "rnn", "--rows", "4,2,8", "--modes", FORWARD, "--rounds", "1"]
     arguments += ["--budget", "0", "--out", str(tmp_path)]
-    for module in (jax_scan, onnx_runtime):
+    for module in (jax_scan, onnx_runtime, torchrl_module):
         monkeypatch.setattr(module, "unavailable", lambda: "not this time")
     assert compare.main(arguments) == 0
     assert "no torch.compile among the peers: torch.compile does not" in capsys.readouterr().err

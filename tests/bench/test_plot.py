@@ -82,7 +82,7 @@ def test_every_median_has_a_mark_and_its_mean():
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     marks = ["torch.nn", "JAX lax.scan", "ONNX Runtime", "hollow: forward alone"]
     assert legend == [*marks, *legend[4:]]
-    assert legend[4:] == ["bound: reading W_hh once a step"]
+    assert legend[4:] == ["bound: W_hh once a step"]
 
 
 def test_failures_are_said():
