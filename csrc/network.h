@@ -1,10 +1,11 @@
-// The operator `network`, for callers that need no dispatcher.
+// The operator `network`, for callers that need no dispatcher, and the checks of its backward pass.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace fastbptt {
 
@@ -16,5 +17,22 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> network(
     bool batch_first, c10::string_view cell, double dropout, int64_t k1, int64_t k2, bool last_only,
     bool recompute, const std::optional<at::Tensor>& resets,
     const std::optional<at::Tensor>& kappa);
+
+// The arguments of `network_bwd`; see its schema.
+struct NetworkBackwardArguments {
+  const std::optional<at::Tensor>&grad_output, &grad_h_n, &grad_c_n;
+  const std::optional<at::Tensor>&hx, &cx, &batch_sizes, &resets, &kappa;
+  at::TensorList weights, kept, masks;
+  bool has_biases;
+  int64_t num_layers;
+  bool bidirectional, batch_first;
+  c10::string_view cell;
+  int64_t k1, k2;
+  bool last_only;
+  const std::vector<bool>& needs;
+};
+
+// All that the operator checks, its layers' own checks too: for tensors without data.
+void check_network_backward(const NetworkBackwardArguments& args);
 
 }  // namespace fastbptt

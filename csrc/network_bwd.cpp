@@ -202,6 +202,32 @@ TensorVector network_gradients(const Options& net, const Context& context, Tenso
 
 namespace {
 
+// The options that `network_bwd` is given, once everything is there as often as they say.
+Options checked_options(const NetworkBackwardArguments& args) {
+  Options net{};
+  net.num_layers = args.num_layers;
+  net.directions = args.bidirectional ? 2 : 1;
+  net.has_biases = args.has_biases;
+  net.batch_first = args.batch_first;
+  net.cell = parse_cell(args.cell);
+  net.k1 = args.k1;
+  net.k2 = args.k2;
+  net.last_only = args.last_only;
+  const int64_t num_weights = int64_t(args.weights.size());
+  check_options(net, args.weights);
+  TORCH_CHECK(int64_t(args.kept.size()) == net.num_layers * kKeptByLayer, "kept must hold ",
+              kKeptByLayer, " tensors for each of ", net.num_layers, " layers, got ",
+              args.kept.size());
+  check_masks(net, args.masks);
+  TORCH_CHECK(int64_t(args.needs.size()) == 3 + num_weights, "needs must hold ", 3 + num_weights,
+              " flags (input, hx, cx, each weight), got ", args.needs.size());
+  check_states(net, "hx", args.hx);
+  check_states(net, "cx", args.cx);
+  check_states(net, "grad_h_n", args.grad_h_n);
+  check_states(net, "grad_c_n", args.grad_c_n);
+  return net;
+}
+
 // The operator `network_bwd`.
 TensorVector gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                        const OptionalTensor& grad_c_n, const OptionalTensor& hx,
@@ -211,33 +237,17 @@ TensorVector gradients(const OptionalTensor& grad_output, const OptionalTensor& 
                        int64_t num_layers, bool bidirectional, bool batch_first,
                        c10::string_view cell, int64_t k1, int64_t k2, bool last_only,
                        c10::List<bool> needs) {
-  Options net{};
-  net.num_layers = num_layers;
-  net.directions = bidirectional ? 2 : 1;
-  net.has_biases = has_biases;
-  net.batch_first = batch_first;
-  net.cell = parse_cell(cell);
-  net.k1 = k1;
-  net.k2 = k2;
-  net.last_only = last_only;
-  const Context context{hx, cx, batch_sizes, resets, kappa};
-  const int64_t num_weights = int64_t(weights.size());
-  check_options(net, weights);
-  TORCH_CHECK(int64_t(kept.size()) == num_layers * kKeptByLayer, "kept must hold ", kKeptByLayer,
-              " tensors for each of ", num_layers, " layers, got ", kept.size());
-  check_masks(net, masks);
-  TORCH_CHECK(int64_t(needs.size()) == 3 + num_weights, "needs must hold ", 3 + num_weights,
-              " flags (input, hx, cx, each weight), got ", needs.size());
-  check_states(net, "hx", hx);
-  check_states(net, "cx", cx);
-  check_states(net, "grad_h_n", grad_h_n);
-  check_states(net, "grad_c_n", grad_c_n);
+  const std::vector<bool> flags{needs.begin(), needs.end()};
+  const Options net = checked_options(
+      {grad_output, grad_h_n, grad_c_n, hx,    cx,         batch_sizes, resets,
+       kappa,       weights,  kept,     masks, has_biases, num_layers,  bidirectional,
+       batch_first, cell,     k1,       k2,    last_only,  flags});
   TensorVector grads;
   for (const OptionalTensor* each : {&grad_output, &grad_h_n, &grad_c_n}) {
     grads.push_back(each->value_or(Tensor()));
   }
-  TensorVector result = network_gradients(net, context, std::move(grads), weights, kept, masks,
-                                          {needs.begin(), needs.end()});
+  TensorVector result = network_gradients(net, {hx, cx, batch_sizes, resets, kappa},
+                                          std::move(grads), weights, kept, masks, flags);
   for (Tensor& each : result) {
     if (!each.defined()) each = at::empty({0}, kept[0].options());
   }
@@ -245,6 +255,44 @@ TensorVector gradients(const OptionalTensor& grad_output, const OptionalTensor& 
 }
 
 }  // namespace
+
+void check_network_backward(const NetworkBackwardArguments& args) {
+  const Options net = checked_options(args);
+  const int64_t per_layer = int64_t(args.weights.size()) / net.num_layers;
+  for (int64_t i = 0; i < net.num_layers; ++i) {
+    const bool is_top = i == net.num_layers - 1;
+    const Tensor* kept = args.kept.data() + i * kKeptByLayer;
+    const auto first = args.needs.begin() + 3 + i * per_layer;
+    const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
+    const OptionalTensor grad_output = is_top ? args.grad_output : std::nullopt;
+    const OptionalTensor grad_h_n = of_layer(args.grad_h_n, net, i);
+    const OptionalTensor grad_c_n = of_layer(args.grad_c_n, net, i);
+    const OptionalTensor hx = of_layer(args.hx, net, i), cx = of_layer(args.cx, net, i), none;
+    const OptionalTensor mask = i > 0 && !args.masks.empty() ? optional(args.masks[i - 1]) : none;
+    const c10::List<bool> needs(
+        {args.needs[0] || i > 0, args.needs[1], args.needs[2], needs_weights});
+    check_backward<c10::SymInt>({{kept[0], hx, cx, of_layer(args.weights, net, i), net.has_biases,
+                                  args.batch_sizes, net.batch_first, args.cell, args.resets},
+                                 grad_output,
+                                 grad_h_n,
+                                 grad_c_n,
+                                 kept[1],
+                                 kept[2],
+                                 kept[3],
+                                 needs,
+                                 net.k1,
+                                 net.k2,
+                                 net.last_only && is_top,
+                                 args.kappa,
+                                 mask,
+                                 0,
+                                 0,
+                                 false,
+                                 false,
+                                 none},
+                                HalfTypes::kBoth);
+  }
+}
 
 int64_t workspace_limit() { return workspace_bytes; }
 void set_workspace_limit(int64_t bytes) { workspace_bytes = bytes; }

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fastbptt import _derivatives
 from fastbptt._batching import apply_in_older_vmap, takes_older_vmap
 from fastbptt._points import NOTHING, Net, network_bwd
+from fastbptt.ops import check_network_backward
 
 _GRADS, _STATES, _BOUNDARIES = slice(0, 3), slice(3, 5), slice(5, 8)  # of the arguments
 _WEIGHTS, _KEPT, _MASKS, _NET, _NEEDS = 8, 9, 10, slice(11, 19), 19
@@ -70,6 +71,7 @@ def _differentiable(*arguments: Any) -> list[Tensor]:
 
 
 def _by_function(*arguments: Any) -> list[Tensor]:
+    check_network_backward(*arguments)
     net = _net(arguments)
     results = apply_in_older_vmap(_derivatives.Gradients, net, *_flat(arguments))
     return _all(results, net.needs, arguments[_KEPT][0].new_empty(0))

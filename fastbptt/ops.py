@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from fastbptt import _C as _C  # loading it registers the operators
 from fastbptt import _transformed, onnx
@@ -101,16 +102,11 @@ def check_given(**tensors: Tensor | None) -> None:
             raise RuntimeError(f"{name} must be a tensor")
 
 
-def check_shape(name: str, tensor: Tensor | None, shape: Sequence[object]) -> None:
-    """As far as it is known (None: any size): a trace that asked for symbols would hold for few."""
-    if tensor is None:
-        return
-    known = [each if isinstance(each, int) else None for each in shape]
-    sizes = zip(tensor.shape, known, strict=False)
-    differs = any(isinstance(own, int) and None is not of != own for own, of in sizes)
-    if tensor.dim() != len(known) or differs:
-        want = ["_" if each is None else each for each in known]
-        raise RuntimeError(f"{name} must have shape {want}, got {list(tensor.shape)}")
+def check_network_backward(*arguments: object) -> None:
+    """What ``network_bwd`` checks; of symbols nothing: a trace that asks for them holds for few."""
+    tensors = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+    if not any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape):
+        _C.check_network_backward(*arguments)
 
 
 @torch.library.register_fake("fastbptt::rnn_fwd")
@@ -257,12 +253,28 @@ def _(
     last_only: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    output, c = kept[-3], kept[-2]
-    states = num_layers * (2 if bidirectional else 1)
-    batch = output.shape[0 if batch_first else 1] if batch_sizes is None else None
-    check_shape("grad_output", grad_output, output.shape)
-    check_shape("grad_h_n", grad_h_n, (states, batch, weights[1].shape[1]))
-    check_shape("grad_c_n", grad_c_n, (states, batch, c.shape[-1]))
+    check_network_backward(
+        grad_output,
+        grad_h_n,
+        grad_c_n,
+        hx,
+        cx,
+        batch_sizes,
+        resets,
+        kappa,
+        weights,
+        kept,
+        masks,
+        has_biases,
+        num_layers,
+        bidirectional,
+        batch_first,
+        cell,
+        k1,
+        k2,
+        last_only,
+        needs,
+    )
     input = kept[0]
     return [
         input.new_empty(of.shape if of is not None and is_needed else (0,))

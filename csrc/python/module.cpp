@@ -182,6 +182,19 @@ void check_backward_arguments(const OptionalTensor& grad_output, const OptionalT
   check_grad_by_lane(arguments, shape, any_rows ? grad_output->sym_size(0) : shape.N);
 }
 
+void check_network_backward_arguments(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+    const OptionalTensor& grad_c_n, const OptionalTensor& hx, const OptionalTensor& cx,
+    const OptionalTensor& batch_sizes, const OptionalTensor& resets, const OptionalTensor& kappa,
+    const Tensors& weights, const Tensors& kept, const Tensors& masks, bool has_biases,
+    int64_t num_layers, bool bidirectional, bool batch_first, const std::string& cell, int64_t k1,
+    int64_t k2, bool last_only, const std::vector<bool>& needs) {
+  check_network_backward({grad_output, grad_h_n,      grad_c_n,    hx,   cx,    batch_sizes,
+                          resets,      kappa,         weights,     kept, masks, has_biases,
+                          num_layers,  bidirectional, batch_first, cell, k1,    k2,
+                          last_only,   needs});
+}
+
 PyMethodDef functions[] = {
     python::function<cpu_isa>("cpu_isa", "The instruction set whose kernels run on this CPU."),
     python::function<runnable_isas>("cpu_isas",
@@ -213,6 +226,8 @@ PyMethodDef functions[] = {
                                               "What rnn_fwd checks, for tensors without data."),
     python::function<check_backward_arguments>("check_backward",
                                                "What rnn_bwd checks, for tensors without data."),
+    python::function<check_network_backward_arguments>(
+        "check_network_backward", "What network_bwd checks, for tensors without data."),
     python::function<release_workspace>(
         "release_workspace", "Frees the memory that the calling thread keeps for its next call."),
     python::function<workspace_limit>("workspace_limit", "Bytes that stacked windows may take."),

@@ -118,17 +118,8 @@ def test_network_without_data(bad, word):
         network(**values)
 
 
-@pytest.mark.parametrize(
-    ("place", "shape", "word"),
-    [
-        (0, (2, 5, 2), r"grad_output must have shape \[5, 2, 2\], got \[2, 5, 2\]"),
-        (1, (2, 2**40, 2), r"grad_h_n must have shape \[2, 2, 2\], got \[2, 1099511627776, 2\]"),
-        (2, (1, 2, 2), r"grad_c_n must have shape \[2, 2, 2\], got \[1, 2, 2\]"),
-        (2, (4,), r"grad_c_n must have shape \[2, 2, 2\], got \[4\]"),
-    ],
-    ids=str,
-)
-def test_gradients_without_data(place, shape, word):
+@pytest.fixture(scope="module")
+def backward_arguments():
     """Of a network's backward pass, whose operator is a tracer's alone."""
     calls = []
 
@@ -138,15 +129,78 @@ def test_gradients_without_data(place, shape, word):
                 calls.append(args)
             return function(*args, **(kwargs or {}))
 
-    net = fastbptt.LSTM(3, 2, num_layers=2)
+    net = fastbptt.LSTM(3, 2, num_layers=2, dropout=0.5)
+    states = torch.zeros(2, 2, 2, requires_grad=True), torch.zeros(2, 2, 2, requires_grad=True)
     with Recording():
-        net(torch.randn(5, 2, 3))[0].sum().backward()
+        output, ends = net(torch.randn(5, 2, 3), states, resets=torch.zeros(5, 2).bool())
+        (output.sum() + ends[0].sum() + ends[1].sum()).backward()
     ((*given,),) = calls
-    given = tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, given)
-    assert [d.shape for d in torch.ops.fastbptt.network_bwd.default(*given)][3] == (8, 3)
-    given[place] = torch.empty(shape, device="meta")
-    with pytest.raises(RuntimeError, match=word):
+    return given
+
+
+NAMES = "grad_output grad_h_n grad_c_n hx cx batch_sizes resets kappa weights kept masks".split()
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "shape"),
+    [
+        ("grad_output", None, (2, 5, 2)),
+        ("grad_h_n", None, (2, 2**40, 2)),
+        ("grad_c_n", None, (1, 2, 2)),
+        ("grad_c_n", None, (4,)),
+        ("hx", None, (2, 2**40, 2)),
+        ("cx", None, (2, 3, 2)),
+        ("resets", None, (5, 3)),
+        ("kappa", None, (4, 2)),
+        ("weights", 5, (8, 3)),
+        ("weights", 4, None),
+        ("kept", 2, (1, 11, 2)),
+        ("kept", 5, (2, 5, 2)),
+        ("kept", 7, None),
+        ("masks", 0, (5, 2, 3)),
+        ("masks", 0, None),
+    ],
+    ids=str,
+)
+def test_a_networks_backward_pass_refuses_without_data_what_it_refuses(
+    backward_arguments, name, part, shape
+):
+    """The same, in the same words."""
+    given, place = list(backward_arguments), NAMES.index(name)
+    wrong = None if shape is None else torch.zeros([1] * len(shape)).expand(shape)
+    if name == "resets":
+        wrong = wrong.bool()
+    if part is None:
+        given[place] = wrong
+    elif shape is None:
+        given[place] = [*given[place], *given[place][part:]]
+    else:
+        given[place] = [*given[place]]
+        given[place][part] = wrong
+    with pytest.raises(
+        RuntimeError, match=rf"{name}|(mask|weight_hh|c|output) must have shape"
+    ) as real:
         torch.ops.fastbptt.network_bwd.default(*given)
+    given = on_meta(given)
+    with pytest.raises(RuntimeError) as fake:
+        torch.ops.fastbptt.network_bwd.default(*given)
+    first, second = (str(each.value).partition("\n")[0] for each in (real, fake))
+    assert second == first
+
+
+def on_meta(arguments):
+    return tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, arguments)
+
+
+def test_a_networks_backward_pass_without_data(backward_arguments):
+    def sizes(given):
+        return [d.shape for d in torch.ops.fastbptt.network_bwd.default(*given)]
+
+    assert sizes(on_meta(backward_arguments)) == sizes(backward_arguments)
+    elsewhere = list(backward_arguments)
+    elsewhere[NAMES.index("resets")] = elsewhere[NAMES.index("resets")].to("meta")
+    with pytest.raises(RuntimeError, match="resets must be on input's device cpu, got meta"):
+        torch.ops.fastbptt.network_bwd.default(*elsewhere)
 
 
 def test_packed_input_on_the_meta_device_without_a_state():
