@@ -10,9 +10,9 @@ results and gradients; every later pass is held to it.
 
 After each pass two counts of memory are read. What is *allocated*, by the C library and through it
 all that Python has: a leak is what has even the lowest count of the last tenth of the time above
-the highest of the first minute. (Passes differ by some 50 kB, by what of the other thread is still
-there.) And what is *resident*, free memory of the C library included: by how much its highest comes
-to be above that of the first minute.
+the highest of the first minute, of 20 passes at least. (Passes differ by some 50 kB, by what of the
+other thread is still there.) And what is *resident*, free memory of the C library included: by how
+much its highest comes to be above that of the first minute.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PAGE = 4096
 BUSY = "while True: sum(range(10**6))"
 # All that Python allocates comes to the C library, and what is freed is so at once.
 COUNTED = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
-MINUTE = 60  # seconds, after which memory is to stay as it is
+MINUTE, WARM_PASSES = 60, 20  # seconds and passes, after which memory is to stay as it is
 
 
 class _MallInfo2(ctypes.Structure):
@@ -74,7 +74,7 @@ class Memory:
 
     def read(self, elapsed: float) -> None:
         counts = allocated_bytes(), resident_bytes()
-        if elapsed < MINUTE or not self.first:
+        if elapsed < MINUTE or len(self.first) < WARM_PASSES:
             self.first.append(counts)
         else:
             self.tenths[min(int(10 * (elapsed - MINUTE) / self.seconds), 9)].append(counts)

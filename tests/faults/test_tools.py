@@ -62,7 +62,7 @@ def test_a_leak_is_told_from_what_passes_differ_by(leak, found, monkeypatch):
     allocated = lambda: 200_000_000 + choose.randrange(50_000) + leak * passes  # noqa: E731
     monkeypatch.setattr(soak, "allocated_bytes", allocated)
     monkeypatch.setattr(soak, "resident_bytes", lambda: 300_000_000)
-    for passes in range(3600):
+    for passes in range(3700):
         memory.read(elapsed=passes)
     assert (memory.leaked() > 0) == found
     assert memory.report().startswith("0 bytes leaked") != found
