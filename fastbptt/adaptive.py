@@ -10,7 +10,14 @@ from torch import Tensor
 
 from fastbptt.diagnostics import _bias_bounds, _check_tolerance, _fit_decay, lag_norms
 from fastbptt.nn import GRU, LSTM, RNN
-from fastbptt.truncation import TBPTT, Truncation, _as_int, _positive_int, as_truncation
+from fastbptt.truncation import (
+    TBPTT,
+    Truncation,
+    _as_int,
+    _positive_int,
+    _real,
+    as_truncation,
+)
 
 __all__ = ["AdaptiveTruncation"]
 
@@ -36,6 +43,10 @@ class AdaptiveTruncation:
             schedule.step(rnn, x, lambda output: loss_of(output, target))
             loss_of(rnn(x)[0], target).backward()
 
+    A net that has not learnt to remember has gradients that do not reach far, and with a K that
+    follows them at once it may never learn to. With ``fall`` K begins at ``k_max``, and comes down
+    to what is measured step by step: it costs more at first, and ends at a lower loss.
+
     One schedule serves one module. A measurement costs up to ``k_max`` backward passes of the
     batch that it is given, without the weights' gradients; a few of the batch's sequences will do.
 
@@ -48,6 +59,9 @@ class AdaptiveTruncation:
             By default ``TBPTT(K, 2 * K - 1)``, in which every loss reaches at least K steps, as
             the bound takes it. ``Sliding`` does too; ``Chunked`` is cheaper, but its losses reach
             K steps at most, so that its bias may be above the tolerance.
+        fall: the least factor, from 0 to below 1, by which a measurement takes K down: K becomes at
+            least ``floor(fall * K)``, the first one at least ``floor(fall * k_max)``. 0 takes it
+            down at once, as the paper has it.
 
     Attributes:
         calls: calls of :meth:`step` so far.
@@ -57,8 +71,8 @@ class AdaptiveTruncation:
         norms: what the last measurement gave, float64 [lags + 1] on the CPU, or None.
 
     Raises:
-        TypeError: ``tolerance`` is no number, ``k_min``, ``k_max`` or ``every`` no int, or ``rule``
-            not callable.
+        TypeError: ``tolerance`` or ``fall`` is no number, ``k_min``, ``k_max`` or ``every`` no int,
+            or ``rule`` not callable.
         ValueError: one of the numbers is out of its range.
     """
 
@@ -70,6 +84,7 @@ class AdaptiveTruncation:
         every: int = 100,
         *,
         rule: Callable[[int], Truncation | int | None] = _overlapping,
+        fall: float = 0.0,
     ) -> None:
         self.tolerance = _check_tolerance(tolerance)
         self.k_min = _positive_int("k_min", k_min)
@@ -80,6 +95,9 @@ class AdaptiveTruncation:
         if not callable(rule):
             raise TypeError(f"rule must be callable, got {rule!r} of type {type(rule).__name__}")
         self.rule = rule
+        self.fall = _real("fall", fall)
+        if not 0 <= self.fall < 1:
+            raise ValueError(f"fall must be at least 0 and less than 1, got {self.fall}")
         self.calls = 0
         self.k: int | None = None
         self.bound: float | None = None
@@ -88,7 +106,7 @@ class AdaptiveTruncation:
     def __repr__(self) -> str:
         return (
             f"AdaptiveTruncation(tolerance={self.tolerance:g}, k_min={self.k_min}, "
-            f"k_max={self.k_max}, every={self.every}): k={self.k}"
+            f"k_max={self.k_max}, every={self.every}, fall={self.fall:g}): k={self.k}"
         )
 
     def step(
@@ -207,7 +225,8 @@ class AdaptiveTruncation:
         bounds = _bias_bounds(norms, _fit_decay(norms))
         enough = (bounds <= self.tolerance).nonzero()
         k = int(enough[0]) + 1 if len(enough) > 0 else self.k_max
-        k = min(max(k, self.k_min), self.k_max)
+        least = math.floor(self.fall * (self.k or self.k_max))
+        k = min(max(k, self.k_min, least), self.k_max)
         return k, float(bounds[min(k, len(bounds)) - 1])
 
     def _set(self, rnn: RNN | GRU | LSTM, k: int) -> None:

@@ -82,6 +82,24 @@ def test_it_measures_now_and_then():
     assert found == [4] * 3 + [11] * 4 and schedule.calls == 7
 
 
+def test_it_comes_down_step_by_step():
+    rnn = decaying(0.5)
+    schedule = AdaptiveTruncation(0.1, k_min=3, k_max=30, every=1, fall=0.8)
+    found = [schedule.step(rnn, inputs(), total) for _ in range(10)]
+    assert found == [24, 19, 15, 12, 9, 7, 5, 4, 4, 4], "0.5^4 is the first below 0.1"
+    assert schedule.bound == pytest.approx(0.5**4, rel=1e-6)
+    with torch.no_grad():
+        rnn.weight_hh_l0.fill_(0.8)
+    assert schedule.step(rnn, inputs(), total) == 11, "up at once"
+    resumed = AdaptiveTruncation(0.1, k_min=3, k_max=30, every=1, fall=0.8)
+    resumed.load_state_dict(schedule.state_dict())
+    assert resumed.step(decaying(0.1), inputs(), total) == 8
+    almost = AdaptiveTruncation(0.1, k_max=30, fall=0.999)
+    assert [almost.measure(decaying(0.05), inputs(), total) for _ in range(40)][-2:] == [1, 1]
+    whole = AdaptiveTruncation(0.1, k_max=7, fall=0.95)
+    assert whole.measure(decaying(1.1), inputs(), total) == 7
+
+
 def test_it_stays_within_its_limits():
     assert AdaptiveTruncation(0.5, k_min=7).step(decaying(0.1), inputs(), total) == 7
     short = AdaptiveTruncation(0.01, k_max=5)
@@ -157,6 +175,10 @@ def test_nothing_changes_where_it_cannot_measure():
         ({"k_min": 1.5}, TypeError, "k_min must be an int, got 1.5 of type float"),
         ({"k_min": 9, "k_max": 8}, ValueError, "k_max must be at least k_min = 9, got 8"),
         ({"every": 0}, ValueError, "every must be at least 1, got 0"),
+        ({"fall": 1}, ValueError, "fall must be at least 0 and less than 1, got 1.0"),
+        ({"fall": -0.1}, ValueError, "fall must be at least 0 and less than 1, got -0.1"),
+        ({"fall": math.nan}, ValueError, "fall must be at least 0 and less than 1, got nan"),
+        ({"fall": "0.9"}, TypeError, "fall must be a number, got '0.9' of type str"),
         ({"rule": 5}, TypeError, "rule must be callable, got 5 of type int"),
     ],
 )
