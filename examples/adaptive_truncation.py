@@ -7,11 +7,11 @@
 At each step the symbol of ten steps before is to be said, or of five to ten, as an input says of
 each sequence, by an LSTM of two layers of 50 (Aicher, Foti and Fox, "Adaptively truncating
 backpropagation through time to control gradient bias", 2019).
-Trained are fixed truncations and `fastbptt.AdaptiveTruncation` with several tolerances, from the
-same weights and on the same sequences. Shown are the loss, the K that was chosen, how often the
-bias of the gradient, measured against the full one, was within the tolerance, and the cost in steps
-of the recurrence, measurements included. The exit status is 0 when that is done, 2 for an argument
-that cannot be used, and 130 after Ctrl-C.
+Trained are fixed truncations and `fastbptt.AdaptiveTruncation` with several tolerances, whose K
+comes down slowly or at once, from the same weights and on the same sequences. Shown are the loss,
+the K that was chosen, how often the bias of the gradient, measured against the full one, was within
+the tolerance, and the cost in steps of the recurrence, measurements included. The exit status is 0
+when that is done, 2 for an argument that cannot be used, and 130 after Ctrl-C.
 """
 
 import argparse

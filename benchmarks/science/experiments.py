@@ -97,7 +97,7 @@ def _draw_influence(records: Sequence[Record]) -> Figure:
 
 
 def _adaptive_parts(quick: bool) -> list[Part]:
-    updates, every, seeds = (6, 2, (1, 1)) if quick else (1000, 25, (2, 1))
+    updates, every, seeds = (6, 2, (1, 1)) if quick else (1000, 25, (4, 1))
     return [
         {"task": task, "setting": setting, "seed": seed, "updates": updates, "every": every}
         for task, many in zip(adaptive.TASKS, seeds, strict=True)

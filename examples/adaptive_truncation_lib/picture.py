@@ -9,11 +9,11 @@ from matplotlib.axes import Axes  # noqa: E402  (the line above has to come firs
 from matplotlib.figure import Figure  # noqa: E402
 
 from .task import CHANCE, TASKS  # noqa: E402
-from .training import SETTINGS, Run  # noqa: E402
+from .training import AT_ONCE, SETTINGS, Run, tolerance_of  # noqa: E402
 
 BLUES = ("#b9d6f0", "#7fb3e6", "#2c7fc9", "#17558f", "#0b3c6f")
 REDS = ("#e8a33d", "#c2402a", "#7a1d10")
-COLOURS = dict(zip(SETTINGS, (*BLUES, *REDS), strict=True))
+COLOURS = dict(zip(SETTINGS, (*BLUES, *REDS, *REDS), strict=True))
 SMOOTH = 20  # updates
 
 
@@ -29,7 +29,8 @@ def draw(runs: Sequence[Run]) -> Figure:
 def _draw_task(runs: Sequence[Run], curves: Axes, chosen: Axes, bias: Axes) -> None:
     seen: set[str] = set()
     for run in runs:
-        style = {"color": COLOURS[run.setting], "linewidth": 1.3}
+        line = ":" if run.setting.endswith(AT_ONCE) else "-"
+        style = {"color": COLOURS[run.setting], "linewidth": 1.3, "linestyle": line}
         label = None if run.setting in seen else run.setting
         seen.add(run.setting)
         smooth = [
@@ -40,10 +41,9 @@ def _draw_task(runs: Sequence[Run], curves: Axes, chosen: Axes, bias: Axes) -> N
         if run.chosen:
             updates, ks, _ = zip(*run.chosen, strict=True)
             chosen.step(updates, ks, where="post", label=label, **style)
-            tolerance = float(run.setting.split()[1])
             updates, biases = zip(*run.checks, strict=True)
-            relative = [each / tolerance for each in biases]
-            bias.plot(updates, relative, ".-", label=label, **style)
+            relative = [each / tolerance_of(run.setting) for each in biases]
+            bias.plot(updates, relative, marker=".", label=label, **style)
     curves.axhline(CHANCE, color="gray", linestyle=":", linewidth=1)
     curves.set(yscale="log", ylabel="loss", title=f"copy task, {runs[0].task}")
     chosen.set(ylabel="K", title="chosen truncation")

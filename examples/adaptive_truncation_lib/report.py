@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from shared_lib.tables import markdown
 
 from .task import TASKS
-from .training import SETTINGS, Run, cost_of
+from .training import SETTINGS, Run, cost_of, tolerance_of
 
 HEAD = (
     "task",
@@ -30,8 +30,7 @@ def rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         spread = f" ({min(finals):.3f} to {max(finals):.3f})" if len(of) > 1 else ""
         loss = f"{sum(finals) / len(of):.3f}{spread}"
         chosen, within = "", ""
-        if setting.startswith("tolerance"):
-            tolerance = float(setting.split()[1])
+        if (tolerance := tolerance_of(setting)) is not None:
             chosen = ", ".join(f"{run.chosen[0][1]} to {run.chosen[-1][1]}" for run in of)
             biases = [bias for run in of for _, bias in run.checks]
             within = f"{sum(bias <= tolerance for bias in biases)} of {len(biases)}"

@@ -19,8 +19,17 @@ MEASURED = 4  # sequences of a batch on which lags are measured
 CHECKED = 64  # sequences on which the bias is
 RATE = 1e-2  # of Adam at the start, 0 at the end
 LAST = 50  # updates over which the final loss is a mean
+FALL = 0.95  # factor by which a measurement takes K down at most
+AT_ONCE = "at once"  # or K is what was measured
 
-SETTINGS = (*(f"K = {k}" for k in FIXED), *(f"tolerance {t}" for t in TOLERANCES))
+ADAPTIVE = tuple(f"tolerance {t}" for t in TOLERANCES)
+SETTINGS = (*(f"K = {k}" for k in FIXED), *ADAPTIVE, *(f"{each} {AT_ONCE}" for each in ADAPTIVE))
+
+
+def tolerance_of(setting: str) -> float | None:
+    """None: its K is fixed."""
+    kind, value = setting.split()[:2]
+    return float(value) if kind == "tolerance" else None
 
 
 def truncation_of(k: int) -> fastbptt.TBPTT:
@@ -84,14 +93,14 @@ def train(task: str, setting: str, seed: int, updates: int, every: int) -> Run:
     draw = model.task.draw
     sequences = torch.Generator().manual_seed(seed)
     to_check = draw(CHECKED, torch.Generator().manual_seed(seed + 1))
-    kind, _, value = setting.replace(" = ", " ").partition(" ")
     schedule, k = None, K_MAX
-    if kind == "tolerance":
+    if (tolerance := tolerance_of(setting)) is not None:
+        fall = 0 if setting.endswith(AT_ONCE) else FALL
         schedule = fastbptt.AdaptiveTruncation(
-            float(value), K_MIN, K_MAX, every, rule=truncation_of
+            tolerance, K_MIN, K_MAX, every, rule=truncation_of, fall=fall
         )
     else:
-        k = int(value)
+        k = int(setting.split()[-1])
         model.recurrent.truncation = truncation_of(k)
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, updates)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from adaptive_truncation_lib.task import BATCH, STEPS, TASKS, Copier
 from adaptive_truncation_lib.training import (
     K_MAX,
     MEASURED,
+    SETTINGS,
     Run,
     bias_of,
     cost_of,
@@ -70,7 +73,7 @@ def test_bias():
 def test_run():
     fixed = train(FIXED, "K = 10", 0, 3, 1)
     assert fixed.cost == 3 * cost_of(10) and len(fixed.losses) == 3 and not fixed.chosen
-    chosen = train(FIXED, "tolerance 0.1", 0, 3, 2)
+    chosen = train(FIXED, "tolerance 0.1 at once", 0, 3, 2)
     assert chosen.losses[0] == fixed.losses[0]  # the same weights and sequences
     assert [update for update, _, _ in chosen.chosen] == [0, 2]
     (_, first, bound), (_, second, _) = chosen.chosen
@@ -78,6 +81,8 @@ def test_run():
     measured = 2 * MEASURED / BATCH * STEPS * (1 + K_MAX)
     assert chosen.cost == 2 * cost_of(first) + cost_of(second) + measured
     assert [update for update, _ in chosen.checks] == [0]
+    falling = train(FIXED, "tolerance 0.9", 0, 2, 1)
+    assert [k for _, k, _ in falling.chosen] == [28, 26]
 
 
 def test_table():
@@ -94,7 +99,8 @@ def test_table():
 
 def test_program(run, tmp_path):
     status, out, _ = run(f"--task={VARIABLE}")
-    assert status == 0 and f"| {VARIABLE} | tolerance 0.1 |" in out
+    assert status == 0
+    assert all(re.search(rf"\| +{VARIABLE} \| +{setting} \|", out) for setting in SETTINGS)
     assert (tmp_path / "out" / "adaptive_truncation.png").stat().st_size > 10_000
 
 
