@@ -149,9 +149,19 @@ def test_what_is_missing_is_named_without_data_too(operator, what):
 def test_meta_tensors_of_other_shapes_are_refused():
     arguments = arguments_of(next(n for n, c in CASES.items() if c.cell == "gru"))["rnn_bwd_jvp"]
     given = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), arguments)
-    for name in ("input_t", "output_t", "gates_t", "output", "grad_output"):
+    states = [f"{name}_t" for name in ("grad_output", "grad_h_n", "hx")]
+    for name in ("input_t", "output_t", "gates_t", "output", "grad_output", *states):
         with pytest.raises(RuntimeError, match=f"{name} must have shape"):
             rnn_bwd_jvp(**given | {name: given[name][..., :-1]})
+    for name in ("gates_t", "grad_output_t", "hx_t"):
+        with pytest.raises(RuntimeError, match=f"{name} must be on input's device cpu, got meta"):
+            rnn_bwd_jvp(**arguments | {name: given[name]})
+    weights = [*given["weights_t"]]
+    weights[1] = given["weights"][1][:-1]
+    with pytest.raises(RuntimeError, match=r"weights_t\[1\] must have shape"):
+        rnn_bwd_jvp(**given | {"weights_t": weights})
+    with pytest.raises(RuntimeError, match="weights_t must hold 4 tangents or none, got 3"):
+        rnn_bwd_jvp(**given | {"weights_t": given["weights_t"][:3]})
     for name in ("output_t", "c_t", "gates_t"):
         with pytest.raises(RuntimeError, match=f"{name} must be a tensor"):
             rnn_bwd_jvp(**given | {name: None})

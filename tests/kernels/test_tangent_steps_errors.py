@@ -92,6 +92,33 @@ def test_bad_steps(name, cell, change, message):
         operator(**arguments(cell) | change)
 
 
+def on_meta(arguments):
+    """All but the batch sizes, which are read."""
+    return {
+        k: v.to("meta") if isinstance(v, torch.Tensor) and k != "batch_sizes" else v
+        for k, v in arguments.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "name, cell, change, message", [bad for bad in BAD if "shape" in bad[3] or "dtype" in bad[3]]
+)
+def test_bad_steps_without_data(name, cell, change, message):
+    operator, arguments = PASSES[name]
+    with pytest.raises((RuntimeError, NotImplementedError), match=message):
+        operator(**on_meta(arguments(cell) | change))
+
+
+@pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
+@pytest.mark.parametrize("name", PASSES)
+def test_steps_on_two_devices(name, cell):
+    operator, arguments = PASSES[name]
+    given = arguments(cell)
+    operator(**on_meta(given))
+    with pytest.raises(RuntimeError, match="w_hh must be on input's device cpu, got meta"):
+        operator(**given | {"w_hh": given["w_hh"].to("meta")})
+
+
 @pytest.mark.parametrize("cell", ["tanh", "gru", "lstm"])
 @pytest.mark.parametrize("name", PASSES)
 def test_good_steps(name, cell):
