@@ -64,34 +64,46 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
+class Span:
+    """The least and the most of both counts in a time, in as much memory however many are read."""
+
+    def __init__(self) -> None:
+        self.reads, self.least_allocated = 0, sys.maxsize
+        self.most_allocated = self.most_resident = 0
+
+    def read(self) -> None:
+        allocated = allocated_bytes()
+        self.reads += 1
+        self.least_allocated = min(self.least_allocated, allocated)
+        self.most_allocated = max(self.most_allocated, allocated)
+        self.most_resident = max(self.most_resident, resident_bytes())
+
+
 class Memory:
     """The counts after passes: of the first minute, and of each tenth of the time after it."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = max(seconds - MINUTE, 1.0)
-        self.first: list[tuple[int, int]] = []
-        self.tenths: list[list[tuple[int, int]]] = [[] for _ in range(10)]
+        self.first, self.tenths = Span(), [Span() for _ in range(10)]
 
     def read(self, elapsed: float) -> None:
-        counts = allocated_bytes(), resident_bytes()
-        if elapsed < MINUTE or len(self.first) < WARM_PASSES:
-            self.first.append(counts)
-        else:
-            self.tenths[min(int(10 * (elapsed - MINUTE) / self.seconds), 9)].append(counts)
+        is_first = elapsed < MINUTE or self.first.reads < WARM_PASSES
+        tenth = min(max(int(10 * (elapsed - MINUTE) / self.seconds), 0), 9)
+        (self.first if is_first else self.tenths[tenth]).read()
 
     def leaked(self) -> int:
         """Bytes by which what is allocated in the end is above all that was in the first minute."""
-        last = next((tenth for tenth in reversed(self.tenths) if tenth), self.first)
-        return max(0, min(a for a, _ in last) - max(a for a, _ in self.first))
+        last = next((tenth for tenth in reversed(self.tenths) if tenth.reads), self.first)
+        return max(0, last.least_allocated - self.first.most_allocated)
 
     def report(self) -> str:
-        allocated, resident = (max(each) for each in zip(*self.first, strict=True))
-        tenths = [tenth for tenth in self.tenths if tenth]
-        lowest = [min(a for a, _ in tenth) - allocated for tenth in tenths]
-        highest = [max(r for _, r in tenth) for tenth in tenths]
+        allocated, resident = self.first.most_allocated, self.first.most_resident
+        tenths = [tenth for tenth in self.tenths if tenth.reads]
+        highest = [tenth.most_resident for tenth in tenths]
         return (
             f"{self.leaked():,} bytes leaked: {allocated:,} allocated at most in the first minute; "
-            f"the least by tenths of the time after it, less that: {' '.join(map(str, lowest))}\n"
+            "the least by tenths of the time after it, less that: "
+            f"{' '.join(str(tenth.least_allocated - allocated) for tenth in tenths)}\n"
             f"{max([resident, *highest]) - resident:,} bytes more resident than {resident:,} in "
             "the first minute; MiB at most by tenths: "
             + " ".join(f"{most / 2**20:.1f}" for most in highest)
