@@ -90,6 +90,16 @@ Tensor rows_of_steps(const Tensor& d_input, const Options& net, const OptionalTe
   return d_input.narrow(0, rows(0, span.begin), rows(span.begin, span.end));
 }
 
+// Gradients before those of the weights: of input, hx and cx.
+constexpr int64_t kOthers = 3;
+
+// What a layer's own pass needs; one above another gives the gradient of its input to that one.
+c10::List<bool> needs_of_layer(const std::vector<bool>& needs, int64_t per_layer, int64_t layer) {
+  const auto first = needs.begin() + kOthers + layer * per_layer;
+  const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
+  return c10::List<bool>({needs[0] || layer > 0, needs[1], needs[2], needs_weights});
+}
+
 // Adds one of `parts` parts. The sum of several is not rounded to 16 bits before it is complete.
 void add(Tensor* sum, const Tensor& part, size_t parts) {
   if (sum->defined()) {
@@ -112,7 +122,7 @@ TensorVector network_gradients(const Options& net, const Context& context, Tenso
 
   const Tensor* layers = kept.data();
   const bool needs_input = needs[0], needs_hx = needs[1], needs_cx = needs[2];
-  const int64_t kOthers = 3, per_layer = num_weights / net.num_layers, top = net.num_layers - 1;
+  const int64_t per_layer = num_weights / net.num_layers, top = net.num_layers - 1;
   TensorVector result(kOthers + num_weights);
   std::vector<Tensor> d_hx(net.num_layers), d_cx(net.num_layers);
   const int64_t T = shape.T, B = shape.B;
@@ -129,10 +139,7 @@ TensorVector network_gradients(const Options& net, const Context& context, Tenso
   }
   std::vector<c10::List<bool>> layer_needs;
   for (int64_t i = 0; i <= top; ++i) {
-    const auto first = needs.begin() + kOthers + i * per_layer;
-    const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
-    layer_needs.push_back(
-        c10::List<bool>({needs_input || i > 0, needs_hx, needs_cx, needs_weights}));
+    layer_needs.push_back(needs_of_layer(needs, per_layer, i));
   }
   const auto add_layer = [&](int64_t i, const Tensor& layer_d_hx, const Tensor& layer_d_cx,
                              TensorList d_weights) {
@@ -219,8 +226,9 @@ Options checked_options(const NetworkBackwardArguments& args) {
               kKeptByLayer, " tensors for each of ", net.num_layers, " layers, got ",
               args.kept.size());
   check_masks(net, args.masks);
-  TORCH_CHECK(int64_t(args.needs.size()) == 3 + num_weights, "needs must hold ", 3 + num_weights,
-              " flags (input, hx, cx, each weight), got ", args.needs.size());
+  TORCH_CHECK(int64_t(args.needs.size()) == kOthers + num_weights, "needs must hold ",
+              kOthers + num_weights, " flags (input, hx, cx, each weight), got ",
+              args.needs.size());
   check_states(net, "hx", args.hx);
   check_states(net, "cx", args.cx);
   check_states(net, "grad_h_n", args.grad_h_n);
@@ -262,15 +270,12 @@ void check_network_backward(const NetworkBackwardArguments& args) {
   for (int64_t i = 0; i < net.num_layers; ++i) {
     const bool is_top = i == net.num_layers - 1;
     const Tensor* kept = args.kept.data() + i * kKeptByLayer;
-    const auto first = args.needs.begin() + 3 + i * per_layer;
-    const bool needs_weights = std::find(first, first + per_layer, true) != first + per_layer;
     const OptionalTensor grad_output = is_top ? args.grad_output : std::nullopt;
     const OptionalTensor grad_h_n = of_layer(args.grad_h_n, net, i);
     const OptionalTensor grad_c_n = of_layer(args.grad_c_n, net, i);
     const OptionalTensor hx = of_layer(args.hx, net, i), cx = of_layer(args.cx, net, i), none;
     const OptionalTensor mask = i > 0 && !args.masks.empty() ? optional(args.masks[i - 1]) : none;
-    const c10::List<bool> needs(
-        {args.needs[0] || i > 0, args.needs[1], args.needs[2], needs_weights});
+    const c10::List<bool> needs = needs_of_layer(args.needs, per_layer, i);
     check_backward<c10::SymInt>({{kept[0], hx, cx, of_layer(args.weights, net, i), net.has_biases,
                                   args.batch_sizes, net.batch_first, args.cell, args.resets},
                                  grad_output,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_leaves
 
 from fastbptt import _C as _C  # loading it registers the operators
 from fastbptt import _transformed, onnx
@@ -100,13 +99,6 @@ def check_given(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             raise RuntimeError(f"{name} must be a tensor")
-
-
-def check_network_backward(*arguments: object) -> None:
-    """What ``network_bwd`` checks; of symbols nothing: a trace that asks for them holds for few."""
-    tensors = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
-    if not any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape):
-        _C.check_network_backward(*arguments)
 
 
 @torch.library.register_fake("fastbptt::rnn_fwd")
@@ -228,58 +220,6 @@ def _(
         gradient(cx, needs_cx),
         [gradient(weight, needs_weights) for weight in weights],
     )
-
-
-@torch.library.register_fake("fastbptt::network_bwd")
-def _(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    hx: Tensor | None,
-    cx: Tensor | None,
-    batch_sizes: Tensor | None,
-    resets: Tensor | None,
-    kappa: Tensor | None,
-    weights: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    masks: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    cell: str,
-    k1: int,
-    k2: int,
-    last_only: bool,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    check_network_backward(
-        grad_output,
-        grad_h_n,
-        grad_c_n,
-        hx,
-        cx,
-        batch_sizes,
-        resets,
-        kappa,
-        weights,
-        kept,
-        masks,
-        has_biases,
-        num_layers,
-        bidirectional,
-        batch_first,
-        cell,
-        k1,
-        k2,
-        last_only,
-        needs,
-    )
-    input = kept[0]
-    return [
-        input.new_empty(of.shape if of is not None and is_needed else (0,))
-        for of, is_needed in zip((input, hx, cx, *weights), needs, strict=True)
-    ]
 
 
 @torch.library.register_fake("fastbptt::bernoulli_")
