@@ -8,7 +8,7 @@
 namespace fastbptt {
 namespace {
 
-using OptionalTensors = c10::List<OptionalTensor>;
+using OptionalTensorList = c10::List<OptionalTensor>;
 
 // What an operator is given of the layer itself.
 struct LayerCall {
@@ -25,7 +25,13 @@ struct LayerCall {
 
 struct LayerTangents {
   const OptionalTensor &input, &hx, &cx;
-  const OptionalTensors& weights;
+  const OptionalTensorList& weights;
+};
+struct ResultGradients {
+  const OptionalTensor &output, &h_n, &c_n;
+};
+struct KeptTangents {
+  const OptionalTensor &output, &c, &gates;
 };
 
 // What a primal call must be, on any device. The kernels assume.
@@ -79,8 +85,8 @@ inline void check_tangents(const LayerCall& call, const LayerShape& shape, const
 }
 
 inline void check_gradients(const LayerCall& call, const LayerShape& shape,
-                            const std::string& suffix, const OptionalTensor& output,
-                            const OptionalTensor& h_n, const OptionalTensor& c_n) {
+                            const std::string& suffix, const ResultGradients& grads) {
+  const auto& [output, h_n, c_n] = grads;
   const int64_t with_c = shape.has_cell_state() ? shape.D : 0;
   check_like(output, "grad_output" + suffix, call.output);
   if (h_n.has_value()) {
@@ -89,6 +95,50 @@ inline void check_gradients(const LayerCall& call, const LayerShape& shape,
   if (c_n.has_value()) {
     check_tensor<int64_t>(*c_n, "grad_c_n" + suffix, {with_c, shape.B, shape.H}, call.input);
   }
+}
+
+// What rnn_jvp, rnn_bwd_jvp and rnn_bwd_apart take.
+inline LayerShape check_jvp(const LayerCall& call, const LayerTangents& tangents) {
+  const LayerShape shape = check_call(call);
+  check_tangents(call, shape, tangents);
+  return shape;
+}
+
+inline LayerShape check_bwd_jvp(const LayerCall& call, const LayerTangents& tangents,
+                                const ResultGradients& grads, const ResultGradients& grads_t,
+                                const KeptTangents& kept_t, const c10::List<bool>& needs) {
+  const LayerShape shape = check_jvp(call, tangents);
+  check_gradients(call, shape, "", grads);
+  check_gradients(call, shape, "_t", grads_t);
+  check_like(kept_t.output, "output_t", call.output);
+  check_like(kept_t.c, "c_t", call.c);
+  check_like(kept_t.gates, "gates_t", call.gates);
+  TORCH_CHECK(needs.size() == 5,
+              "needs must hold 5 flags (the gradient of input, and the tangents of those of input, "
+              "hx, cx and weights), got ",
+              needs.size());
+  TORCH_CHECK((!needs[2] || call.hx.has_value()) && (!needs[3] || call.cx.has_value()),
+              "needs asks for the gradient of a state that is absent");
+  return shape;
+}
+
+inline LayerShape check_bwd_apart(const LayerCall& call, const ResultGradients& grads,
+                                  const c10::List<bool>& needs, int64_t groups) {
+  const LayerShape shape = check_call(call);
+  check_gradients(call, shape, "", grads);
+  TORCH_CHECK(groups > 0, "groups must be positive, got ", groups);
+  bool are_even = shape.B % groups == 0;
+  if (call.batch_sizes.has_value()) {
+    const int64_t* size = call.batch_sizes->const_data_ptr<int64_t>();
+    for (int64_t t = 0; t < shape.T; ++t) are_even = are_even && size[t] % groups == 0;
+  }
+  TORCH_CHECK(are_even, "each step must have as many sequences of each of ", groups,
+              " groups, got a batch of ", shape.B);
+  TORCH_CHECK(needs.size() == 4, "needs must hold 4 flags (input, hx, cx, weights), got ",
+              needs.size());
+  TORCH_CHECK((!needs[1] || call.hx.has_value()) && (!needs[2] || call.cx.has_value()),
+              "needs asks for the gradient of a state that is absent");
+  return shape;
 }
 
 }  // namespace

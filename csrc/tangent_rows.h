@@ -173,7 +173,7 @@ struct DirectionWeights {
 inline DirectionWeights weights_of(const LayerShape& shape, at::TensorList weights, int64_t d) {
   return {shape, d, [&](int64_t i) { return weights[i]; }};
 }
-inline DirectionWeights weights_of(const LayerShape& shape, const OptionalTensors& weights,
+inline DirectionWeights weights_of(const LayerShape& shape, const OptionalTensorList& weights,
                                    int64_t d) {
   return {shape, d,
           [&](int64_t i) { return weights.empty() ? Tensor() : undefined_or(weights.get(i)); }};
@@ -199,7 +199,7 @@ struct Direction {
   const int64_t in_columns, rec_columns,
       columns;  // of W_ih's and W_hh's part, and where the latter begins
 
-  Direction(const LayerRows& rows, const OptionalTensors& weights_t, int64_t d)
+  Direction(const LayerRows& rows, const OptionalTensorList& weights_t, int64_t d)
       : rows(rows),
         shape(rows.shape),
         d(d),

@@ -56,13 +56,12 @@ ForwardTuple rnn_jvp(const Tensor& input, const Tensor& output, const Tensor& c,
                      const Tensor& gates, const OptionalTensor& hx, const OptionalTensor& cx,
                      at::TensorList weights, const OptionalTensor& input_t,
                      const OptionalTensor& hx_t, const OptionalTensor& cx_t,
-                     const OptionalTensors& weights_t, bool has_biases,
+                     const OptionalTensorList& weights_t, bool has_biases,
                      const OptionalTensor& batch_sizes, bool batch_first, c10::string_view cell,
                      int64_t k1, const OptionalTensor& resets, const OptionalTensor& kappa) {
   const LayerCall call{input,      output,      c,           gates, hx, cx,     weights,
                        has_biases, batch_sizes, batch_first, cell,  k1, resets, kappa};
-  const LayerShape shape = check_call(call);
-  check_tangents(call, shape, {input_t, hx_t, cx_t, weights_t});
+  const LayerShape shape = check_jvp(call, {input_t, hx_t, cx_t, weights_t});
   const PlainTorch guard;
   if (shape.N == 0) {
     const int64_t with_c = shape.has_cell_state() ? shape.D : 0;

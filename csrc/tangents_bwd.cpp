@@ -27,16 +27,9 @@ const auto& backward_steps() {
   return op;
 }
 
-// The backward steps of a direction: values, and tangents where `tangents` are there.
-struct StepGradients {
-  const OptionalTensor &output, &h_n, &c_n;
-};
-struct KeptTangents {
-  const OptionalTensor &output, &c, &gates;
-};
-
-BackwardTangents run_backward_steps(Direction& direction, const StepGradients& grads,
-                                    const StepGradients& grads_t, const KeptTangents* kept_t,
+// The backward steps of a direction: values, and tangents where `kept_t` is there.
+BackwardTangents run_backward_steps(Direction& direction, const ResultGradients& grads,
+                                    const ResultGradients& grads_t, const KeptTangents* kept_t,
                                     const Tensor& before_t, bool needs_states) {
   const LayerRows& rows = direction.rows;
   const int64_t d = direction.d;
@@ -77,24 +70,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_jvp(
     const Tensor& output, const Tensor& c, const Tensor& gates, const OptionalTensor& hx,
     const OptionalTensor& cx, at::TensorList weights, const OptionalTensor& input_t,
     const Tensor& output_t, const Tensor& c_t, const Tensor& gates_t, const OptionalTensor& hx_t,
-    const OptionalTensor& cx_t, const OptionalTensors& weights_t, bool has_biases,
+    const OptionalTensor& cx_t, const OptionalTensorList& weights_t, bool has_biases,
     const OptionalTensor& batch_sizes, bool batch_first, c10::string_view cell,
     c10::List<bool> needs, int64_t k1, const OptionalTensor& resets, const OptionalTensor& kappa) {
   const LayerCall call{input,      output,      c,           gates, hx, cx,     weights,
                        has_biases, batch_sizes, batch_first, cell,  k1, resets, kappa};
-  const LayerShape shape = check_call(call);
-  check_tangents(call, shape, {input_t, hx_t, cx_t, weights_t});
-  check_gradients(call, shape, "", grad_output, grad_h_n, grad_c_n);
-  check_gradients(call, shape, "_t", grad_output_t, grad_h_n_t, grad_c_n_t);
-  check_like(output_t, "output_t", output);
-  check_like(c_t, "c_t", c);
-  check_like(gates_t, "gates_t", gates);
-  TORCH_CHECK(needs.size() == 5,
-              "needs must hold 5 flags (the gradient of input, and the tangents of those of input, "
-              "hx, cx and weights), got ",
-              needs.size());
-  TORCH_CHECK((!needs[2] || hx.has_value()) && (!needs[3] || cx.has_value()),
-              "needs asks for the gradient of a state that is absent");
+  const ResultGradients grads{grad_output, grad_h_n, grad_c_n};
+  const ResultGradients grads_t{grad_output_t, grad_h_n_t, grad_c_n_t};
+  const KeptTangents kept_t{output_t, c_t, gates_t};
+  const LayerShape shape =
+      check_bwd_jvp(call, {input_t, hx_t, cx_t, weights_t}, grads, grads_t, kept_t, needs);
   const PlainTorch guard;
   const auto options = input.options();
   const auto result = [&](bool needed, c10::IntArrayRef sizes) {
@@ -109,7 +94,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_jvp(
   }
   const LayerRows rows(call, shape);
   const Tensor input_rows = rows.rows(input_t);
-  const KeptTangents kept_t{output_t, c_t, gates_t};
   const auto empty_like_input = [&](bool needed) {
     return needed ? at::empty({shape.N, shape.I}, options) : at::empty({0}, options);
   };
@@ -128,9 +112,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_jvp(
     } else if (direction.is_gru()) {
       before_t = h_before_t;
     }
-    const BackwardTangents r = run_backward_steps(direction, {grad_output, grad_h_n, grad_c_n},
-                                                  {grad_output_t, grad_h_n_t, grad_c_n_t}, &kept_t,
-                                                  before_t, needs[2] || needs[3]);
+    const BackwardTangents r =
+        run_backward_steps(direction, grads, grads_t, &kept_t, before_t, needs[2] || needs[3]);
     const Tensor d_in = direction.in(r.d), d_in_t = direction.in(r.d_t);
     const Tensor w_ih = direction.in_column_order(w.w_ih),
                  w_ih_t = direction.in_column_order(w_t.w_ih);
@@ -191,20 +174,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_apart(
     const OptionalTensor& kappa) {
   const LayerCall call{input,      output,      c,           gates, hx, cx,     weights,
                        has_biases, batch_sizes, batch_first, cell,  k1, resets, kappa};
-  const LayerShape shape = check_call(call);
-  check_gradients(call, shape, "", grad_output, grad_h_n, grad_c_n);
-  TORCH_CHECK(groups > 0, "groups must be positive, got ", groups);
-  bool are_even = shape.B % groups == 0;
-  if (batch_sizes.has_value()) {
-    const int64_t* size = batch_sizes->const_data_ptr<int64_t>();
-    for (int64_t t = 0; t < shape.T; ++t) are_even = are_even && size[t] % groups == 0;
-  }
-  TORCH_CHECK(are_even, "each step must have as many sequences of each of ", groups,
-              " groups, got a batch of ", shape.B);
-  TORCH_CHECK(needs.size() == 4, "needs must hold 4 flags (input, hx, cx, weights), got ",
-              needs.size());
-  TORCH_CHECK((!needs[1] || hx.has_value()) && (!needs[2] || cx.has_value()),
-              "needs asks for the gradient of a state that is absent");
+  const ResultGradients grads{grad_output, grad_h_n, grad_c_n};
+  const LayerShape shape = check_bwd_apart(call, grads, needs, groups);
   const PlainTorch guard;
   const auto options = input.options();
   const auto of_groups = [&](const Tensor& weight) {
@@ -226,13 +197,12 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_apart(
   Products d_input(needs[0] ? at::empty({shape.N, shape.I}, options) : nothing());
   std::vector<Tensor> d_hx, d_cx;
   const OptionalTensor none;
-  const OptionalTensors no_tangents;
+  const OptionalTensorList no_tangents;
   for (int64_t d = 0; d < shape.D; ++d) {
     Direction direction(rows, no_tangents, d);
     const DirectionWeights& w = direction.weights;
-    const BackwardTangents r =
-        run_backward_steps(direction, {grad_output, grad_h_n, grad_c_n}, {none, none, none},
-                           nullptr, Tensor(), needs[1] || needs[2]);
+    const BackwardTangents r = run_backward_steps(direction, grads, {none, none, none}, nullptr,
+                                                  Tensor(), needs[1] || needs[2]);
     const Tensor d_in = direction.in(r.d);
     if (needs[0]) d_input.add(d_in, direction.in_column_order(w.w_ih));
     d_hx.push_back(r.d_hx);

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fastbptt import _C, _derivatives
 from fastbptt._batching import apply_in_older_vmap, takes_older_vmap
 from fastbptt._points import NOTHING, Net, network_bwd
+from fastbptt.ops import check_known
 
 _GRADS, _STATES, _BOUNDARIES = slice(0, 3), slice(3, 5), slice(5, 8)  # of the arguments
 _WEIGHTS, _KEPT, _MASKS, _NET, _NEEDS = 8, 9, 10, slice(11, 19), 19
@@ -59,16 +60,9 @@ def _all(results: Sequence[Any], needs: Sequence[bool], missing: Any) -> list[An
     return [next(given) if is_needed else missing for is_needed in needs]
 
 
-def _check(arguments: Sequence[Any]) -> None:
-    """What the operator checks; of symbols nothing: a trace that asks for them holds for few."""
-    tensors = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
-    if not any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape):
-        _C.check_network_backward(*arguments)
-
-
 @torch.library.register_fake("fastbptt::network_bwd")
 def _without_data(*arguments: Any) -> list[Tensor]:
-    _check(arguments)
+    check_known(_C.check_network_backward, *arguments)
     input = arguments[_KEPT][0]
     return [
         input.new_empty(of.shape if of is not None and is_needed else (0,))
@@ -90,7 +84,7 @@ def _differentiable(*arguments: Any) -> list[Tensor]:
 
 
 def _by_function(*arguments: Any) -> list[Tensor]:
-    _check(arguments)
+    check_known(_C.check_network_backward, *arguments)
     net = _net(arguments)
     results = apply_in_older_vmap(_derivatives.Gradients, net, *_flat(arguments))
     return _all(results, net.needs, arguments[_KEPT][0].new_empty(0))

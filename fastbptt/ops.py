@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from fastbptt import _C as _C  # loading it registers the operators
 from fastbptt import _transformed, onnx
@@ -99,6 +100,13 @@ def check_given(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
         if tensor is None:
             raise RuntimeError(f"{name} must be a tensor")
+
+
+def check_known(check: Callable[..., None], *arguments: object) -> None:
+    """Lets the C++ check see them; not where sizes are symbols: a trace that asks holds for few."""
+    tensors = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
+    if not any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape):
+        check(*arguments)
 
 
 @torch.library.register_fake("fastbptt::rnn_fwd")

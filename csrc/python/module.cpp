@@ -9,20 +9,17 @@
 
 #include <stdexcept>
 
-#include "checks.h"
 #include "cpu/kernels.h"
 #include "few_rows_launch.h"
 #include "few_rows_tensors.h"
 #include "network.h"
+#include "python/checks.h"
 #include "user_cell/layer.h"
 #include "user_cell/steps.h"
 #include "workspace.h"
 
 namespace fastbptt {
 namespace {
-
-using Tensors = std::vector<Tensor>;
-using OptionalTensors = std::vector<OptionalTensor>;
 
 std::string cpu_isa() { return kernels().isa; }
 
@@ -135,66 +132,6 @@ Tensors autocast_weights(const Tensors& weights, const Tensor& input) {
   return result;
 }
 
-void check_forward_arguments(const Tensor& input, const OptionalTensor& hx,
-                             const OptionalTensor& cx, const Tensors& weights, bool has_biases,
-                             const OptionalTensor& batch_sizes, bool batch_first,
-                             const std::string& cell, const OptionalTensor& resets) {
-  check_forward<c10::SymInt>(
-      {input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets},
-      HalfTypes::kBoth);
-}
-
-void check_backward_arguments(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                              const OptionalTensor& grad_c_n, const Tensor& input,
-                              const Tensor& output, const Tensor& c, const Tensor& gates,
-                              const OptionalTensor& hx, const OptionalTensor& cx,
-                              const Tensors& weights, bool has_biases,
-                              const OptionalTensor& batch_sizes, bool batch_first,
-                              const std::string& cell, const std::vector<bool>& needs, int64_t k1,
-                              int64_t k2, bool last_only, const OptionalTensor& resets,
-                              const OptionalTensor& kappa, const OptionalTensor& mask,
-                              int64_t first_window, int64_t num_windows, bool grad_by_lane,
-                              bool input_by_lane, const OptionalTensor& grad_network) {
-  c10::List<bool> flags;
-  for (const bool flag : needs) flags.push_back(flag);
-  const BackwardArguments arguments{
-      {input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets},
-      grad_output,
-      grad_h_n,
-      grad_c_n,
-      output,
-      c,
-      gates,
-      flags,
-      k1,
-      k2,
-      last_only,
-      kappa,
-      mask,
-      first_window,
-      num_windows,
-      grad_by_lane,
-      input_by_lane,
-      grad_network};
-  const auto shape = check_backward<c10::SymInt>(arguments, HalfTypes::kBoth);
-  // How many rows lanes have is for the device to know.
-  const bool any_rows = grad_by_lane && grad_output.has_value() && grad_output->dim() > 0;
-  check_grad_by_lane(arguments, shape, any_rows ? grad_output->sym_size(0) : shape.N);
-}
-
-void check_network_backward_arguments(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-    const OptionalTensor& grad_c_n, const OptionalTensor& hx, const OptionalTensor& cx,
-    const OptionalTensor& batch_sizes, const OptionalTensor& resets, const OptionalTensor& kappa,
-    const Tensors& weights, const Tensors& kept, const Tensors& masks, bool has_biases,
-    int64_t num_layers, bool bidirectional, bool batch_first, const std::string& cell, int64_t k1,
-    int64_t k2, bool last_only, const std::vector<bool>& needs) {
-  check_network_backward({grad_output, grad_h_n,      grad_c_n,    hx,   cx,    batch_sizes,
-                          resets,      kappa,         weights,     kept, masks, has_biases,
-                          num_layers,  bidirectional, batch_first, cell, k1,    k2,
-                          last_only,   needs});
-}
-
 PyMethodDef functions[] = {
     python::function<cpu_isa>("cpu_isa", "The instruction set whose kernels run on this CPU."),
     python::function<runnable_isas>("cpu_isas",
@@ -228,6 +165,14 @@ PyMethodDef functions[] = {
                                                "What rnn_bwd checks, for tensors without data."),
     python::function<check_network_backward_arguments>(
         "check_network_backward", "What network_bwd checks, for tensors without data."),
+    python::function<check_jvp_arguments>("check_jvp", "What rnn_jvp checks, likewise."),
+    python::function<check_bwd_jvp_arguments>("check_bwd_jvp",
+                                              "What rnn_bwd_jvp checks, likewise."),
+    python::function<check_bwd_apart_arguments>("check_bwd_apart",
+                                                "What rnn_bwd_apart checks, likewise."),
+    python::function<check_jvp_steps>("check_jvp_steps", "What rnn_jvp_steps checks, likewise."),
+    python::function<check_bwd_jvp_steps>("check_bwd_jvp_steps",
+                                          "What rnn_bwd_jvp_steps checks, likewise."),
     python::function<release_workspace>(
         "release_workspace", "Frees the memory that the calling thread keeps for its next call."),
     python::function<workspace_limit>("workspace_limit", "Bytes that stacked windows may take."),
