@@ -236,28 +236,17 @@ Options checked_options(const NetworkBackwardArguments& args) {
   return net;
 }
 
-// The operator `network_bwd`.
-TensorVector gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-                       const OptionalTensor& grad_c_n, const OptionalTensor& hx,
-                       const OptionalTensor& cx, const OptionalTensor& batch_sizes,
-                       const OptionalTensor& resets, const OptionalTensor& kappa,
-                       TensorList weights, TensorList kept, TensorList masks, bool has_biases,
-                       int64_t num_layers, bool bidirectional, bool batch_first,
-                       c10::string_view cell, int64_t k1, int64_t k2, bool last_only,
-                       c10::List<bool> needs) {
-  const std::vector<bool> flags{needs.begin(), needs.end()};
-  const Options net = checked_options(
-      {grad_output, grad_h_n, grad_c_n, hx,    cx,         batch_sizes, resets,
-       kappa,       weights,  kept,     masks, has_biases, num_layers,  bidirectional,
-       batch_first, cell,     k1,       k2,    last_only,  flags});
+TensorVector gradients(const NetworkBackwardArguments& args) {
+  const Options net = checked_options(args);
   TensorVector grads;
-  for (const OptionalTensor* each : {&grad_output, &grad_h_n, &grad_c_n}) {
+  for (const OptionalTensor* each : {&args.grad_output, &args.grad_h_n, &args.grad_c_n}) {
     grads.push_back(each->value_or(Tensor()));
   }
-  TensorVector result = network_gradients(net, {hx, cx, batch_sizes, resets, kappa},
-                                          std::move(grads), weights, kept, masks, flags);
+  TensorVector result = network_gradients(
+      net, {args.hx, args.cx, args.batch_sizes, args.resets, args.kappa}, std::move(grads),
+      args.weights, args.kept, args.masks, {args.needs.begin(), args.needs.end()});
   for (Tensor& each : result) {
-    if (!each.defined()) each = at::empty({0}, kept[0].options());
+    if (!each.defined()) each = at::empty({0}, args.kept[0].options());
   }
   return result;
 }
@@ -267,6 +256,7 @@ TensorVector gradients(const OptionalTensor& grad_output, const OptionalTensor& 
 void check_network_backward(const NetworkBackwardArguments& args) {
   const Options net = checked_options(args);
   const int64_t per_layer = int64_t(args.weights.size()) / net.num_layers;
+  const std::vector<bool> all_needs(args.needs.begin(), args.needs.end());
   for (int64_t i = 0; i < net.num_layers; ++i) {
     const bool is_top = i == net.num_layers - 1;
     const Tensor* kept = args.kept.data() + i * kKeptByLayer;
@@ -275,7 +265,7 @@ void check_network_backward(const NetworkBackwardArguments& args) {
     const OptionalTensor grad_c_n = of_layer(args.grad_c_n, net, i);
     const OptionalTensor hx = of_layer(args.hx, net, i), cx = of_layer(args.cx, net, i), none;
     const OptionalTensor mask = i > 0 && !args.masks.empty() ? optional(args.masks[i - 1]) : none;
-    const c10::List<bool> needs = needs_of_layer(args.needs, per_layer, i);
+    const c10::List<bool> needs = needs_of_layer(all_needs, per_layer, i);
     check_backward<c10::SymInt>({{kept[0], hx, cx, of_layer(args.weights, net, i), net.has_biases,
                                   args.batch_sizes, net.batch_first, args.cell, args.resets},
                                  grad_output,
@@ -302,6 +292,8 @@ void check_network_backward(const NetworkBackwardArguments& args) {
 int64_t workspace_limit() { return workspace_bytes; }
 void set_workspace_limit(int64_t bytes) { workspace_bytes = bytes; }
 
-TORCH_LIBRARY_IMPL(fastbptt, CompositeExplicitAutograd, m) { m.impl("network_bwd", gradients); }
+TORCH_LIBRARY_IMPL(fastbptt, CompositeExplicitAutograd, m) {
+  m.impl("network_bwd", network_bwd<gradients>);
+}
 
 }  // namespace fastbptt

@@ -1,4 +1,4 @@
-// A call of one of the operators of a layer's tangents: what it is given, and what that must be.
+// The operators of a layer's tangents: what a call is given, and what that must be.
 #pragma once
 
 #include <string>
@@ -97,7 +97,6 @@ inline void check_gradients(const LayerCall& call, const LayerShape& shape,
   }
 }
 
-// What rnn_jvp, rnn_bwd_jvp and rnn_bwd_apart take.
 inline LayerShape check_jvp(const LayerCall& call, const LayerTangents& tangents) {
   const LayerShape shape = check_call(call);
   check_tangents(call, shape, tangents);
@@ -139,6 +138,61 @@ inline LayerShape check_bwd_apart(const LayerCall& call, const ResultGradients& 
   TORCH_CHECK((!needs[1] || call.hx.has_value()) && (!needs[2] || call.cx.has_value()),
               "needs asks for the gradient of a state that is absent");
   return shape;
+}
+
+// The operators, run by `run`.
+template <std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> (*run)(const LayerCall&,
+                                                                    const LayerTangents&)>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_jvp(
+    const Tensor& input, const Tensor& output, const Tensor& c, const Tensor& gates,
+    const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
+    const OptionalTensor& input_t, const OptionalTensor& hx_t, const OptionalTensor& cx_t,
+    const OptionalTensorList& weights_t, bool has_biases, const OptionalTensor& batch_sizes,
+    bool batch_first, c10::string_view cell, int64_t k1, const OptionalTensor& resets,
+    const OptionalTensor& kappa) {
+  return run({input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell,
+              k1, resets, kappa},
+             {input_t, hx_t, cx_t, weights_t});
+}
+
+// d_input, its tangent, and those of d_hx, d_cx and of each weight's gradient.
+using BackwardTangentTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+template <BackwardTangentTuple (*run)(const LayerCall&, const LayerTangents&,
+                                      const ResultGradients& grads, const ResultGradients& grads_t,
+                                      const KeptTangents&, const c10::List<bool>& needs)>
+BackwardTangentTuple rnn_bwd_jvp(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+    const OptionalTensor& grad_c_n, const OptionalTensor& grad_output_t,
+    const OptionalTensor& grad_h_n_t, const OptionalTensor& grad_c_n_t, const Tensor& input,
+    const Tensor& output, const Tensor& c, const Tensor& gates, const OptionalTensor& hx,
+    const OptionalTensor& cx, at::TensorList weights, const OptionalTensor& input_t,
+    const Tensor& output_t, const Tensor& c_t, const Tensor& gates_t, const OptionalTensor& hx_t,
+    const OptionalTensor& cx_t, const OptionalTensorList& weights_t, bool has_biases,
+    const OptionalTensor& batch_sizes, bool batch_first, c10::string_view cell,
+    c10::List<bool> needs, int64_t k1, const OptionalTensor& resets, const OptionalTensor& kappa) {
+  return run({input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell,
+              k1, resets, kappa},
+             {input_t, hx_t, cx_t, weights_t}, {grad_output, grad_h_n, grad_c_n},
+             {grad_output_t, grad_h_n_t, grad_c_n_t}, {output_t, c_t, gates_t}, needs);
+}
+
+// d_input, d_hx, d_cx and each weight's gradients.
+using BackwardTuple = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+template <BackwardTuple (*run)(const LayerCall&, const ResultGradients&,
+                               const c10::List<bool>& needs, int64_t groups)>
+BackwardTuple rnn_bwd_apart(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                            const OptionalTensor& grad_c_n, const Tensor& input,
+                            const Tensor& output, const Tensor& c, const Tensor& gates,
+                            const OptionalTensor& hx, const OptionalTensor& cx,
+                            at::TensorList weights, bool has_biases,
+                            const OptionalTensor& batch_sizes, bool batch_first,
+                            c10::string_view cell, c10::List<bool> needs, int64_t groups,
+                            int64_t k1, const OptionalTensor& resets, const OptionalTensor& kappa) {
+  return run({input, output, c, gates, hx, cx, weights, has_biases, batch_sizes, batch_first, cell,
+              k1, resets, kappa},
+             {grad_output, grad_h_n, grad_c_n}, needs, groups);
 }
 
 }  // namespace

@@ -52,22 +52,16 @@ Tensor known_pre_activations(Direction& direction, const Tensor& input_t) {
   return pre;
 }
 
-ForwardTuple rnn_jvp(const Tensor& input, const Tensor& output, const Tensor& c,
-                     const Tensor& gates, const OptionalTensor& hx, const OptionalTensor& cx,
-                     at::TensorList weights, const OptionalTensor& input_t,
-                     const OptionalTensor& hx_t, const OptionalTensor& cx_t,
-                     const OptionalTensorList& weights_t, bool has_biases,
-                     const OptionalTensor& batch_sizes, bool batch_first, c10::string_view cell,
-                     int64_t k1, const OptionalTensor& resets, const OptionalTensor& kappa) {
-  const LayerCall call{input,      output,      c,           gates, hx, cx,     weights,
-                       has_biases, batch_sizes, batch_first, cell,  k1, resets, kappa};
-  const LayerShape shape = check_jvp(call, {input_t, hx_t, cx_t, weights_t});
+ForwardTuple forward_tangents(const LayerCall& call, const LayerTangents& tangents) {
+  const LayerShape shape = check_jvp(call, tangents);
+  const auto& [input_t, hx_t, cx_t, weights_t] = tangents;
+  const Tensor& input = call.input;
   const PlainTorch guard;
   if (shape.N == 0) {
     const int64_t with_c = shape.has_cell_state() ? shape.D : 0;
-    return {at::zeros_like(output), at::zeros({shape.D, 0, shape.R}, input.options()),
-            at::zeros({with_c, 0, shape.H}, input.options()), at::zeros_like(c),
-            at::zeros_like(gates)};
+    return {at::zeros_like(call.output), at::zeros({shape.D, 0, shape.R}, input.options()),
+            at::zeros({with_c, 0, shape.H}, input.options()), at::zeros_like(call.c),
+            at::zeros_like(call.gates)};
   }
   const LayerRows rows(call, shape);
   const Tensor input_rows = rows.rows(input_t);
@@ -82,8 +76,8 @@ ForwardTuple rnn_jvp(const Tensor& input, const Tensor& output, const Tensor& c,
     const auto [out, each_c, each_gates, h_n, c_n] = forward_steps().call(
         pre, optional(projected), optional(of_direction(hx_t, d)), optional(of_direction(cx_t, d)),
         direction.output, direction.c, direction.gates, direction.before, optional(rows.gate),
-        direction.weights.w_hh, optional(direction.weights.w_hr), batch_sizes, shape.T, batch_first,
-        d == 1, cell);
+        direction.weights.w_hh, optional(direction.weights.w_hr), call.batch_sizes, shape.T,
+        call.batch_first, d == 1, call.cell);
     output_t.push_back(out);
     c_t.push_back(each_c);
     gates_t.push_back(each_gates);
@@ -94,8 +88,9 @@ ForwardTuple rnn_jvp(const Tensor& input, const Tensor& output, const Tensor& c,
     return shape.has_cell_state() ? stacked(parts)
                                   : at::empty({0, count, shape.H}, input.options());
   };
-  return {side_by_side(output_t, output.sizes()), stacked(h_n_t), of_cell_state(c_n_t, shape.B),
-          of_cell_state(c_t, shape.N), shape.S > 0 ? stacked(gates_t) : at::zeros_like(gates)};
+  return {side_by_side(output_t, call.output.sizes()), stacked(h_n_t),
+          of_cell_state(c_n_t, shape.B), of_cell_state(c_t, shape.N),
+          shape.S > 0 ? stacked(gates_t) : at::zeros_like(call.gates)};
 }
 
 }  // namespace
@@ -113,7 +108,9 @@ TORCH_LIBRARY_FRAGMENT(fastbptt, m) {
       "-> (Tensor output_t, Tensor h_n_t, Tensor c_n_t, Tensor c_t, Tensor gates_t)");
 }
 
-TORCH_LIBRARY_IMPL(fastbptt, CompositeExplicitAutograd, m) { m.impl("rnn_jvp", rnn_jvp); }
+TORCH_LIBRARY_IMPL(fastbptt, CompositeExplicitAutograd, m) {
+  m.impl("rnn_jvp", rnn_jvp<forward_tangents>);
+}
 
 TORCH_LIBRARY_IMPL(fastbptt, Autograd, m) {
   m.impl("rnn_jvp_steps", torch::autograd::autogradNotImplementedFallback());

@@ -11,19 +11,19 @@
 namespace fastbptt {
 namespace {
 
-using BackwardTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using StepsTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 const auto& backward_steps() {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow("fastbptt::rnn_bwd_jvp_steps", "")
-          .typed<BackwardTuple(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                               const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                               const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                               const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                               const OptionalTensor&, const OptionalTensor&, const Tensor&,
-                               const OptionalTensor&, bool, const OptionalTensor&, int64_t, bool,
-                               bool, c10::string_view)>();
+          .typed<StepsTuple(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                            const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                            const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                            const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                            const OptionalTensor&, const OptionalTensor&, const Tensor&,
+                            const OptionalTensor&, bool, const OptionalTensor&, int64_t, bool, bool,
+                            c10::string_view)>();
   return op;
 }
 
@@ -63,23 +63,16 @@ BackwardTangents run_backward_steps(Direction& direction, const ResultGradients&
   return r;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_jvp(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-    const OptionalTensor& grad_c_n, const OptionalTensor& grad_output_t,
-    const OptionalTensor& grad_h_n_t, const OptionalTensor& grad_c_n_t, const Tensor& input,
-    const Tensor& output, const Tensor& c, const Tensor& gates, const OptionalTensor& hx,
-    const OptionalTensor& cx, at::TensorList weights, const OptionalTensor& input_t,
-    const Tensor& output_t, const Tensor& c_t, const Tensor& gates_t, const OptionalTensor& hx_t,
-    const OptionalTensor& cx_t, const OptionalTensorList& weights_t, bool has_biases,
-    const OptionalTensor& batch_sizes, bool batch_first, c10::string_view cell,
-    c10::List<bool> needs, int64_t k1, const OptionalTensor& resets, const OptionalTensor& kappa) {
-  const LayerCall call{input,      output,      c,           gates, hx, cx,     weights,
-                       has_biases, batch_sizes, batch_first, cell,  k1, resets, kappa};
-  const ResultGradients grads{grad_output, grad_h_n, grad_c_n};
-  const ResultGradients grads_t{grad_output_t, grad_h_n_t, grad_c_n_t};
-  const KeptTangents kept_t{output_t, c_t, gates_t};
-  const LayerShape shape =
-      check_bwd_jvp(call, {input_t, hx_t, cx_t, weights_t}, grads, grads_t, kept_t, needs);
+BackwardTangentTuple gradients_and_tangents(const LayerCall& call, const LayerTangents& tangents,
+                                            const ResultGradients& grads,
+                                            const ResultGradients& grads_t,
+                                            const KeptTangents& kept_t,
+                                            const c10::List<bool>& needs) {
+  const LayerShape shape = check_bwd_jvp(call, tangents, grads, grads_t, kept_t, needs);
+  const auto& [input_t, hx_t, cx_t, weights_t] = tangents;
+  const auto& [output_t, c_t, gates_t] = kept_t;
+  const Tensor& input = call.input;
+  const at::TensorList weights = call.weights;
   const PlainTorch guard;
   const auto options = input.options();
   const auto result = [&](bool needed, c10::IntArrayRef sizes) {
@@ -108,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_jvp(
       h_before_t = rows.tangents_before(out_t, of_direction(hx_t, d), d);
     }
     if (shape.has_cell_state()) {
-      before_t = rows.tangents_before(c_t[d], of_direction(cx_t, d), d);
+      before_t = rows.tangents_before((*c_t)[d], of_direction(cx_t, d), d);
     } else if (direction.is_gru()) {
       before_t = h_before_t;
     }
@@ -136,7 +129,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_jvp(
         direction.in_gate_order(product(w.w_ih, d_in, input_rows, d_in_t, rows.input)));
     d_weights.push_back(product(w.w_hh, direction.rec(r.d), h_before_t, direction.rec(r.d_t),
                                 direction.state_before()));
-    if (has_biases) {
+    if (call.has_biases) {
       const Tensor sums = r.d_t.sum(0);
       d_weights.push_back(direction.in_gate_order(direction.in(sums)));
       d_weights.push_back(direction.rec(sums).clone());  // results share no memory
@@ -165,17 +158,11 @@ Tensor by_group(const Tensor& of_rows, const LayerRows& rows, int64_t groups) {
   return of_rows.reshape({-1, groups, K}).transpose(0, 1);
 }
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_apart(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-    const OptionalTensor& grad_c_n, const Tensor& input, const Tensor& output, const Tensor& c,
-    const Tensor& gates, const OptionalTensor& hx, const OptionalTensor& cx, at::TensorList weights,
-    bool has_biases, const OptionalTensor& batch_sizes, bool batch_first, c10::string_view cell,
-    c10::List<bool> needs, int64_t groups, int64_t k1, const OptionalTensor& resets,
-    const OptionalTensor& kappa) {
-  const LayerCall call{input,      output,      c,           gates, hx, cx,     weights,
-                       has_biases, batch_sizes, batch_first, cell,  k1, resets, kappa};
-  const ResultGradients grads{grad_output, grad_h_n, grad_c_n};
+BackwardTuple gradients_apart(const LayerCall& call, const ResultGradients& grads,
+                              const c10::List<bool>& needs, int64_t groups) {
   const LayerShape shape = check_bwd_apart(call, grads, needs, groups);
+  const Tensor& input = call.input;
+  const at::TensorList weights = call.weights;
   const PlainTorch guard;
   const auto options = input.options();
   const auto of_groups = [&](const Tensor& weight) {
@@ -214,7 +201,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> rnn_bwd_apart(
     };
     d_weights.push_back(direction.in_gate_order(product(direction.in(apart), rows.input), 1));
     d_weights.push_back(product(direction.rec(apart), direction.state_before()));
-    if (has_biases) {
+    if (call.has_biases) {
       const Tensor sums = apart.sum(1);
       d_weights.push_back(direction.in_gate_order(direction.in(sums), 1));
       d_weights.push_back(direction.rec(sums).clone());
@@ -254,8 +241,8 @@ TORCH_LIBRARY_FRAGMENT(fastbptt, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastbptt, CompositeExplicitAutograd, m) {
-  m.impl("rnn_bwd_jvp", rnn_bwd_jvp);
-  m.impl("rnn_bwd_apart", rnn_bwd_apart);
+  m.impl("rnn_bwd_jvp", rnn_bwd_jvp<gradients_and_tangents>);
+  m.impl("rnn_bwd_apart", rnn_bwd_apart<gradients_apart>);
 }
 
 TORCH_LIBRARY_IMPL(fastbptt, Autograd, m) {

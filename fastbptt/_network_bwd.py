@@ -62,7 +62,7 @@ def _all(results: Sequence[Any], needs: Sequence[bool], missing: Any) -> list[An
 
 @torch.library.register_fake("fastbptt::network_bwd")
 def _without_data(*arguments: Any) -> list[Tensor]:
-    check_known(_C.check_network_backward, *arguments)
+    check_known(_C.check_network_bwd, *arguments)
     input = arguments[_KEPT][0]
     return [
         input.new_empty(of.shape if of is not None and is_needed else (0,))
@@ -84,7 +84,7 @@ def _differentiable(*arguments: Any) -> list[Tensor]:
 
 
 def _by_function(*arguments: Any) -> list[Tensor]:
-    check_known(_C.check_network_backward, *arguments)
+    check_known(_C.check_network_bwd, *arguments)
     net = _net(arguments)
     results = apply_in_older_vmap(_derivatives.Gradients, net, *_flat(arguments))
     return _all(results, net.needs, arguments[_KEPT][0].new_empty(0))

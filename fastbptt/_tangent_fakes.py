@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from fastbptt import _C
-from fastbptt.ops import check_given, check_known, num_sequences
-
-
-def _register(
-    name: str, check: Callable[..., None], *tensors: str
-) -> Callable[[Callable[..., Any]], None]:
-    """For that operator: checks what the operator does, then returns what the function does.
-
-    ``tensors`` must be there. Where batch sizes have no values to read only they are checked.
-    """
-
-    def register(results: Callable[..., Any]) -> None:
-        signature = inspect.signature(results)
-
-        def fake(*args: Any, **kwargs: Any) -> Any:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            given = bound.arguments
-            check_given(**{tensor: given[tensor] for tensor in tensors})
-            if not isinstance(given["batch_sizes"], FakeTensor):
-                check_known(check, *given.values())
-            return results(*given.values())
-
-        torch.library.register_fake(f"fastbptt::{name}", fake)
-
-    return register
-
+from fastbptt.ops import num_sequences, register_fake
 
 _LAYER = ("input", "output", "c", "gates")
 _STEPS = ("output", "c", "gates", "before", "w_hh")
 
 
-@_register("rnn_jvp", _C.check_jvp, *_LAYER)
+@register_fake("rnn_jvp", *_LAYER)
 def _(
     input: Tensor,
     output: Tensor,
@@ -82,7 +52,7 @@ def _like(tensor: Tensor | None, is_needed: bool, input: Tensor) -> Tensor:
     return input.new_empty(tensor.shape)
 
 
-@_register("rnn_bwd_jvp", _C.check_bwd_jvp, *_LAYER, "output_t", "c_t", "gates_t")
+@register_fake("rnn_bwd_jvp", *_LAYER, "output_t", "c_t", "gates_t")
 def _(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -122,7 +92,7 @@ def _(
     )
 
 
-@_register("rnn_bwd_apart", _C.check_bwd_apart, *_LAYER)
+@register_fake("rnn_bwd_apart", *_LAYER)
 def _(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -152,7 +122,7 @@ def _(
     )
 
 
-@_register("rnn_jvp_steps", _C.check_jvp_steps, "pre", *_STEPS)
+@register_fake("rnn_jvp_steps", "pre", *_STEPS)
 def _(
     pre: Tensor,
     projected: Tensor | None,
@@ -183,7 +153,7 @@ def _(
     )
 
 
-@_register("rnn_bwd_jvp_steps", _C.check_bwd_jvp_steps, *_STEPS)
+@register_fake("rnn_bwd_jvp_steps", *_STEPS)
 def _(
     d_output: Tensor | None,
     d_output_t: Tensor | None,

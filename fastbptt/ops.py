@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,21 +97,45 @@ def num_sequences(
     return int(batch_sizes[0])
 
 
-def check_given(**tensors: Tensor | None) -> None:
-    """The dispatcher lets None pass for a tensor, whatever the schema says."""
-    for name, tensor in tensors.items():
-        if tensor is None:
-            raise RuntimeError(f"{name} must be a tensor")
-
-
-def check_known(check: Callable[..., None], *arguments: object) -> None:
+def check_known(check: Callable[..., object], *arguments: object) -> None:
     """Lets the C++ check see them; not where sizes are symbols: a trace that asks holds for few."""
     tensors = (leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor))
     if not any(isinstance(size, torch.SymInt) for tensor in tensors for size in tensor.shape):
         check(*arguments)
 
 
-@torch.library.register_fake("fastbptt::rnn_fwd")
+def register_fake(
+    name: str, *tensors: str, takes_symbols: bool = False
+) -> Callable[[Callable[..., Any]], None]:
+    """What an operator returns for tensors without data, after what it checks of its arguments.
+
+    ``tensors`` must be there: the dispatcher lets None pass for a tensor, whatever the schema says.
+    The C++ check may take no symbols, nor a tracer's batch sizes, which have no values to read.
+    """
+    check = getattr(_C, f"check_{name}")
+
+    def register(results: Callable[..., Any]) -> None:
+        signature = inspect.signature(results)
+
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            given = bound.arguments
+            for tensor in tensors:
+                if given[tensor] is None:
+                    raise RuntimeError(f"{tensor} must be a tensor")
+            if takes_symbols:
+                check(*given.values())
+            elif not isinstance(given["batch_sizes"], FakeTensor):
+                check_known(check, *given.values())
+            return results(*given.values())
+
+        torch.library.register_fake(f"fastbptt::{name}", fake)
+
+    return register
+
+
+@register_fake("rnn_fwd", "input", takes_symbols=True)
 def _(
     input: Tensor,
     hx: Tensor | None,
@@ -122,8 +148,6 @@ def _(
     keep_gates: bool,
     resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    check_given(input=input)
-    _C.check_forward(input, hx, cx, weights, has_biases, batch_sizes, batch_first, cell, resets)
     directions = 2 if len(weights) >= 2 * (4 if has_biases else 2) else 1
     state_size = weights[1].shape[1]
     hidden_size = weights[1].shape[0] // GATES[cell]
@@ -142,7 +166,7 @@ def _(
     )
 
 
-@torch.library.register_fake("fastbptt::rnn_bwd")
+@register_fake("rnn_bwd", "input", "output", "c", "gates", takes_symbols=True)
 def _(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
@@ -171,36 +195,6 @@ def _(
     input_by_lane: bool = False,
     grad_network: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    check_given(input=input, output=output, c=c, gates=gates)
-    _C.check_backward(
-        grad_output,
-        grad_h_n,
-        grad_c_n,
-        input,
-        output,
-        c,
-        gates,
-        hx,
-        cx,
-        weights,
-        has_biases,
-        batch_sizes,
-        batch_first,
-        cell,
-        needs,
-        k1,
-        k2,
-        last_only,
-        resets,
-        kappa,
-        mask,
-        first_window,
-        num_windows,
-        grad_by_lane,
-        input_by_lane,
-        grad_network,
-    )
-
     def gradient(tensor: Tensor | None, needed: bool) -> Tensor:
         if tensor is None or not needed:
             return input.new_empty(0)

@@ -82,7 +82,7 @@ T from_python(const Argument& argument) {
     const char* const text = PyUnicode_AsUTF8AndSize(value, &size);
     if (!text) argument.refuse("a str");
     return std::string(text, size_t(size));
-  } else {  // a std::vector
+  } else {  // a std::vector or a c10::List
     const bool is_list = PyList_Check(value);
     if (!is_list && !PyTuple_Check(value)) argument.refuse("a list or a tuple");
     const Py_ssize_t size = is_list ? PyList_Size(value) : PyTuple_Size(value);
@@ -131,11 +131,26 @@ PyObject* to_python(const std::tuple<T...>& values) {
   return nullptr;
 }
 
+// What holds an argument of such a type during the call.
+template <typename T>
+struct Held {
+  using type = T;
+};
+template <>
+struct Held<c10::string_view> {
+  using type = std::string;
+};
+template <>
+struct Held<at::TensorList> {
+  using type = std::vector<at::Tensor>;
+};
+template <typename T>
+using held_t = typename Held<std::decay_t<T>>::type;
+
 template <typename Result, typename... Args, size_t... I>
 PyObject* call(Result (*fn)(Args...), PyObject* const* args, std::index_sequence<I...>) {
   // In braces: an argument after the other.
-  const std::tuple<std::decay_t<Args>...> values{
-      from_python<std::decay_t<Args>>({args[I], int(I) + 1})...};
+  const std::tuple<held_t<Args>...> values{from_python<held_t<Args>>({args[I], int(I) + 1})...};
   if constexpr (std::is_void_v<Result>) {
     std::apply(fn, values);
     Py_IncRef(Py_None);

@@ -21,6 +21,9 @@
 namespace fastbptt {
 namespace {
 
+using Tensors = std::vector<Tensor>;
+using OptionalTensors = std::vector<OptionalTensor>;
+
 std::string cpu_isa() { return kernels().isa; }
 
 void set_cpu_isa(const std::string& isa) { select_isa(isa, "set_cpu_isa's argument"); }
@@ -159,20 +162,17 @@ PyMethodDef functions[] = {
     python::function<autocast_weights>(
         "autocast_weights",
         "The weights in autocast's dtype on input's device, float64 ones as they are."),
-    python::function<check_forward_arguments>("check_forward",
-                                              "What rnn_fwd checks, for tensors without data."),
-    python::function<check_backward_arguments>("check_backward",
-                                               "What rnn_bwd checks, for tensors without data."),
-    python::function<check_network_backward_arguments>(
-        "check_network_backward", "What network_bwd checks, for tensors without data."),
-    python::function<check_jvp_arguments>("check_jvp", "What rnn_jvp checks, likewise."),
-    python::function<check_bwd_jvp_arguments>("check_bwd_jvp",
-                                              "What rnn_bwd_jvp checks, likewise."),
-    python::function<check_bwd_apart_arguments>("check_bwd_apart",
-                                                "What rnn_bwd_apart checks, likewise."),
-    python::function<check_jvp_steps>("check_jvp_steps", "What rnn_jvp_steps checks, likewise."),
-    python::function<check_bwd_jvp_steps>("check_bwd_jvp_steps",
-                                          "What rnn_bwd_jvp_steps checks, likewise."),
+    python::function<rnn_fwd<only_check>>("check_rnn_fwd", "What rnn_fwd checks."),
+    python::function<rnn_bwd<only_check>>("check_rnn_bwd", "What rnn_bwd checks."),
+    python::function<network_bwd<only_check>>("check_network_bwd", "What network_bwd checks."),
+    python::function<rnn_jvp<only_check>>("check_rnn_jvp", "What rnn_jvp checks."),
+    python::function<rnn_bwd_jvp<only_check>>("check_rnn_bwd_jvp", "What rnn_bwd_jvp checks."),
+    python::function<rnn_bwd_apart<only_check>>("check_rnn_bwd_apart",
+                                                "What rnn_bwd_apart checks."),
+    python::function<rnn_jvp_steps<only_check>>("check_rnn_jvp_steps",
+                                                "What rnn_jvp_steps checks."),
+    python::function<rnn_bwd_jvp_steps<only_check>>("check_rnn_bwd_jvp_steps",
+                                                    "What rnn_bwd_jvp_steps checks."),
     python::function<release_workspace>(
         "release_workspace", "Frees the memory that the calling thread keeps for its next call."),
     python::function<workspace_limit>("workspace_limit", "Bytes that stacked windows may take."),
