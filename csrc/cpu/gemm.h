@@ -18,6 +18,23 @@ constexpr int64_t rows_at_once(int64_t vecs) {
 constexpr int64_t kMostGates = 128;
 static_assert(kMostGates <= kGroupRows * kPanelVecs);
 
+// Bytes of a matrix that stays in the second-level caches of the threads that share it; and how many tiles
+// have to read a strip for it to pay that they ask for the next. Strips of AVX-512 are too long for that.
+constexpr int64_t kNearBytes = 1 << 20;
+constexpr int64_t kAskingTiles = 8;
+
+// What follows the strip at vector v of a panel in the order in which products read it, `depth` values
+// of K at a time: the panel's next, or its first, deeper. Behind the last it is only an address.
+template <typename scalar_t>
+inline const char* next_strip(const Packed<scalar_t>& b, int64_t panel, int64_t v, int64_t k,
+                              int64_t depth) {
+  const bool is_last = v + kStripVecs >= b.vecs_in(panel);
+  const int64_t next = is_last ? 0 : v + kStripVecs, from = is_last ? k + depth : k;
+  const scalar_t* strip = b.strip(panel, next);
+  return reinterpret_cast<const char*>(strip +
+                                       from * b.strip_vecs(panel, next) * Packed<scalar_t>::W);
+}
+
 // acc[i][vec] (+)= sum of a[i][n] b[k + n][vec] over n < depth, for some rows and the vectors of a
 // panel. k is a whole number of pairs.
 template <typename scalar_t>
@@ -26,10 +43,18 @@ inline void multiply_panel(const Operand<scalar_t>* a, int64_t lda, int64_t rows
                            bool accumulate, Accumulator<scalar_t>* acc, int64_t ldacc) {
   constexpr int W = kLanes<scalar_t>;
   const int64_t vecs = b.vecs_in(panel);
+  const bool asks_ahead = kStripVecs == 2 && rows >= kAskingTiles * tile_rows<scalar_t>(2) &&
+                          b.size() * int64_t(sizeof(scalar_t)) > kNearBytes;
   for (int64_t v = 0; v < vecs; v += kStripVecs) {
     const int64_t width = b.strip_vecs(panel, v);
     const scalar_t* strip = b.strip(panel, v) + k * width * W;
+    // The first tile that reads a strip would wait for it, and the longer the busier the last cache is.
+    const int64_t bytes = depth * width * W * int64_t(sizeof(scalar_t));
+    const int64_t share = asks_ahead ? ceil_div(bytes, 64 * rows) * 64 : 0;
+    const char* next = next_strip(b, panel, v, k, depth);
     for_each_tile(0, rows, tile_rows<scalar_t>(width), [&](int64_t first, int64_t height) {
+      const int64_t end = min(bytes, (first + height) * share);
+      for (int64_t at = first * share; at < end; at += 64) __builtin_prefetch(next + at, 0, 2);
       run_tile<scalar_t, Left::kByRow>(height, width, a + first * lda, lda, strip, depth,
                                        accumulate, acc + first * ldacc + v * W, ldacc);
     });
