@@ -49,12 +49,14 @@ inline void multiply_panel(const Operand<scalar_t>* a, int64_t lda, int64_t rows
     const int64_t width = b.strip_vecs(panel, v);
     const scalar_t* strip = b.strip(panel, v) + k * width * W;
     // The first tile that reads a strip would wait for it, and the longer the busier the last cache is.
-    const int64_t bytes = depth * width * W * int64_t(sizeof(scalar_t));
-    const int64_t share = asks_ahead ? ceil_div(bytes, 64 * rows) * 64 : 0;
-    const char* next = next_strip(b, panel, v, k, depth);
+    const char* next = asks_ahead ? next_strip(b, panel, v, k, depth) : nullptr;
     for_each_tile(0, rows, tile_rows<scalar_t>(width), [&](int64_t first, int64_t height) {
-      const int64_t end = min(bytes, (first + height) * share);
-      for (int64_t at = first * share; at < end; at += 64) __builtin_prefetch(next + at, 0, 2);
+      if (next) {
+        const int64_t bytes = depth * width * W * int64_t(sizeof(scalar_t));
+        const int64_t of_row = ceil_div(bytes, 64 * rows) * 64;
+        const int64_t end = min(bytes, (first + height) * of_row);
+        for (int64_t at = first * of_row; at < end; at += 64) __builtin_prefetch(next + at, 0, 2);
+      }
       run_tile<scalar_t, Left::kByRow>(height, width, a + first * lda, lda, strip, depth,
                                        accumulate, acc + first * ldacc + v * W, ldacc);
     });

@@ -164,7 +164,8 @@ def test_meta_tensors_of_other_shapes_are_refused():
     weights[1] = given["weights"][1][:-1]
     with pytest.raises(RuntimeError, match=r"weights_t\[1\] must have shape"):
         rnn_bwd_jvp(**given | {"weights_t": weights})
-    with pytest.raises(RuntimeError, match="weights_t must be empty or hold one for each of 4"):
+    message = "weights_t must be empty or hold one for each of 4 weights, got 3"
+    with pytest.raises(RuntimeError, match=message):
         rnn_bwd_jvp(**given | {"weights_t": given["weights_t"][:3]})
     for name in ("output_t", "c_t", "gates_t"):
         with pytest.raises(RuntimeError, match=f"{name} must be a tensor"):
